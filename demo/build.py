@@ -1,0 +1,224 @@
+"""Rebuild the demo from nothing: tokenizer, base model, preference pairs.
+
+    python -m demo.build                      # into demo/, about ten minutes on two cores
+    python -m demo.build --output_dir /tmp/x  # somewhere else, to compare
+    python -m demo.build --pairs_only         # new pairs from the model that is there, about three minutes
+
+1. A tokenizer is trained on the desk's conversations (byte-level BPE, ChatML-style template).
+2. A small Llama is taught in two rounds. First whole conversations with the right remedy: that is its knowledge. Then
+   replies in which every good quality is there or not by chance: that is its habit, which DPO is to change.
+3. Pairs are sampled from that model, as in section 6 of the DPO paper (arXiv:2305.18290), and labelled by a
+   Bradley-Terry coin on the true reward (its equation 1), so some labels are wrong, and it is known which.
+"""
+
+import argparse
+import json
+import math
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+from datasets import Dataset, disable_progress_bars
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from demo.world import (
+    MAX_REWARD,
+    PROBLEMS,
+    PRODUCTS,
+    QUALITIES,
+    is_well_formed,
+    score_reply,
+    true_reward,
+    write_prompt,
+    write_reply,
+)
+from dpo_utils import sample_completions
+
+SEED = 0
+KNOWLEDGE_ROWS, HABIT_ROWS = 30_000, 24_000
+TRAIN_PAIRS, TEST_PAIRS = 2048, 256
+HELD_OUT = {  # a sixth of all combinations of product and problem; no pair of the training set is about one of them
+    (product, problem) for i, product in enumerate(PRODUCTS) for j, problem in enumerate(PROBLEMS) if (i + j) % 6 == 0
+}
+SEEN = sorted({(product, problem) for product in PRODUCTS for problem in PROBLEMS} - HELD_OUT)
+
+# ChatML, with the line break before a turn and not behind it: so the last token of a reply is <|im_end|>, the EOS.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if not loop.first %}{{ '\\n' }}{% endif -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}
+{%- else -%}
+{{- message['content'] + '<|im_end|>' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif -%}
+"""
+
+
+def main() -> None:
+    """Build everything and say how it came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent)
+    parser.add_argument("--pairs_only", action="store_true", help="keep the model, sample the pairs anew")
+    options = parser.parse_args()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    disable_progress_bars()
+    rng = random.Random(SEED)
+    knowledge = [conversation(rng, right_remedy=1.0) for _ in range(KNOWLEDGE_ROWS)]
+    habit = [conversation(rng) for _ in range(HABIT_ROWS)]
+    if not options.pairs_only:
+        build_model(options.output_dir / "model", knowledge, habit)
+    build_pairs(options.output_dir, rng)
+
+
+def build_model(folder: Path, knowledge: list[dict], habit: list[dict]) -> None:
+    """Train the tokenizer and the base model."""
+    tokenizer = build_tokenizer([turn["content"] for row in habit for turn in row["prompt"] + row["completion"]])
+    set_seed(SEED)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=448,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            initializer_range=0.08,  # the usual 0.02 suits models ten times as wide; this one learns nothing for long
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    print(f"Base model: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+    teach(model, tokenizer, knowledge, learning_rate=4e-3, completion_only_loss=False)
+    teach(model, tokenizer, habit, learning_rate=1e-3, completion_only_loss=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_pairs(output_dir: Path, rng: random.Random) -> None:
+    """Sample and label the pairs from the model on disk."""
+    model = LlamaForCausalLM.from_pretrained(output_dir / "model")
+    tokenizer = AutoTokenizer.from_pretrained(output_dir / "model")
+    for split, combinations, count in (("train", SEEN, TRAIN_PAIRS), ("test", sorted(HELD_OUT), TEST_PAIRS)):
+        pairs, replies = sample_pairs(model, tokenizer, rng, combinations, count, split)
+        if split == "train":  # the scripts print its first pair: it should be one that a reader agrees with at a glance
+            clear = next(number for number, pair in enumerate(pairs) if is_clear(pair))
+            pairs = pairs[clear:] + pairs[:clear]
+        lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
+        (output_dir / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        describe(split, pairs, replies)
+
+
+def conversation(rng: random.Random, **options) -> dict:
+    """A prompt about one of the seen combinations, and a reply to it."""
+    combination = rng.choice(SEEN)
+    reply = write_reply(rng, *combination, **options)
+    return {"prompt": write_prompt(rng, *combination), "completion": [{"role": "assistant", "content": reply}]}
+
+
+def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 1,000 tokens: it can write any text, and the desk's in few tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=1000, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|im_end|>", model_max_length=512
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def teach(model, tokenizer, rows: list[dict], **options) -> None:
+    """Supervised fine-tuning, one pass over the rows."""
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = SFTConfig(
+            output_dir=scratch,
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            per_device_train_batch_size=16,
+            num_train_epochs=1,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            weight_decay=0.0,
+            adam_beta2=0.99,
+            train_sampling_strategy="group_by_length",
+            logging_steps=250,
+            save_strategy="no",
+            seed=SEED,
+            **options,
+        )
+        SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
+
+
+def sample_pairs(model, tokenizer, rng: random.Random, combinations: list, count: int, split: str):
+    """Two sampled replies a prompt; ties in the true reward are dropped, the rest labelled by a Bradley-Terry coin.
+
+    Returns the pairs, and all replies with their prompts, ties included.
+    """
+    prompts = [(write_prompt(rng, *c), c[1]) for c in rng.choices(combinations, k=count + count // 2)]
+    texts = []
+    for seed in (1, 2):
+        label = f"sampling {split}, {seed} of 2"
+        seeded = seed if split == "train" else 10 + seed
+        completions = sample_completions(
+            model, tokenizer, [p for p, _ in prompts], max_new_tokens=128, batch_size=128, seed=seeded, progress=label
+        )
+        texts.append([completion.text for completion in completions])
+    pairs = []
+    for (prompt, problem), *answers in zip(prompts, *texts, strict=True):
+        first, second = sorted(((true_reward(prompt, text), text) for text in answers), reverse=True)
+        if first[0] == second[0] or len(pairs) == count:
+            continue
+        is_right = rng.random() < 1 / (1 + math.exp(second[0] - first[0]))  # Eq. 1, arXiv:2305.18290
+        chosen, rejected = (first, second) if is_right else (second, first)
+        pairs.append(
+            {
+                "prompt": prompt,
+                "chosen": [{"role": "assistant", "content": chosen[1]}],
+                "rejected": [{"role": "assistant", "content": rejected[1]}],
+                "score_chosen": chosen[0],
+                "score_rejected": rejected[0],
+                "category": problem,
+            }
+        )
+    if len(pairs) < count:
+        raise RuntimeError(f"{split}: only {len(pairs)} pairs of {count}: too many ties")
+    return pairs, [(prompt, text) for column in texts for (prompt, _), text in zip(prompts, column, strict=True)]
+
+
+def is_clear(pair: dict) -> bool:
+    """Whether a pair is a short question with a perfect chosen reply and a poor rejected one."""
+    return len(pair["prompt"]) == 1 and pair["score_chosen"] == MAX_REWARD and pair["score_rejected"] <= 2
+
+
+def describe(split: str, pairs: list[dict], replies: list[tuple]) -> None:
+    """Print the figures that the card quotes."""
+    wrong = sum(pair["score_chosen"] < pair["score_rejected"] for pair in pairs)
+    scores = [score_reply(prompt, text) for prompt, text in replies]
+    parts = ", ".join(f"{part} {sum(s[part] for s in scores) / len(scores):.2f}" for part in QUALITIES)
+    longer = sum(len(p["chosen"][0]["content"]) > len(p["rejected"][0]["content"]) for p in pairs)
+    print(f"{split}: {len(pairs)} pairs, {wrong} labels wrong ({wrong / len(pairs):.1%}); chosen longer in {longer}")
+    print(f"  {len({json.dumps(pair['prompt']) for pair in pairs})} distinct prompts")
+    print(f"  base model: {sum(is_well_formed(text) for _, text in replies) / len(replies):.1%} well-formed replies")
+    print(
+        f"  true reward {sum(sum(s.values()) for s in scores) / len(scores):.2f} of {sum(QUALITIES.values()):.0f} ({parts})"
+    )
+
+
+if __name__ == "__main__":
+    main()
