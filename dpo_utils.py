@@ -1,0 +1,762 @@
+"""Chapter zero: what the scripts share, in the order in which the data flows.
+
+    configuration      parse_args, run                           flags, recipes, exit codes
+    loading            load_model, load_preferences              a policy, its tokenizer, its pairs
+    formatting         format_pair                               everything becomes prompt, chosen, rejected
+    before training    claim_output_dir, show_start              what the model will see; the loss is ln 2
+    during training    watch                                     a progress bar, a short log line, a reply now and then
+    generating         sample_completions, sequence_logps        what the model says, and how likely that is
+    after training     report_change, save_run                   tables, files, figures
+
+Read it once from top to bottom, then read the scripts. Every function takes models, tensors and plain values, so each
+can be copied into another project; what it needs from `machinery/` is named in its imports.
+"""
+
+import difflib
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+# TRL reports its use to the hub. Here nothing is sent unless the user asks for it (HF_HUB_DISABLE_TELEMETRY=0).
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# TRL 1.16 itself uses these old names of Transformers, so the advice to change them is not for the reader.
+for old_name in ("gradient_checkpointing", "is_gradient_checkpointing"):
+    warnings.filterwarnings("ignore", message=f"`{old_name}` is deprecated", category=FutureWarning)
+
+import datasets
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset
+from datasets.fingerprint import Hasher
+from pyarrow import ArrowInvalid
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, get_dataset
+
+from machinery import run_folder
+from machinery.command_line import CommandLine
+from machinery.conversations import check_text, split_text, split_turns
+from machinery.curves import plot_training
+from machinery.data_files import read_splits
+from machinery.flag_help import FLAGS
+from machinery.interrupts import SaveOnSignal
+from machinery.log_lines import NonFiniteLoss, PreviewReply, show_log_lines
+from machinery.memory import peak_memory_bytes
+from machinery.model_files import check_architecture, check_model_folder
+from machinery.safe_text import completions_page, visible
+from machinery.shorten import shorten_prompt
+from machinery.statistics import bootstrap_mean
+from machinery.warning_list import WarningList
+
+Turn = dict  # {"role": "user", "content": "..."}
+Prompt = str | list[Turn]
+
+PROJECT = Path(__file__).resolve().parent
+logger = logging.getLogger("dpo")
+heard_warnings = WarningList("dpo", "trl", "transformers")
+
+
+# --- Configuration ---------------------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """Something the user can put right: one or a few sentences that name it and the way out."""
+
+
+@dataclass
+class TutorialArguments(ScriptArguments):
+    """TRL's script arguments and those of this tutorial."""
+
+    keep_plain: bool = field(default=False, metadata={"help": "Leave plain strings plain."})
+    num_eval_prompts: int = field(default=8, metadata={"help": "Held-out prompts answered before and after training."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest reply that is sampled, in tokens."})
+    traceback: bool = field(default=False, metadata={"help": "Show where in the code an error arose."})
+
+
+@dataclass
+class TutorialConfig(DPOConfig):
+    """TRL's DPO configuration and what TRL lacks."""
+
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Longest templated prompt, in tokens."})
+    shared_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once instead of twice."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
+
+
+LOSS_TYPES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+
+
+def parse_args(description: str, demo: dict, argv: list[str] | None = None, takes_adapters: bool = False):
+    """Read flags and recipe with TRL's own names and parser.
+
+    description: the script's docstring, printed by --help. demo: the settings that hold when the model is the demo's
+    and the user says nothing else. argv: the command line, that of the process by default. takes_adapters: whether the
+    script knows what to do with --use_peft and quantised weights.
+    Returns (script arguments, training arguments, model arguments). Raises UserError.
+    """
+    parser = CommandLine((TutorialArguments, TutorialConfig, ModelConfig, DatasetMixtureConfig), description, FLAGS)
+    try:
+        said = parser.read(list(sys.argv[1:] if argv is None else argv))
+        if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
+            parser.fill({"model_name_or_path": _from_here("demo/model")} | demo)
+            parser.fill({"dataset_name": _from_here(demo["dataset_name"])})
+        parser.fill(_device_settings(said))
+        args, training_args, model_args, mixture = parser.build()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+    args.mixture = mixture if mixture.datasets else None
+    args.names_output_dir = said.output_dir is not None
+    model_args.init_kwargs = {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "trust_remote_code": training_args.trust_remote_code,
+        **(training_args.model_init_kwargs or {}),
+    }
+    training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
+    _check(args, training_args)
+    if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
+        raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
+    return args, training_args, model_args
+
+
+def _from_here(path: str) -> str:
+    """A path of this project as seen from where the user stands."""
+    return path if Path(path).exists() else os.path.relpath(PROJECT / path)
+
+
+def _device_settings(said) -> dict:
+    """Defaults that depend on the machine. Without them TRL asks for bf16 on a CPU, and refuses."""
+    has_accelerator = torch.accelerator.is_available() and not said.use_cpu
+    likes_bf16 = has_accelerator and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    settings = {
+        "use_cpu": not has_accelerator,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "logging_nan_inf_filter": False,  # it would log an older loss in place of a NaN
+    }
+    return settings if likes_bf16 or said.bf16 or said.fp16 else settings | {"bf16": False}
+
+
+def _check(args: TutorialArguments, training_args: TutorialConfig) -> None:
+    """Refuse values that would fail late or pass silently."""
+    above_zero = "beta num_train_epochs per_device_train_batch_size per_device_eval_batch_size max_length "
+    above_zero += "gradient_accumulation_steps max_prompt_length num_eval_prompts max_new_tokens"
+    for name in above_zero.split():
+        value = getattr(args, name) if hasattr(args, name) else getattr(training_args, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} must be above 0, not {value}.")
+    if not training_args.learning_rate >= 0:
+        raise UserError(f"--learning_rate must not be negative, and is {training_args.learning_rate}.")
+    prompt, whole = training_args.max_prompt_length, training_args.max_length
+    if prompt is not None and whole is not None and prompt >= whole:
+        raise UserError(
+            f"--max_prompt_length {prompt} must be below --max_length {whole}: the difference is what is left for the "
+            "completion."
+        )
+    for name in training_args.loss_type:
+        if name not in LOSS_TYPES:
+            nearest = difflib.get_close_matches(name, LOSS_TYPES, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(LOSS_TYPES)}."
+            raise UserError(f"--loss_type {name} is none of TRL's: {hint}")
+    if args.dataset_name is None and args.mixture is None:
+        raise UserError(
+            "--dataset_name is missing: name a file, a folder or a hub dataset with prompt, chosen, rejected."
+        )
+    if args.names_output_dir:
+        folder = Path(training_args.output_dir)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output_dir {folder} is a file.")
+        if run_folder.holds_run(folder) and not (
+            training_args.overwrite_output_dir or training_args.resume_from_checkpoint
+        ):
+            raise UserError(
+                f"--output_dir {folder} already holds a run. Name another folder, go on with it by "
+                "--resume_from_checkpoint, or replace it by --overwrite_output_dir."
+            )
+
+
+def say(*words) -> None:
+    """Print, on the first of several processes only."""
+    if PartialState().is_main_process:
+        print(*words, flush=True)
+
+
+def run(main) -> None:
+    """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
+    try:
+        main()
+        return
+    except UserError as error:
+        code, text = 2, f"error: {error}"
+    except NonFiniteLoss as error:
+        code = 1
+        text = (
+            f"training failed: {error}. The last checkpoint is untouched. Lower --learning_rate, use --bf16 rather than "
+            "--fp16, and look for empty or broken pairs."
+        )
+    except KeyboardInterrupt:
+        code, text = 130, "stopped by Ctrl-C before training began; nothing was written"
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        code = 1
+        text = (
+            f"training failed: out of memory ({str(error).splitlines()[0] if str(error) else 'no room left'}). In this "
+            "order: halve --per_device_train_batch_size and double --gradient_accumulation_steps; "
+            "--gradient_checkpointing true; --precompute_ref_log_probs; --max_length and --max_prompt_length; LoRA."
+        )
+    except (ValueError, NotImplementedError) as error:
+        # TRL refuses combinations of settings in its trainer's constructor; all else is a fault of ours.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        if Path(where.filename).name != "dpo_trainer.py" or where.name != "__init__":
+            raise
+        code, text = 2, f"error: {error}"
+    if "--traceback" in sys.argv:
+        traceback.print_exc()
+    print(text, file=sys.stderr)
+    raise SystemExit(code)
+
+
+# --- Loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, with a pad token.
+
+    name: a folder or a hub name. init_kwargs: for `from_pretrained` (revision, dtype, attn_implementation, ...).
+    Only safetensors are read: other weight files can run code when they are loaded.
+    Raises UserError where there is no such model, or it is not one that DPO can train.
+    """
+    hub_kwargs = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
+    try:
+        check_model_folder(name)
+        is_small = Path(name).is_dir() and _size(Path(name)) < 1e9
+        (transformers_logging.disable_progress_bar if is_small else transformers_logging.enable_progress_bar)()
+        config = AutoConfig.from_pretrained(name, **hub_kwargs)
+        check_architecture(name, config)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, config=config, use_safetensors=True, output_loading_info=True, **init_kwargs
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
+    except SafetensorError as error:
+        raise UserError(f"{name}: a safetensors file is damaged ({error}). Copy it again.") from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"--model_name_or_path: {reason}.") from error
+    if report["missing_keys"]:
+        some = sorted(report["missing_keys"])
+        raise UserError(f"{name} lacks {len(some)} of the model's weights (first: {some[0]}); they would be random.")
+    if tokenizer.eos_token is None:
+        raise UserError(f"{name}: its tokenizer has no EOS token, so the model could not learn to stop.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
+    return model, tokenizer
+
+
+def load_preferences(
+    source: str | DatasetMixtureConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    train_split: str = "train",
+    test_split: str = "test",
+    config: str | None = None,
+    streaming: bool = False,
+    keep_plain: bool = False,
+    max_prompt_length: int | None = None,
+    num_proc: int | None = None,
+    num_prompts: int = 0,
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None, list[Prompt]]:
+    """Load preference pairs and bring them into the form that TRL trains on: prompt, chosen, rejected.
+
+    source: a file, folder or hub name, or a mixture as TRL's recipes describe it. tokenizer: gets a plain chat template
+    if it has none and the pairs are conversations. See `format_pair` for keep_plain and max_prompt_length.
+    num_prompts: how many different prompts to pick for sampling, held-out ones where there are some.
+    Returns the training pairs, the held-out pairs (None where there is no such split) and those prompts.
+    Raises UserError that names the file and the row.
+    """
+    # Bars for what takes seconds, none for what takes a moment.
+    is_small = isinstance(source, str) and Path(source).exists() and _size(Path(source)) < 20e6
+    (datasets.disable_progress_bars if is_small else datasets.enable_progress_bars)()
+    name = source if isinstance(source, str) else "the mixture"
+    try:
+        splits = read_splits(source, config, streaming) if isinstance(source, str) else get_dataset(source)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--dataset_name: {error}.") from error
+    if train_split not in splits:
+        raise UserError(
+            f"{name} has no split {train_split!r}; it has {', '.join(splits)}. Choose by --dataset_train_split."
+        )
+    formatted = []
+    for split in (train_split, test_split):
+        if split not in splits:
+            say(f"No split {test_split!r} in {name}: nothing is held out.")
+            formatted.append(None)
+            continue
+        pairs = splits[split]
+        formatted.append(_format_split(pairs, f"{name}, {split}", tokenizer, keep_plain, max_prompt_length, num_proc))
+    train_pairs, eval_pairs = formatted
+    return train_pairs, eval_pairs, _pick_prompts(train_pairs if eval_pairs is None else eval_pairs, num_prompts)
+
+
+def _pick_prompts(pairs, count: int) -> list[Prompt]:
+    """The first `count` different prompts."""
+    picked = {}
+    for row in pairs:
+        if len(picked) == count:
+            break
+        picked.setdefault(json.dumps(row["prompt"], sort_keys=True), row["prompt"])
+    return list(picked.values())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def _format_split(pairs, where: str, tokenizer, keep_plain: bool, max_prompt_length: int | None, num_proc: int | None):
+    first = next(iter(pairs), None)
+    if first is None:
+        raise UserError(f"{where}: there are no rows in it.")
+    _check_columns(first, where)
+    if not isinstance(first["chosen"], str) and tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        logger.warning("The tokenizer has no chat template: turns are written as 'User: ...' and 'Assistant: ...'.")
+    if isinstance(first["chosen"], str) and tokenizer.chat_template is not None and not keep_plain:
+        say(f"{where}: plain strings become a user's and an assistant's turn (--keep_plain leaves them plain).")
+
+    settings = {
+        "tokenizer": tokenizer,
+        "keep_plain": keep_plain,
+        "max_prompt_length": max_prompt_length,
+        "where": where,
+    }
+    if isinstance(pairs, IterableDataset):
+        return pairs.map(format_pair, with_indices=True, fn_kwargs=settings).remove_columns("is_shortened")
+    # `datasets` finds its cached results by a fingerprint. It must change with this file, not only with the data.
+    key = [pairs._fingerprint, Path(__file__).read_bytes(), tokenizer.chat_template, settings["where"], keep_plain]
+    key += [max_prompt_length, tokenizer.name_or_path]
+    try:
+        pairs = pairs.map(
+            format_pair,
+            with_indices=True,
+            fn_kwargs=settings,
+            num_proc=num_proc,
+            new_fingerprint=Hasher.hash(key),
+            desc=f"formatting {where}",
+        )
+    except ArrowInvalid as error:
+        raise UserError(f"{where}: some rows are text and some are lists of turns, or their turns differ.") from error
+    shortened = sum(pairs["is_shortened"])
+    if shortened:
+        say(f"{where}: {shortened} of {len(pairs)} prompts shortened to {max_prompt_length} tokens.")
+    return pairs.remove_columns("is_shortened")
+
+
+def _check_columns(row: dict, where: str) -> None:
+    missing = {"chosen", "rejected"} - row.keys()
+    has_text_beside = any(isinstance(value, str) for key, value in row.items() if key not in ("chosen", "rejected"))
+    if "prompt" not in row and isinstance(row.get("chosen"), str) and has_text_beside:
+        missing.add("prompt")  # TRL would take the common beginning of the two answers for the prompt
+    if missing:
+        raise UserError(
+            f"{where}: there is no column {' and no column '.join(sorted(missing))}. Needed are prompt, chosen and "
+            f"rejected; there are {', '.join(row)}. custom_dataset_dpo.py reads other shapes."
+        )
+
+
+# --- Formatting ------------------------------------------------------------------------------------------------------
+
+# For base models: no token is added, because its embedding would be random. The EOS ends what is trained on.
+PLAIN_CHAT_TEMPLATE = (
+    "{{ bos_token or '' }}{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
+    "{{ message['role'] | capitalize + ': ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+
+
+def format_pair(
+    row: dict,
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
+    keep_plain: bool = False,
+    max_prompt_length: int | None = None,
+    where: str = "the data",
+) -> dict:
+    """One row as prompt, chosen and rejected: all three plain strings, or all three lists of turns.
+
+    A row may be in either form, or hold two whole conversations that part at the end and no prompt. Plain strings
+    become turns where the tokenizer has a chat template, unless keep_plain. max_prompt_length: see `shorten_prompt`.
+    Raises UserError that names the row, counted from 0.
+    """
+    prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
+    place = f"{where}, row {index} (counting from 0)"
+    for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+        if name in row:
+            try:
+                check_text(value)
+            except ValueError as error:
+                raise UserError(f"{place}: {name!r} {error}.") from error
+    if isinstance(chosen, str) != isinstance(rejected, str) or isinstance(prompt, list) > isinstance(chosen, list):
+        raise UserError(f"{place}: of prompt, chosen and rejected, some are text and some are lists of turns.")
+
+    if isinstance(chosen, str):
+        if prompt is None:
+            prompt, chosen, rejected = split_text(chosen, rejected)
+        if tokenizer.chat_template is not None and not keep_plain:
+            prompt = [{"role": "user", "content": prompt}]
+            chosen, rejected = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
+    elif prompt is None or chosen[0]["role"] != "assistant":  # whole conversations
+        try:
+            prompt, chosen, rejected = split_turns(chosen, rejected)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}.") from error
+    elif isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+
+    is_shortened = False
+    if max_prompt_length is not None:
+        full = prompt
+        try:
+            prompt = shorten_prompt(prompt, tokenizer, max_prompt_length, row.get("tools"))
+        except ValueError as error:
+            raise UserError(f"{place}: {error}.") from error
+        is_shortened = prompt != full
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "is_shortened": is_shortened}
+
+
+# --- Before training -------------------------------------------------------------------------------------------------
+
+
+def claim_output_dir(training_args: TutorialConfig, default: str | None) -> None:
+    """Settle where the run goes and, if it goes on from a checkpoint, from which: sets both in `training_args`.
+
+    default: the folder to take, with a number where it is taken; None where the user has named one.
+    The first process chooses for all. Raises UserError where the folder cannot be written.
+    """
+    choice = [None, None, None]
+    if PartialState().is_main_process:
+        try:
+            named = None if default is not None else training_args.output_dir
+            resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
+            choice[:2] = run_folder.choose_folder(named, default, resume, replace)
+        except (OSError, ValueError) as error:
+            choice[2] = str(error)
+    folder, checkpoint, refusal = broadcast_object_list(choice)
+    if refusal is not None:
+        raise UserError(f"The output folder: {refusal}.")
+    training_args.output_dir = folder
+    if training_args.resume_from_checkpoint:
+        step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+        say(f"resumed from step {step}" + ("" if checkpoint else ": there was no whole checkpoint yet"))
+        training_args.resume_from_checkpoint = checkpoint
+
+
+@torch.no_grad()
+def show_start(trainer, reference: str) -> None:
+    """Show one pair as the model sees it, say who the reference is, and check that the policy still equals it.
+
+    reference: a description of the reference, for the reader. Raises UserError where the two differ: DPO would then be
+    measured from another model than the one it starts from.
+    """
+    rows = [row for row, _ in zip(trainer.train_dataset, range(4), strict=False)]
+    batch = trainer.data_collator(rows)
+    first, second = 0, len(rows)  # the batch is [chosen rows; rejected rows]
+    say("\nOne pair as the model sees it; what is trained on stands between > and <")
+    for name, row in (("chosen", first), ("rejected", second)):
+        ids, mask = batch["input_ids"][row], batch["completion_mask"][row].bool()
+        if name == "chosen":
+            say(f"  {'prompt':<9}{visible(trainer.processing_class.decode(ids[: mask.int().argmax()]))}")
+        say(f"  {name:<9}>{visible(trainer.processing_class.decode(ids[mask]))}<")
+
+    say(f"\nReference: {reference}")
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        say("The weights are sharded, so the first loss that is logged must tell: it should be ln 2 = 0.6931.")
+        return
+    was_training = trainer.model.training
+    trainer.model.eval()
+    with trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item()
+    trainer.model.train(was_training)
+    metrics = trainer._metrics.pop("eval")  # TRL would mix them into the first evaluation
+    trainer._metrics["eval"] = type(metrics)(list)
+    drift = abs(metrics["rewards/chosen"][-1]) + abs(metrics["rewards/rejected"][-1])
+    is_exact = not (trainer.args.bf16 or trainer.args.fp16) and trainer.model.dtype == torch.float32
+    if not drift / trainer.beta < (0.01 if is_exact else 5.0):  # in nats a completion
+        raise UserError(
+            f"The policy is not the reference: before training their log-probs already differ by {drift / trainer.beta:.3g}. "
+            "A checkpoint or an adapter was loaded into one of them only."
+        )
+    is_dpo = trainer.loss_types == ["sigmoid"] and abs(loss - math.log(2)) < 0.05
+    meaning = " = ln 2" if is_dpo else ""
+    say(
+        f"Loss before training: {loss:.4f}{meaning}, because the policy still is the reference and every margin is 0.\n"
+    )
+
+
+# --- During training -------------------------------------------------------------------------------------------------
+
+
+def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -> None:
+    """Give a trainer a progress bar, a short log line, a reply now and then, and a checkpoint on Ctrl-C.
+
+    preview_prompt: the most likely reply to it is printed after an eighth, a quarter and half of the training.
+    """
+
+    def reply(model) -> str:
+        [completion] = sample_completions(model, tokenizer, [preview_prompt], temperature=0, max_new_tokens=64)
+        return visible(completion.text)
+
+    show_log_lines(trainer)
+    trainer.add_callback(PreviewReply(reply))
+    trainer.add_callback(SaveOnSignal())
+
+
+# --- Generating ------------------------------------------------------------------------------------------------------
+
+
+class Completion(NamedTuple):
+    """A sampled reply."""
+
+    text: str
+    prompt_ids: list[int]
+    ids: list[int]  # with the EOS token, if it came
+    is_finished: bool  # whether the model stopped by itself
+
+
+@torch.no_grad()
+def sample_completions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: str | None = None,
+) -> list[Completion]:
+    """Sample one reply to each prompt from the model's own distribution (no top-k, no top-p).
+
+    temperature: 1 samples what the KL is defined on; 0 takes the most likely token each time.
+    progress: a label for a progress bar. Draws from a generator of its own, so training goes on with the same bits.
+    """
+    rows = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))  # like lengths together: little padding
+    completions: list[Completion | None] = [None] * len(rows)
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(), tqdm(total=len(rows), desc=progress, disable=progress is None, leave=False) as bar:
+        torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            # The last prompt token is what the next one is predicted from, so padding goes to the left.
+            batch = tokenizer.pad({"input_ids": [rows[n] for n in numbers]}, padding_side="left", return_tensors="pt")
+            batch = batch.to(model.device)
+            sampled = model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=temperature > 0,
+                temperature=temperature or None,
+                top_k=0 if temperature > 0 else None,
+                top_p=1.0 if temperature > 0 else None,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+            for number, ids in zip(numbers, sampled[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                is_finished = tokenizer.eos_token_id in ids
+                if is_finished:
+                    ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                completions[number] = Completion(text, rows[number], ids, is_finished)
+            bar.update(len(numbers))
+    model.train(was_training)
+    return completions
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+
+
+@torch.no_grad()
+def sequence_logps(
+    model: PreTrainedModel, rows: list[tuple[list[int], list[int]]], pad_token_id: int, batch_size: int = 32
+) -> torch.Tensor:
+    """The log-probability of each completion given its prompt: log pi(y|x), the SUM over the completion's tokens.
+
+    rows: pairs of token lists (prompt, completion). Returns shape (len(rows),), float32, on the CPU.
+    """
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda number: sum(map(len, rows[number])))
+    logps = torch.zeros(len(rows))
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
+        input_ids = torch.full((len(numbers), width), pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        is_completion = torch.zeros_like(input_ids, dtype=torch.bool)
+        for line, number in enumerate(numbers):
+            prompt, completion = rows[number]
+            end = len(prompt) + len(completion)
+            input_ids[line, :end] = torch.tensor(prompt + completion)
+            attention_mask[line, :end] = 1
+            is_completion[line, len(prompt) : end] = True
+        input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
+        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].float()  # (B, L-1, V)
+        targets = input_ids[:, 1:]  # position t predicts token t + 1
+        token_logps = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)  # (B, L-1)
+        logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
+    model.train(was_training)
+    return logps
+
+
+def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, completions: list[Completion], pad_token_id: int):
+    """How far the policy has moved: KL(policy || reference) over whole completions, in nats, with its 95% interval.
+
+    completions: sampled from the policy at temperature 1, one a prompt. The estimate is the mean of
+    log policy(y|x) - log reference(y|x). Returns (mean, low, high).
+    """
+    rows = [(completion.prompt_ids, completion.ids) for completion in completions]
+    logratios = sequence_logps(policy, rows, pad_token_id) - sequence_logps(reference, rows, pad_token_id)
+    return bootstrap_mean(logratios.tolist())
+
+
+# --- After training --------------------------------------------------------------------------------------------------
+
+
+def report_change(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    before: list[Completion],
+    after: list[Completion],
+    score_reply=None,
+    maxima: dict[str, float] | None = None,
+) -> dict:
+    """Print what training changed in the replies to held-out prompts, and return it for metrics.json.
+
+    before, after: one reply a prompt, sampled at temperature 1 from the reference and from the policy.
+    score_reply(prompt, text): the parts of a reply's true reward by name, with the maxima of each; None if unknown.
+    Returns kl and, with score_reply, true_reward_before, true_reward_after and win_rate (after against before on the
+    same prompt, ties half), each with the ends of its 95% bootstrap interval over prompts.
+    """
+    say("\nThe same held-out prompts before and after")
+    for prompt, old, new in list(zip(prompts, before, after, strict=True))[:3]:
+        question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        say(f"  prompt   {visible(str(question))}\n  before   {visible(old.text)}\n  after    {visible(new.text)}\n")
+
+    measured = {"kl": sequence_kl(policy, reference, after, tokenizer.pad_token_id)}
+    if score_reply is not None:
+        parts = [
+            [score_reply(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
+            for replies in (before, after)
+        ]
+        totals = [[sum(scores.values()) for scores in replies] for replies in parts]
+        measured["true_reward_before"], measured["true_reward_after"] = map(bootstrap_mean, totals)
+        wins = [(new > old) + 0.5 * (new == old) for old, new in zip(*totals, strict=True)]
+        measured["win_rate"] = bootstrap_mean(wins)
+
+        say(f"True reward of {len(prompts)} sampled replies, with 95% intervals over the prompts")
+        say(f"  {'':<12}{'before':<20}{'after':<20}most")
+        for name, most in maxima.items():
+            old, new = (sum(scores[name] for scores in replies) / len(replies) for replies in parts)
+            say(f"  {name:<12}{old:<20.2f}{new:<20.2f}{most:.0f}")
+        old, new = (_with_interval(measured[f"true_reward_{when}"]) for when in ("before", "after"))
+        say(f"  {'all':<12}{old:<20}{new:<20}{sum(maxima.values()):.0f}")
+        say(f"Win rate of after against before, ties half: {_with_interval(measured['win_rate'])}")
+    say(f"KL from the reference, nats a reply: {_with_interval(measured['kl'])}")
+    return with_intervals(measured)
+
+
+def _with_interval(measured: tuple[float, float, float]) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*measured)
+
+
+def with_intervals(measured: dict[str, tuple[float, float, float]]) -> dict[str, float]:
+    """Flatten {name: (mean, low, high)} to name, name_ci_low, name_ci_high."""
+    flat = {}
+    for name, (mean, low, high) in measured.items():
+        flat |= {name: mean, f"{name}_ci_low": low, f"{name}_ci_high": high}
+    return flat
+
+
+def save_run(
+    trainer,
+    outcome: dict,
+    *,
+    script: str,
+    model: str,
+    reference: str,
+    dataset: str,
+    replies: tuple[list[Prompt], list[Completion], list[Completion]],
+) -> None:
+    """Write the run's files into the trainer's output folder, each complete or not at all; metrics.json is the last.
+
+    outcome: what `report_change` measured, added to what the trainer knows. replies: prompts, replies before training,
+    replies after it. Measures the held-out pairs once more where that was not done at the last step.
+    """
+    last_measured = max((logs["step"] for logs in trainer.state.log_history if "eval_loss" in logs), default=None)
+    if trainer.eval_dataset is not None and last_measured != trainer.state.global_step:
+        trainer.evaluate()
+    folder, state = Path(trainer.args.output_dir), trainer.state
+    held_out = next((logs for logs in reversed(state.log_history) if "eval_loss" in logs), {})
+    summary = next((logs for logs in reversed(state.log_history) if "train_runtime" in logs), {})
+    metrics = {
+        "script": script,
+        "model": model,
+        "reference": reference,
+        "dataset": dataset,
+        "seed": trainer.args.seed,
+        "warnings": len(heard_warnings.texts),
+        "pairs_train": _length(trainer.train_dataset),
+        "pairs_eval": _length(trainer.eval_dataset),
+        "train_seconds": summary.get("train_runtime"),
+        "train_pairs_per_second": summary.get("train_samples_per_second"),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "eval_loss": held_out.get("eval_loss"),
+        "reward_accuracy": held_out.get("eval_rewards/accuracies"),
+        "reward_margin": held_out.get("eval_rewards/margins"),
+        # a reward is beta times the log-ratio, so this is the mean of log policy - log reference
+        "chosen_logp_change": _divide(held_out.get("eval_rewards/chosen"), trainer.args.beta),
+        "rejected_logp_change": _divide(held_out.get("eval_rewards/rejected"), trainer.args.beta),
+        **outcome,
+    }
+    metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+    if not trainer.args.should_save:  # one of the other processes
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            trainer.save_model(str(folder / run_folder.UNFINISHED))  # its share of the weights is needed
+        return
+    with run_folder.complete_files(folder) as unfinished:
+        trainer.save_model(str(unfinished))
+        state.save_to_json(str(unfinished / "trainer_state.json"))
+        plot_training(state.log_history, unfinished / "training_curves.png")
+        (unfinished / "completions.md").write_text(completions_page(*replies), encoding="utf-8")
+        if heard_warnings.texts:
+            lines = [json.dumps({"warning": text}) + "\n" for text in heard_warnings.texts]
+            (unfinished / "warnings.jsonl").write_text("".join(lines), encoding="utf-8")
+    with run_folder.complete_file(folder / run_folder.FINISHED) as file:
+        json.dump(metrics, file, indent=2, allow_nan=False)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset)
+
+
+def _length(pairs) -> int | None:
+    return len(pairs) if isinstance(pairs, Dataset) else None
+
+
+def _divide(value: float | None, by: float) -> float | None:
+    return None if value is None else value / by

@@ -1,0 +1,120 @@
+"""Where a run puts its files: names that take a number, whole checkpoints, files that are complete or not there.
+
+    folder, _ = choose_folder(None, "runs/basic", None, False)      # runs/basic, or runs/basic-2 where that is taken
+    folder, checkpoint = choose_folder("out", None, "newest", False) # the newest checkpoint in out, or None
+    with complete_file(Path(folder) / "metrics.json") as file:       # written under another name, renamed at the end
+        file.write("{}")
+
+A run that has written metrics.json is finished; a checkpoint that has its trainer_state.json is whole.
+"""
+
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+FINISHED = "metrics.json"  # the last file a run writes
+LAST_OF_CHECKPOINT = "trainer_state.json"  # the last file Transformers writes into a checkpoint
+UNFINISHED = ".unfinished"  # where files wait that are to appear together
+OTHER_TRACES = ("config.json", "adapter_config.json", LAST_OF_CHECKPOINT)
+
+
+def choose_folder(named: str | None, default: str | None, resume: str | None, replace: bool) -> tuple[str, str | None]:
+    """The folder of a run, made and writable, and the checkpoint it goes on from (None: from the beginning).
+
+    named: the user's own folder, else default is taken, with a number. resume: a checkpoint, or "newest", or None.
+    replace: whether to clear what a run left in the folder. Raises OSError and ValueError.
+    """
+    checkpoint = Path(resume) if resume and resume.lower() not in ("newest", "true") else None
+    if checkpoint is not None and not (checkpoint / LAST_OF_CHECKPOINT).is_file():
+        raise ValueError(f"--resume_from_checkpoint {resume} is no whole checkpoint (no {LAST_OF_CHECKPOINT} in it)")
+    if named is not None:
+        folder = Path(named)
+    elif checkpoint is not None:
+        folder = checkpoint.parent
+    else:
+        folder = (newest_unfinished(default) if resume else None) or free_folder(default)
+    folder.mkdir(parents=True, exist_ok=True)
+    with complete_file(folder / ".writable"):
+        pass  # better to fail now than after hours of training
+    (folder / ".writable").unlink()
+    if replace and not resume:
+        clear_run(folder)
+    if resume and checkpoint is None:
+        checkpoint = newest_checkpoint(folder)
+    return str(folder), str(checkpoint) if checkpoint else None
+
+
+def free_folder(default: str) -> Path:
+    """`default`, or `default-2`, `default-3`, ... where there is one already. The folder is made, so it is ours."""
+    number = 1
+    while True:
+        folder = Path(default if number == 1 else f"{default}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def newest_unfinished(default: str) -> Path | None:
+    """The newest of `default`, `default-2`, ... in which a run began and did not end."""
+    numbered = re.compile(re.escape(Path(default).name) + r"(-\d+)?")
+    folders = [f for f in Path(default).parent.glob("*") if f.is_dir() and numbered.fullmatch(f.name)]
+    unfinished = [folder for folder in folders if not (folder / FINISHED).exists()]
+    return max(unfinished, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has left anything in the folder."""
+    return any((folder / name).exists() for name in (FINISHED, *OTHER_TRACES)) or bool(checkpoints(folder))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not, the newest last."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None."""
+    whole = [path for path in checkpoints(folder) if (path / LAST_OF_CHECKPOINT).is_file()]
+    return whole[-1] if whole else None
+
+
+def clear_run(folder: Path) -> None:
+    """Remove what a run wrote into the folder, and nothing else."""
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+    for pattern in ("*.json", "*.jsonl", "*.safetensors", "*.bin", "*.jinja", "*.png", "completions.md", "README.md"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+@contextmanager
+def complete_file(path: Path, mode: str = "w"):
+    """Open a file that appears under its name only when it is complete; after an error there is none, or the old one."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def complete_files(folder: Path):
+    """A folder to write several files into; they move to `folder` together when all of them are complete."""
+    unfinished = folder / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for path in sorted(unfinished.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,276 @@
+"""A DPO trainer that computes each prompt once instead of twice, with the same losses and gradients.
+
+DPO needs the log-probs of two answers to one prompt. TRL puts them in two rows, [prompt chosen] and
+[prompt rejected], so every prompt goes through the model twice, and on CPU every position goes through the
+language-model head although only the answers are scored. This file puts both answers in one row,
+
+    prompt  chosen  last prompt token  rejected
+
+where the rejected answer starts at the prompt's positions again and a mask keeps it from seeing the chosen one. The
+repeated token is there to predict the first token of the rejected answer. Only positions that predict an answer's
+token reach the head. The per-token results go back to the places where TRL expects them, so its losses, metrics,
+reference log-probs and PEFT work on them unchanged. The idea is known as prefix sharing (arXiv:2410.20305).
+
+Use it without the rest of this project by putting it where `trl.DPOTrainer` was:
+
+    trainer = SharedPromptDPOTrainer(model=policy, args=args, train_dataset=pairs, processing_class=tokenizer)
+
+With `args.train_sampling_strategy = "group_by_length"` batches are made of rows of like length.
+
+It steps aside, and says why, where its result would not be the same: `trainer.shared_prompt_refusal` holds the
+reason or None. `args.shared_prompt = False` turns it off.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers.utils import logging
+from trl import DPOTrainer
+
+logger = logging.get_logger(__name__)
+
+# The mask is made for these two; others (FlashAttention) take no mask of this form.
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+
+
+class SharedPromptDPOTrainer(DPOTrainer):
+    """TRL's DPO trainer with a forward pass that computes each prompt once. Same arguments, losses and metrics."""
+
+    shared_prompt_refusal: str | None = "not set up yet"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._share_prompts()
+
+    def _precompute_ref_logps(self, *args, **kwargs):
+        self._share_prompts()  # TRL calls this in its constructor, before ours gets to it
+        return super()._precompute_ref_logps(*args, **kwargs)
+
+    # Transformers refuses `train_sampling_strategy="group_by_length"` for rows of this form; here it works.
+
+    def _get_train_sampler(self, train_dataset=None):
+        pairs = self.train_dataset if train_dataset is None else train_dataset
+        return self._length_groups(pairs, self.args.train_batch_size) or super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return self._length_groups(eval_dataset, self.args.eval_batch_size) or super()._get_eval_sampler(eval_dataset)
+
+    def _length_groups(self, pairs, group: int) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(pairs, Dataset):
+            return None
+        columns = [pairs[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+        lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]  # of the shared rows
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroups(lengths, group, seed, epoch=lambda: int(self.state.epoch or 0))
+
+    def _share_prompts(self) -> None:
+        """Put the shared forward in place of TRL's in the policy and, if it has its own weights, the reference."""
+        if self.shared_prompt_refusal != "not set up yet":
+            return
+        policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        self.shared_prompt_refusal = self._why_not(policy) or self._probe(policy)
+        if self.shared_prompt_refusal is None:
+            share_prompt(policy)
+            if self.ref_model is not None:
+                share_prompt(self.accelerator.unwrap_model(self.ref_model))
+        elif getattr(self.args, "shared_prompt", True):
+            logger.warning(f"Each prompt is computed twice, as in TRL: {self.shared_prompt_refusal}.")
+
+    def _why_not(self, policy) -> str | None:
+        config = policy.config.get_text_config()
+        layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if not getattr(self.args, "shared_prompt", True):
+            return "it was turned off"
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return "the weights are sharded"
+        if self._is_vision_dataset:
+            return "the prompts hold images"
+        if layer_types != {"full_attention"}:
+            return f"the model has {', '.join(sorted(layer_types - {'full_attention'}))} layers"
+        if "layer_types" not in config.to_dict() and getattr(config, "sliding_window", None):
+            return "the model has sliding-window attention"
+        if config._attn_implementation not in ATTENTION_IMPLEMENTATIONS:
+            return f"attention by {config._attn_implementation} takes no mask of our own"
+        if hasattr(config, "output_router_logits"):
+            return "the router loss of a mixture of experts counts the tokens of both rows"
+        if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
+            return "the adapter puts virtual tokens before the prompt"
+        return None
+
+    def _probe(self, policy) -> str | None:
+        """Run two pairs both ways: models differ in what they make of a mask, and some ignore positions."""
+        rows = islice(iter(self.train_dataset), 2)
+        batch = self.data_collator([{k: v for k, v in row.items() if k.endswith("_ids")} for row in rows])
+        batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
+        labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+        was_training = policy.training
+        policy.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                stock = policy(**batch, labels=labels, fused_lm_head=True).log_probs
+                shared = shared_forward(policy, policy.forward, batch, labels)
+        finally:
+            policy.train(was_training)
+        if shared is None:
+            return None  # these rows gain nothing from it; others of the dataset may
+        # bfloat16 keeps 8 bits: there two exact computations differ by a percent of a log-prob of about 10
+        tolerance = 1e-3 if stock.dtype == torch.float32 and not self.args.bf16 else 0.1
+        difference = (stock - shared.log_probs).abs().max().item()
+        if not difference < tolerance:
+            return f"this model's log-probs would differ by {difference:.1g} (the mask or the positions are ignored)"
+        return None
+
+
+def share_prompt(model) -> None:
+    """Let `model(..., labels=labels, fused_lm_head=True)` compute equal prompts once; all other calls stay as they are.
+
+    model: a causal language model that went through TRL's `add_fused_lm_head`.
+    """
+    stock_forward = model.forward
+
+    def forward(*args, labels=None, fused_lm_head=False, **kwargs):
+        outputs = None
+        if fused_lm_head and labels is not None and not args:
+            outputs = shared_forward(model, stock_forward, kwargs, labels)
+        if outputs is None:
+            outputs = stock_forward(*args, labels=labels, fused_lm_head=fused_lm_head, **kwargs)
+        return outputs
+
+    # `generate` reads the names of the arguments a model takes from the signature of its forward
+    forward.__wrapped__ = stock_forward
+    model.forward = forward
+
+
+def shared_forward(model, stock_forward, inputs: dict, labels: torch.Tensor):
+    """TRL's fused outputs for a batch of [chosen rows; rejected rows], each prompt computed once.
+
+    inputs: `input_ids` (2B, L), `attention_mask` (2B, L), right-padded; other keys are passed on.
+    labels: (2B, L), -100 on prompts and padding.
+    Returns per-token outputs of shape (2B, L - 1), or None where two rows a pair are no more work than one.
+    """
+    others = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    plan = plan_shared_rows(inputs["input_ids"], inputs["attention_mask"], labels)
+    if plan is None:
+        return None
+    mask = plan["mask"]
+    if model.config._attn_implementation != "sdpa":  # eager attention adds the mask to its scores
+        mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(model.dtype).min
+        )
+    with _only_states(model.base_model, plan["states"]):
+        outputs = stock_forward(
+            input_ids=plan["input_ids"],
+            position_ids=plan["position_ids"],
+            attention_mask=mask,
+            shift_labels=plan["targets"][None],
+            fused_lm_head=True,
+            **others,
+        )
+    for name in PER_TOKEN_OUTPUTS:
+        per_target = getattr(outputs, name)  # (1, T)
+        if per_target is not None:
+            per_token = per_target.new_zeros(labels[:, 1:].shape)
+            setattr(outputs, name, per_token.masked_scatter(plan["is_target"], per_target[0]))  # (2B, L - 1)
+    outputs.label_mask = plan["is_target"]
+    return outputs
+
+
+def plan_shared_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> dict | None:
+    """Turn B pairs in 2B rows into B shared rows, and say which of their hidden states predict which token.
+
+    input_ids, attention_mask, labels: (2B, L) as in `shared_forward`.
+    Returns input_ids (B, N), position_ids (B, N), mask (B, 1, N, N) with True where attention is allowed,
+    states (T,): flat positions in (B, N) of the states that predict, targets (T,): the tokens they predict,
+    is_target (2B, L - 1): their places in TRL's shifted layout, in the same order. None where there is no gain.
+    """
+    rows, length = input_ids.shape
+    pairs = rows // 2
+    device = input_ids.device
+    is_completion = labels != -100
+    ends = attention_mask.sum(dim=1)  # (2B,)
+    starts = is_completion.int().argmax(dim=1)  # (2B,) the prompt's length, where there is a completion
+    prompt_ends, chosen_ends = starts[:pairs, None], ends[:pairs, None]  # (B, 1)
+    row_ends = chosen_ends + 1 + (ends - starts)[pairs:, None]
+
+    position = torch.arange(length, device=device)
+    in_prompt = position < prompt_ends  # (B, L)
+    same_prompt = ((input_ids[:pairs] == input_ids[pairs:]) | ~in_prompt).all() & (
+        starts[:pairs] == starts[pairs:]
+    ).all()
+    usable = same_prompt & is_completion.any(dim=1).all() & (starts > 0).all()
+    width, is_usable = torch.stack([row_ends.max(), usable.long()]).tolist()  # one wait for the device, not two
+    if not is_usable or width >= 2 * length:
+        return None
+
+    place = torch.arange(width, device=device)
+    is_second = place >= chosen_ends  # (B, N) the repeated token and all behind it
+    position_ids = torch.where(is_second, prompt_ends - 1 + place - chosen_ends, place)
+    source = position_ids.clamp(max=length - 1)
+    shared_ids = torch.where(is_second, input_ids[pairs:].gather(1, source), input_ids[:pairs].gather(1, source))
+    position_ids = torch.where(place < row_ends, position_ids, 0)  # padding: any position the model knows
+
+    is_first = (place >= prompt_ends - 1) & ~is_second  # the last prompt token and the chosen answer
+    causal = place[:, None] >= place[None, :]  # (N, N)
+    mask = causal & ~(is_second[:, :, None] & is_first[:, None, :])  # (B, N, N)
+
+    is_target = is_completion[:, 1:]
+    row, column = is_target.nonzero(as_tuple=True)  # (T,) row by row, as `masked_scatter` fills them
+    pair = row % pairs
+    shift = torch.where(row < pairs, 0, (chosen_ends - prompt_ends + 1).squeeze(1)[pair])
+    return {
+        "input_ids": shared_ids,
+        "position_ids": position_ids,
+        "mask": mask[:, None],
+        "states": pair * width + column + shift,
+        "targets": labels[:, 1:][is_target],
+        "is_target": is_target,
+    }
+
+
+@contextmanager
+def _only_states(backbone, states: torch.Tensor):
+    """Let the backbone return the given hidden states alone, so that the head projects no others."""
+
+    def select(module, args, output):
+        output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[states][None]  # (1, T, H)
+        return output
+
+    hook = backbone.register_forward_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class LengthGroups(Sampler):
+    """Batches of rows of like length, still in random order: less padding.
+
+    Shuffles, sorts by length within stretches of several batches, then shuffles the batches of a stretch. The order is
+    a function of the seed and the epoch alone: the same on every process and after a resume.
+    """
+
+    def __init__(self, lengths: list[int], group: int, seed: int, epoch: Callable[[], int], batches: int = 16):
+        """lengths: one a row. group: rows that belong together. batches: how many make a stretch."""
+        self.lengths = torch.tensor(lengths)
+        self.group, self.seed, self.epoch, self.batches = group, seed, epoch, batches
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        order = torch.randperm(len(self.lengths), generator=generator)
+        for stretch in order.split(self.group * self.batches):
+            stretch = stretch[self.lengths[stretch].argsort(stable=True)]
+            groups = list(stretch.split(self.group))
+            # Only whole groups change places: a shorter one in the middle would shift all batches behind it.
+            whole = [group for group in groups if len(group) == self.group]
+            for number in torch.randperm(len(whole), generator=generator).tolist():
+                yield from whole[number].tolist()
+            yield from (row for group in groups[len(whole) :] for row in group.tolist())

@@ -1,0 +1,91 @@
+"""Tiny models and ways to run a script, shared by the tests. Nothing here needs a network."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+PROJECT = Path(__file__).resolve().parent.parent
+TEXTS = ["the cat sat on the mat", "a dog ran over the hill", "User: Assistant: what is it? it is a cat, no, a dog."]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_cache_of_our_own(tmp_path_factory):
+    """Datasets are cached where no other run has put anything."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets_cache")
+
+
+@pytest.fixture(scope="session")
+def base_tokenizer() -> PreTrainedTokenizerFast:
+    """As many base models have it: an EOS token, no pad token, no chat template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=300, special_tokens=["</s>"], initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def base_model_folder(base_tokenizer, tmp_path_factory) -> Path:
+    """Another architecture than the demo's, with another tokenizer, saved to disk."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(base_tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=256, bos_token_id=0, eos_token_id=0
+    )
+    folder = tmp_path_factory.mktemp("models") / "gpt2"
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    base_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_llama() -> LlamaForCausalLM:
+    """A random Llama of 50 tokens, with weights large enough for its log-probs to differ."""
+    return make_llama()
+
+
+def make_llama(seed: int = 0, **options) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    settings = dict(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    model = LlamaForCausalLM(LlamaConfig(**settings | options))
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    return model.eval()
+
+
+def run_script(*words, cwd=PROJECT, timeout=600) -> subprocess.CompletedProcess:
+    """Run a script as a user would."""
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a script's main in this process: call("basic_dpo_training", "--beta", "0") -> (exit code, stdout, stderr)."""
+    import importlib
+
+    import dpo_utils
+
+    def _call(script: str, *words):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+        code = 0
+        try:
+            dpo_utils.run(importlib.import_module(script).main)
+        except SystemExit as stop:
+            code = stop.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return _call

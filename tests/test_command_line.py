@@ -1,0 +1,107 @@
+"""Flags, recipes and their order of precedence; what the user gets wrong is one sentence."""
+
+import pytest
+
+import basic_dpo_training
+from dpo_utils import UserError, parse_args
+
+DEMO = basic_dpo_training.DEMO
+
+
+def parsed(*words, demo=DEMO):
+    return parse_args("A script.", demo, list(words))
+
+
+def test_without_arguments_the_demo_is_trained():
+    args, training_args, model_args = parsed()
+    assert (model_args.model_name_or_path, args.dataset_name) == ("demo/model", "demo")
+    assert training_args.learning_rate == DEMO["learning_rate"]
+    assert training_args.gradient_checkpointing is False
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_demo(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("beta: 0.3\nlearning_rate: 1.0e-5\n")
+    _, training_args, _ = parsed("--config", str(recipe), "--beta", "0.5")
+    assert training_args.beta == 0.5
+    assert training_args.learning_rate == 1e-5
+    assert training_args.num_train_epochs == DEMO["num_train_epochs"]
+
+
+def test_for_another_model_the_defaults_are_trls():
+    _, training_args, _ = parsed("--model_name_or_path", "some/model", "--dataset_name", "some/data")
+    assert training_args.learning_rate == 1e-6
+    assert training_args.max_length == 1024
+    assert training_args.gradient_checkpointing is True
+
+
+def test_the_users_value_wins_over_the_demo_under_either_name_of_a_flag():
+    for words in (["--gradient_checkpointing"], ["--activation_checkpointing", "true"]):
+        _, training_args, _ = parsed(*words)
+        assert training_args.activation_checkpointing is True
+
+
+def test_resume_needs_no_value():
+    _, training_args, _ = parsed("--resume_from_checkpoint", "--beta", "0.2")
+    assert training_args.resume_from_checkpoint == "newest"
+    assert training_args.beta == 0.2
+
+
+def test_every_setting_of_the_demo_is_a_flag():
+    parsed(*(word for name, value in DEMO.items() for word in (f"--{name}", str(value))))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--learning_rat", "1", "--leaning_rate", "1"], ["--leaning_rate", "did you mean --learning_rate?"]),
+        (["--qwertz", "1"], ["--qwertz", "--help_all"]),
+        (["--beta", "-0.1"], ["--beta", "above 0", "-0.1"]),
+        (["--beta", "0"], ["--beta", "above 0"]),
+        (["--beta", "much"], ["beta", "much"]),
+        (["--learning_rate", "-1"], ["--learning_rate", "negative"]),
+        (["--max_prompt_length", "512", "--max_length", "512"], ["--max_prompt_length 512", "--max_length 512"]),
+        (["--loss_type", "sigmoit"], ["sigmoit", "did you mean sigmoid?"]),
+        (["--loss_type", "sigmoid", "ipo", "--loss_weights", "1"], ["loss_weights"]),
+        (["--use_peft"], ["lora_dpo_training.py"]),
+        (["--load_in_4bit"], ["lora_dpo_training.py"]),
+        (["--model_name_or_path", "some/model"], ["--dataset_name"]),
+        (["--config"], ["--config", "YAML"]),
+        (["--config", "no_such.yaml"], ["no_such.yaml", "cannot be read"]),
+        (["stray"], ["stray"]),
+        (["--output_dir", "README.md"], ["README.md", "is a file"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_it(words, expected):
+    with pytest.raises(UserError) as error:
+        parsed(*words)
+    assert all(part in str(error.value) for part in expected)
+
+
+@pytest.mark.parametrize("content", ["beta: [", "- beta", "beta"])
+def test_a_recipe_that_is_no_mapping_is_refused(content, tmp_path):
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"r\.yaml"):
+        parsed("--config", str(tmp_path / "r.yaml"))
+
+
+def test_an_unknown_name_in_a_recipe_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_text("bata: 0.1\n")
+    with pytest.raises(UserError, match="--bata: did you mean --beta"):
+        parsed("--config", str(tmp_path / "r.yaml"))
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="already holds a run"):
+        parsed("--output_dir", str(tmp_path))
+    parsed("--output_dir", str(tmp_path), "--overwrite_output_dir")
+    parsed("--output_dir", str(tmp_path), "--resume_from_checkpoint")
+
+
+def test_help_says_what_the_flags_do(capsys):
+    for word, expected in (("--help", "stays CLOSER"), ("--help_all", "--adam_beta2")):
+        with pytest.raises(SystemExit) as stop:
+            parsed(word)
+        assert stop.value.code == 0
+        assert expected in capsys.readouterr().out

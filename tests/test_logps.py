@@ -1,0 +1,120 @@
+"""What is trained on, and how likely it is: against hand arithmetic, never against the code itself."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import GPT2LMHeadModel
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from dpo_utils import Completion, sample_completions, sequence_kl, sequence_logps
+
+
+class FixedModel(torch.nn.Module):
+    """Predicts the same distribution at every position: token 0 with 1/2, 1 with 1/4, 2 and 3 with 1/8."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8]).log())
+        self.device = torch.device("cpu")
+
+    def forward(self, input_ids, attention_mask):
+        return type("Output", (), {"logits": self.logits.expand(*input_ids.shape, 4)})()
+
+
+def test_logps_are_sums_not_means():
+    # 0, 1, 2 after any prompt: log 1/2 + log 1/4 + log 1/8 = log 1/64
+    [logp] = sequence_logps(FixedModel(), [([3], [0, 1, 2])], pad_token_id=0)
+    assert logp.item() == pytest.approx(math.log(1 / 64))
+
+
+def test_prompt_tokens_do_not_count():
+    short, long = sequence_logps(FixedModel(), [([3], [1]), ([2, 2, 2, 2], [1])], pad_token_id=0)
+    assert short.item() == long.item() == pytest.approx(math.log(1 / 4))
+
+
+def test_padding_changes_nothing(tiny_llama):
+    rows = [([5, 6, 7], [8, 9]), ([5] * 20, [8] * 15), ([4], [9])]
+    together = sequence_logps(tiny_llama, rows, pad_token_id=0, batch_size=3)
+    alone = torch.cat([sequence_logps(tiny_llama, [row], pad_token_id=0) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_logps_equal_a_loop_over_the_tokens(tiny_llama):
+    prompt, completion = [5, 6, 7], [8, 9, 4]
+    expected = 0.0
+    for position, token in enumerate(completion):
+        so_far = torch.tensor([prompt + completion[:position]])
+        expected += tiny_llama(so_far).logits[0, -1].log_softmax(-1)[token].item()
+    [logp] = sequence_logps(tiny_llama, [(prompt, completion)], pad_token_id=0)
+    assert logp.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_kl_of_a_model_from_itself_is_zero(tiny_llama):
+    completions = [Completion("", [5, 6], [7, 8], False), Completion("", [9], [4, 4, 4], False)]
+    assert sequence_kl(tiny_llama, tiny_llama, completions, pad_token_id=0) == (0.0, 0.0, 0.0)
+
+
+def test_the_completion_mask_starts_behind_the_prompt_and_covers_the_eos():
+    rows = [{"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [6]}]
+    batch = DataCollatorForPreference(pad_token_id=0)(rows)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5], [1, 2, 3, 6, 0]]
+    assert batch["completion_mask"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]
+
+
+@pytest.fixture
+def trainer(base_model_folder, base_tokenizer, tmp_path):
+    pairs = [{"prompt": "the cat", "chosen": " sat on the mat", "rejected": " ran"}] * 4
+    return DPOTrainer(
+        model=GPT2LMHeadModel.from_pretrained(base_model_folder),
+        args=DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=1, save_strategy="no"),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=base_tokenizer,
+    )
+
+
+def test_trl_trains_on_what_we_think_it_trains_on(trainer, base_tokenizer):
+    row = trainer.train_dataset[0]
+    assert base_tokenizer.decode(row["prompt_ids"]) == "the cat"
+    assert base_tokenizer.decode(row["chosen_ids"]) == " sat on the mat</s>"
+    assert row["rejected_ids"][-1] == base_tokenizer.eos_token_id
+
+
+def test_trls_logps_are_ours(trainer):
+    row = trainer.train_dataset[0]
+    ours = sequence_logps(
+        trainer.model, [(row["prompt_ids"], row["chosen_ids"]), (row["prompt_ids"], row["rejected_ids"])], 0
+    )
+    trainer.model.eval()
+    with torch.no_grad():
+        trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator([row])))
+    theirs = [trainer._metrics["eval"][f"logps/{name}"][-1] for name in ("chosen", "rejected")]
+    assert ours.tolist() == pytest.approx(theirs, abs=1e-4)
+
+
+def test_loss_is_ln2_while_policy_equals_reference(trainer):
+    # every log-ratio is 0, so the loss is -log sigmoid(0) = log 2
+    batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]]))
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_sampling_leaves_the_random_generators_as_they_were(tiny_llama, base_model_folder, base_tokenizer):
+    model = GPT2LMHeadModel.from_pretrained(base_model_folder)
+    base_tokenizer.pad_token = base_tokenizer.eos_token
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first = sample_completions(model, base_tokenizer, ["the cat", "a dog ran over"], max_new_tokens=5)
+    assert torch.equal(torch.rand(3), expected)
+    again = sample_completions(model, base_tokenizer, ["the cat", "a dog ran over"], max_new_tokens=5)
+    assert first == again
+
+
+def test_greedy_sampling_takes_the_most_likely_token(base_model_folder, base_tokenizer):
+    model = GPT2LMHeadModel.from_pretrained(base_model_folder)
+    base_tokenizer.pad_token = base_tokenizer.eos_token
+    [completion] = sample_completions(model, base_tokenizer, ["the cat"], temperature=0, max_new_tokens=1)
+    prompt = torch.tensor([base_tokenizer("the cat")["input_ids"]])
+    assert completion.ids == [model(prompt).logits[0, -1].argmax().item()]

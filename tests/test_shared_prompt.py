@@ -1,0 +1,166 @@
+"""The shared-prompt forward gives TRL's numbers, and steps aside where it would not."""
+
+import pytest
+import torch
+from conftest import make_llama
+from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, MptConfig, MptForCausalLM
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
+
+from machinery.shared_prompt import LengthGroups, SharedPromptDPOTrainer, plan_shared_rows, shared_forward
+
+LENGTHS = [(7, 3, 5), (20, 1, 1), (4, 6, 2), (15, 1, 9)]  # prompt, chosen, rejected; the last is cut at 22
+
+
+def batch_of(lengths, max_length=22):
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        {
+            name: torch.randint(3, 50, (length,), generator=generator).tolist()
+            for name, length in zip(("prompt_ids", "chosen_ids", "rejected_ids"), row, strict=True)
+        }
+        for row in lengths
+    ]
+    batch = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(rows)
+    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+    return batch, labels
+
+
+def test_the_shared_row_is_prompt_chosen_last_prompt_token_rejected():
+    # One pair: prompt 5 6 7, chosen 8 9, rejected 3. TRL's two rows are [5 6 7 8 9] and [5 6 7 3 pad].
+    input_ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 3, 0]])
+    attention_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+    labels = torch.tensor([[-100, -100, -100, 8, 9], [-100, -100, -100, 3, -100]])
+    plan = plan_shared_rows(input_ids, attention_mask, labels)
+    assert plan["input_ids"].tolist() == [[5, 6, 7, 8, 9, 7, 3]]
+    assert plan["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3]]
+    assert plan["targets"].tolist() == [8, 9, 3]
+    assert plan["states"].tolist() == [2, 3, 5]  # 7 predicts 8, 8 predicts 9, the repeated 7 predicts 3
+    second_branch = plan["mask"][0, 0, 6].tolist()  # what the rejected token sees: 5 6, the repeated 7, itself
+    assert second_branch == [True, True, False, False, False, True, True]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_log_probs_and_gradients_equal_the_stock_forward(kind, attention):
+    if kind == "llama":
+        model = make_llama(attn_implementation=attention, num_key_value_heads=2)
+    else:
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+        )
+        config._attn_implementation = attention
+        model = GPT2LMHeadModel(config).eval()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    batch, labels = batch_of(LENGTHS)
+    weights = torch.randn(labels[:, 1:].shape, generator=torch.Generator().manual_seed(2))
+    results = []
+    for forward in (
+        lambda: model(**batch, labels=labels, fused_lm_head=True),
+        lambda: shared_forward(model, model.forward, batch, labels),
+    ):
+        model.zero_grad()
+        outputs = forward()
+        (outputs.log_probs * weights).sum().backward()
+        results.append((outputs, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (stock, stock_gradients), (shared, shared_gradients) = results
+    for name in ("log_probs", "entropy", "mean_logits"):
+        torch.testing.assert_close(getattr(shared, name), getattr(stock, name), rtol=1e-5, atol=1e-5)
+    assert torch.equal(shared.is_top1, stock.is_top1)
+    assert len(stock_gradients) == len(shared_gradients)
+    for ours, theirs in zip(shared_gradients, stock_gradients, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max().clamp(min=1.0)
+
+
+@pytest.mark.parametrize("lengths", [[(0, 3, 4)], [(1, 30, 30)]], ids=["no prompt", "nothing to gain"])
+def test_it_steps_aside_where_two_rows_are_no_more_work(lengths):
+    batch, labels = batch_of(lengths, max_length=None)
+    assert plan_shared_rows(batch["input_ids"], batch["attention_mask"], labels) is None
+
+
+def pairs_dataset():
+    rows = [
+        {"prompt": "the cat " * n, "chosen": "sat on the mat", "rejected": "ran over the hill and " + "on " * n}
+        for n in range(2, 10)
+    ]
+    return Dataset.from_list(rows)
+
+
+def config_for(tmp_path, **options):
+    settings = dict(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=3, learning_rate=1e-2)
+    settings |= dict(per_device_train_batch_size=4, logging_steps=1, save_strategy="no", disable_tqdm=True)
+    return DPOConfig(**settings | options)
+
+
+def losses_of(trainer_class, model, tokenizer, tmp_path, **options):
+    trainer = trainer_class(
+        model=model,
+        args=config_for(tmp_path, **options),
+        train_dataset=pairs_dataset(),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer, [logs["loss"] for logs in trainer.state.log_history if "loss" in logs]
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "sft", "aot"])
+@pytest.mark.parametrize("precompute", [False, True], ids=["", "precomputed reference"])
+def test_training_has_the_losses_of_trls_trainer(loss_type, precompute, base_model_folder, base_tokenizer, tmp_path):
+    histories = []
+    for trainer_class in (DPOTrainer, SharedPromptDPOTrainer):
+        model = GPT2LMHeadModel.from_pretrained(base_model_folder)
+        options = dict(loss_type=[loss_type], precompute_ref_log_probs=precompute)
+        trainer, losses = losses_of(trainer_class, model, base_tokenizer, tmp_path, **options)
+        histories.append(losses)
+    assert trainer.shared_prompt_refusal is None
+    torch.testing.assert_close(torch.tensor(histories[0]), torch.tensor(histories[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_ignores_the_mask_is_found_by_the_probe(base_tokenizer, tmp_path, caplog):
+    torch.manual_seed(0)
+    model = MptForCausalLM(MptConfig(vocab_size=len(base_tokenizer), d_model=32, n_heads=4, n_layers=2))
+    model.save_pretrained(tmp_path / "mpt")
+    model = MptForCausalLM.from_pretrained(tmp_path / "mpt")
+    trainer, losses = losses_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
+    assert "would differ" in trainer.shared_prompt_refusal
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_sliding_windows_are_refused_by_name(base_tokenizer, tmp_path):
+    config = MistralConfig(vocab_size=len(base_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                           num_attention_heads=4, num_key_value_heads=2, sliding_window=8)  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
+    model = MistralForCausalLM.from_pretrained(tmp_path / "mistral")
+    trainer, _ = losses_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
+    assert "sliding" in trainer.shared_prompt_refusal
+
+
+def test_turned_off_means_trls_own_forward(base_model_folder, base_tokenizer, tmp_path):
+    args = config_for(tmp_path)
+    args.shared_prompt = False
+    model = GPT2LMHeadModel.from_pretrained(base_model_folder)
+    trainer = SharedPromptDPOTrainer(
+        model=model, args=args, train_dataset=pairs_dataset(), processing_class=base_tokenizer
+    )
+    assert trainer.shared_prompt_refusal == "it was turned off"
+
+
+def test_length_groups_hold_every_row_once_and_like_lengths_together():
+    lengths = torch.randint(10, 200, (1000,), generator=torch.Generator().manual_seed(0)).tolist()
+    order = list(LengthGroups(lengths, group=8, seed=1, epoch=lambda: 0))
+    assert sorted(order) == list(range(1000))
+    batches = [order[start : start + 8] for start in range(0, 1000, 8)]
+    spread = sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches) / len(batches)
+    assert spread < 25  # at random it would be about 150
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    orders = {
+        (seed, epoch): tuple(LengthGroups(list(range(50)), group=4, seed=seed, epoch=lambda epoch=epoch: epoch))
+        for seed, epoch in [(1, 0), (1, 1), (2, 5)]
+    }
+    assert len(set(orders.values())) == 3
+    assert orders[1, 0] == tuple(LengthGroups(list(range(50)), group=4, seed=1, epoch=lambda: 0))
