@@ -198,34 +198,40 @@ def run(main) -> None:
     """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
     try:
         main()
-        return
-    except UserError as error:
-        code, text = 2, f"error: {error}"
-    except NonFiniteLoss as error:
-        code = 1
-        text = (
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = _explain(error)
+        if code is None:
+            raise  # a fault of ours
+        if "--traceback" in sys.argv:
+            traceback.print_exc()
+        print(text, file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+def _explain(error: BaseException) -> tuple[int | None, str]:
+    """Exit code and text for an error that has a cause the user can do something about; code None for all others."""
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "stopped by Ctrl-C outside of training; there is nothing to go on with"
+    if isinstance(error, NonFiniteLoss):
+        return 1, (
             f"training failed: {error}. The last checkpoint is untouched. Lower --learning_rate, use --bf16 rather than "
             "--fp16, and look for empty or broken pairs."
         )
-    except KeyboardInterrupt:
-        code, text = 130, "stopped by Ctrl-C before training began; nothing was written"
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        code = 1
-        text = (
-            f"training failed: out of memory ({str(error).splitlines()[0] if str(error) else 'no room left'}). In this "
-            "order: halve --per_device_train_batch_size and double --gradient_accumulation_steps; "
-            "--gradient_checkpointing true; --precompute_ref_log_probs; --max_length and --max_prompt_length; LoRA."
+    is_cpu_full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_cpu_full:
+        return 1, (
+            "training failed: out of memory. In this order: halve --per_device_train_batch_size and double "
+            "--gradient_accumulation_steps; --gradient_checkpointing true; --precompute_ref_log_probs; lower "
+            "--max_length and --max_prompt_length; train an adapter instead."
         )
-    except (ValueError, NotImplementedError) as error:
-        # TRL refuses combinations of settings in its trainer's constructor; all else is a fault of ours.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        if Path(where.filename).name != "dpo_trainer.py" or where.name != "__init__":
-            raise
-        code, text = 2, f"error: {error}"
-    if "--traceback" in sys.argv:
-        traceback.print_exc()
-    print(text, file=sys.stderr)
-    raise SystemExit(code)
+    # TRL refuses combinations of settings in its trainer's constructor.
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    is_refusal = Path(where.filename).name == "dpo_trainer.py" and where.name == "__init__"
+    if isinstance(error, (ValueError, NotImplementedError)) and is_refusal:
+        return 2, f"error: {error}"
+    return None, ""
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
@@ -241,10 +247,13 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
     hub_kwargs = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
     try:
         check_model_folder(name)
+    except ValueError as error:
+        raise UserError(f"--model_name_or_path: {error}.") from error
+    try:
         is_small = Path(name).is_dir() and _size(Path(name)) < 1e9
         (transformers_logging.disable_progress_bar if is_small else transformers_logging.enable_progress_bar)()
         config = AutoConfig.from_pretrained(name, **hub_kwargs)
-        check_architecture(name, config)
+        check_architecture(config)
         model, report = AutoModelForCausalLM.from_pretrained(
             name, config=config, use_safetensors=True, output_loading_info=True, **init_kwargs
         )
@@ -253,7 +262,7 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
         raise UserError(f"{name}: a safetensors file is damaged ({error}). Copy it again.") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--model_name_or_path: {reason}.") from error
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {reason.rstrip('.')}.") from error
     if report["missing_keys"]:
         some = sorted(report["missing_keys"])
         raise UserError(f"{name} lacks {len(some)} of the model's weights (first: {some[0]}); they would be random.")
@@ -551,7 +560,8 @@ def sample_completions(
     temperature: 1 samples what the KL is defined on; 0 takes the most likely token each time.
     progress: a label for a progress bar. Draws from a generator of its own, so training goes on with the same bits.
     """
-    rows = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    rows = [_prompt_ids(tokenizer, prompt)[1 - positions :] for prompt in prompts]  # room for one token at least
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))  # like lengths together: little padding
     completions: list[Completion | None] = [None] * len(rows)
     was_training = model.training
@@ -565,7 +575,7 @@ def sample_completions(
             batch = batch.to(model.device)
             sampled = model.generate(
                 **batch,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=min(max_new_tokens, positions - batch["input_ids"].shape[1]),
                 do_sample=temperature > 0,
                 temperature=temperature or None,
                 top_k=0 if temperature > 0 else None,

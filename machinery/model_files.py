@@ -1,7 +1,7 @@
 """Look at a model folder before anything is loaded from it, and say what is wrong with it in one sentence.
 
     check_model_folder("my_model")     # ValueError: "my_model holds pickled weights only ..."
-    check_architecture("my_model", config)
+    check_architecture(config)                    # ValueError: "it is BertForMaskedLM ..."
 
 Weights are read from safetensors alone: a pickled file can run any code when it is loaded.
 """
@@ -33,9 +33,9 @@ def check_model_folder(name: str) -> None:
         raise ValueError(f"{name} holds no weights: there is no .safetensors file in it")
 
 
-def check_architecture(name: str, config: PreTrainedConfig) -> None:
+def check_architecture(config: PreTrainedConfig) -> None:
     """Accept causal language models, also those of remote code. Raises ValueError that names the architecture."""
     architecture = (config.architectures or ["a model that does not say what it is"])[0]
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and not is_remote:
-        raise ValueError(f"{name} is {architecture}, which is not a causal language model")
+        raise ValueError(f"it is {architecture}, which is not a causal language model")
