@@ -27,8 +27,7 @@ from typing import NamedTuple
 # TRL reports its use to the hub. Here nothing is sent unless the user asks for it (HF_HUB_DISABLE_TELEMETRY=0).
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # TRL 1.16 itself uses these old names of Transformers, so the advice to change them is not for the reader.
-for old_name in ("gradient_checkpointing", "is_gradient_checkpointing"):
-    warnings.filterwarnings("ignore", message=f"`{old_name}` is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message=r"`\w*gradient_checkpointing\w*` is deprecated", category=FutureWarning)
 
 import datasets
 import torch
@@ -309,7 +308,7 @@ def load_preferences(
     formatted = []
     for split in (train_split, test_split):
         if split not in splits:
-            say(f"No split {test_split!r} in {name}: nothing is held out.")
+            say(f"No split {test_split!r} in {name}: nothing is held out, and the prompts shown are training prompts.")
             formatted.append(None)
             continue
         pairs = splits[split]
@@ -379,7 +378,7 @@ def _check_columns(row: dict, where: str) -> None:
     if missing:
         raise UserError(
             f"{where}: there is no column {' and no column '.join(sorted(missing))}. Needed are prompt, chosen and "
-            f"rejected; there are {', '.join(row)}. custom_dataset_dpo.py reads other shapes."
+            f"rejected; there are {', '.join(row)}. Rename your columns to these."
         )
 
 
@@ -664,7 +663,7 @@ def report_change(
     Returns kl and, with score_reply, true_reward_before, true_reward_after and win_rate (after against before on the
     same prompt, ties half), each with the ends of its 95% bootstrap interval over prompts.
     """
-    say("\nThe same held-out prompts before and after")
+    say("\nThe same prompts before and after")
     for prompt, old, new in list(zip(prompts, before, after, strict=True))[:3]:
         question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         say(f"  prompt   {visible(str(question))}\n  before   {visible(old.text)}\n  after    {visible(new.text)}\n")
