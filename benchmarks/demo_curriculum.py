@@ -101,7 +101,7 @@ def demo_settings() -> dict:
 
 def flipped_data(seed: int) -> Path:
     """The demo's pairs with chosen and rejected exchanged in 30% of the training rows."""
-    folder = OUT / f"flipped-seed{seed}"
+    folder = OUT / f"data-flipped-seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     rows = [json.loads(line) for line in (PROJECT / "demo" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
