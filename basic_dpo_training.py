@@ -3,13 +3,18 @@
     python basic_dpo_training.py
 
 trains the demo: a language model of one million parameters that answers a shop's customers, well and badly alike.
-Nothing is downloaded, and it takes about a minute on two CPU cores.
+Nothing is downloaded, and it takes about a minute on two CPU cores. At the end you see what was won, and its price
+(figures differ by seed and machine):
+
+      all         2.83 [2.60, 3.06]   5.41 [5.18, 5.63]   7
+    Win rate of after against before, ties half: 0.88 [0.83, 0.92]
+    KL from the reference, nats a reply: 4.30 [3.54, 5.07]
 
 Try next:
 
-    python basic_dpo_training.py --beta 1.0             # a dearer reference: less KL, less gain
-    python basic_dpo_training.py --learning_rate 3e-3   # too fast: accuracy up, true reward down
-    python basic_dpo_training.py --help                 # the flags that matter, and what each does
+    python basic_dpo_training.py --beta 1.0               # a dearer reference: KL about 1, a smaller gain
+    python basic_dpo_training.py --learning_rate 1.2e-3   # too fast: the text breaks, accuracy hardly notices
+    python basic_dpo_training.py --help                   # the flags that matter, and what each does
 """
 
 from demo.world import QUALITIES, is_known, score_reply
