@@ -32,7 +32,7 @@ def score(reply):
 
 def test_a_good_reply_earns_everything():
     assert score(f"{SORRY} {REMEDY} {NEXT}") == QUALITIES
-    assert true_reward(PROMPT, f"{SORRY} {REMEDY} {NEXT}") == MAX_REWARD == 6
+    assert true_reward(PROMPT, f"{SORRY} {REMEDY} {NEXT}") == MAX_REWARD == 7
 
 
 @pytest.mark.parametrize(
