@@ -109,8 +109,8 @@ def parse_args(description: str, demo: dict, argv: list[str] | None = None, take
     try:
         said = parser.read(list(sys.argv[1:] if argv is None else argv))
         if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
-            parser.fill({"model_name_or_path": _from_here("demo/model")} | demo)
-            parser.fill({"dataset_name": _from_here(demo["dataset_name"])})
+            paths = {"model_name_or_path": "demo/model", "dataset_name": demo["dataset_name"]}
+            parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
         parser.fill(_device_settings(said))
         args, training_args, model_args, mixture = parser.build()
     except ValueError as error:
