@@ -23,6 +23,7 @@ from dpo_utils import (
     load_model,
     load_preferences,
     parse_args,
+    pick_prompts,
     report_change,
     run,
     sample_completions,
@@ -65,19 +66,9 @@ def main():
     if not training_args.precompute_ref_log_probs:
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
 
-    # Data: every row becomes a prompt, a chosen and a rejected completion.
-    train_pairs, eval_pairs, prompts = load_preferences(
-        args.mixture or args.dataset_name,
-        tokenizer,
-        train_split=args.dataset_train_split,
-        test_split=args.dataset_test_split,
-        config=args.dataset_config,
-        streaming=args.dataset_streaming,
-        keep_plain=args.keep_plain,
-        max_prompt_length=training_args.max_prompt_length,
-        num_proc=training_args.dataset_num_proc,
-        num_prompts=args.num_eval_prompts,
-    )
+    # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
+    train_pairs, eval_pairs, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
+    prompts = pick_prompts(train_pairs if eval_pairs is None else eval_pairs, args.num_eval_prompts)
     if eval_pairs is None:
         training_args.eval_strategy = "no"
 

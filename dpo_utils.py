@@ -2,7 +2,7 @@
 
     configuration      parse_args, run                           flags, recipes, exit codes
     loading            load_model, load_preferences              a policy, its tokenizer, its pairs
-    formatting         format_pair                               everything becomes prompt, chosen, rejected
+    formatting         format_pair, show_pairs                   what is trained on, as text, turns and tokens
     before training    claim_output_dir, show_start              what the model will see; the loss is ln 2
     during training    watch                                     a progress bar, a short log line, a reply now and then
     generating         sample_completions, sequence_logps        what the model says, and how likely that is
@@ -20,7 +20,8 @@ import os
 import sys
 import traceback
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +35,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
-from datasets.fingerprint import Hasher
-from pyarrow import ArrowInvalid
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -44,14 +43,17 @@ from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, g
 
 from machinery import run_folder
 from machinery.command_line import CommandLine
-from machinery.conversations import check_text, split_text, split_turns
 from machinery.curves import plot_training
-from machinery.data_files import read_splits
+from machinery.data_doctor import KEEPABLE, tokenise
+from machinery.data_tables import print_report
 from machinery.flag_help import FLAGS
 from machinery.interrupts import SaveOnSignal
+from machinery.length_figure import plot_lengths
 from machinery.log_lines import NonFiniteLoss, PreviewReply, show_log_lines
 from machinery.memory import peak_memory_bytes
 from machinery.model_files import check_architecture, check_model_folder
+from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
+from machinery.preference_shapes import PAIRINGS
 from machinery.safe_text import completions_page, visible
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
@@ -76,6 +78,13 @@ class UserError(Exception):
 class TutorialArguments(ScriptArguments):
     """TRL's script arguments and those of this tutorial."""
 
+    dataset_format: str = field(default="auto", metadata={"help": "The shape of the rows."})
+    columns: str | None = field(default=None, metadata={"help": "Your names: prompt=question,chosen=good,rejected=bad"})
+    pairing: str = field(default="best_worst", metadata={"help": "How several scored answers become pairs."})
+    min_margin: float = field(default=0.0, metadata={"help": "Least difference of the scores of a pair."})
+    held_out_share: float = field(default=0.0, metadata={"help": "Share of prompts to hold out without a test split."})
+    skip_bad_rows: bool = field(default=False, metadata={"help": "Go on without rows that cannot be read."})
+    keep_findings: list[str] = field(default_factory=list, metadata={"help": "Findings that are to drop nothing."})
     keep_plain: bool = field(default=False, metadata={"help": "Leave plain strings plain."})
     num_eval_prompts: int = field(default=8, metadata={"help": "Held-out prompts answered before and after training."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest reply that is sampled, in tokens."})
@@ -97,15 +106,25 @@ LOSS_TYPES = (
 )  # fmt: skip
 
 
-def parse_args(description: str, demo: dict, argv: list[str] | None = None, takes_adapters: bool = False):
+def parse_args(
+    description: str,
+    demo: dict,
+    argv: list[str] | None = None,
+    arguments: type[TutorialArguments] = TutorialArguments,
+    takes_adapters: bool = False,
+):
     """Read flags and recipe with TRL's own names and parser.
 
     description: the script's docstring, printed by --help. demo: the settings that hold when the model is the demo's
-    and the user says nothing else. argv: the command line, that of the process by default. takes_adapters: whether the
-    script knows what to do with --use_peft and quantised weights.
-    Returns (script arguments, training arguments, model arguments). Raises UserError.
+    and the user says nothing else. argv: the command line, that of the process by default. arguments: the script's own
+    flags besides those of all scripts. takes_adapters: whether it knows what to do with --use_peft and quantised weights.
+    Returns (script arguments, training arguments, model arguments); in them, `data_kwargs` and `init_kwargs` hold what
+    `load_preferences` and `load_model` take. Raises UserError.
     """
-    parser = CommandLine((TutorialArguments, TutorialConfig, ModelConfig, DatasetMixtureConfig), description, FLAGS)
+    own = {
+        f.name: f.metadata["help"] for f in fields(arguments) if f.name not in TutorialArguments.__dataclass_fields__
+    }
+    parser = CommandLine((arguments, TutorialConfig, ModelConfig, DatasetMixtureConfig), description, own | FLAGS)
     try:
         said = parser.read(list(sys.argv[1:] if argv is None else argv))
         if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
@@ -116,8 +135,10 @@ def parse_args(description: str, demo: dict, argv: list[str] | None = None, take
     except ValueError as error:
         raise UserError(str(error)) from error
 
-    args.mixture = mixture if mixture.datasets else None
+    args.source = mixture if mixture.datasets else args.dataset_name
     args.names_output_dir = said.output_dir is not None
+    args.names_model = said.model_name_or_path is not None
+    args.names_data = said.dataset_name is not None or bool(mixture.datasets)
     model_args.init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -127,9 +148,34 @@ def parse_args(description: str, demo: dict, argv: list[str] | None = None, take
     }
     training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
     _check(args, training_args)
+    args.data_kwargs = {
+        "train_split": args.dataset_train_split,
+        "test_split": args.dataset_test_split,
+        "config": args.dataset_config,
+        "streaming": args.dataset_streaming,
+        "dataset_format": args.dataset_format,
+        "columns": _parse_columns(args.columns),
+        "num_proc": training_args.dataset_num_proc,
+        "max_length": training_args.max_length,
+        "max_prompt_length": training_args.max_prompt_length,
+        "seed": training_args.seed,
+        "look_at": 500,
+    }
+    for name in ("pairing", "min_margin", "held_out_share", "skip_bad_rows", "keep_findings", "keep_plain"):
+        args.data_kwargs[name] = getattr(args, name)
     if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
         raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
     return args, training_args, model_args
+
+
+def _parse_columns(text: str | None) -> dict[str, str]:
+    """prompt=question,chosen=good as a dictionary."""
+    if not text:
+        return {}
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(ours.strip() and theirs.strip() for ours, _, theirs in parts):
+        raise UserError(f"--columns {text}: names are given as in prompt=question,chosen=good,rejected=bad.")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in parts}
 
 
 def _from_here(path: str) -> str:
@@ -170,10 +216,21 @@ def _check(args: TutorialArguments, training_args: TutorialConfig) -> None:
             nearest = difflib.get_close_matches(name, LOSS_TYPES, n=1, cutoff=0.4)
             hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(LOSS_TYPES)}."
             raise UserError(f"--loss_type {name} is none of TRL's: {hint}")
-    if args.dataset_name is None and args.mixture is None:
+    if args.source is None:
         raise UserError(
             "--dataset_name is missing: name a file, a folder or a hub dataset with prompt, chosen, rejected."
         )
+    for name, values, known in (
+        ("pairing", [args.pairing], PAIRINGS),
+        ("keep_findings", args.keep_findings, KEEPABLE),
+    ):
+        for value in values or ():
+            if value not in known:
+                raise UserError(f"--{name} {value}: there are {', '.join(known)}.")
+    if not 0 <= args.held_out_share < 1:
+        raise UserError(f"--held_out_share must be at least 0 and below 1, not {args.held_out_share}.")
+    if args.dataset_train_split == args.dataset_test_split:
+        raise UserError(f"--dataset_train_split and --dataset_test_split are both {args.dataset_test_split}.")
     if args.names_output_dir:
         folder = Path(training_args.output_dir)
         if folder.exists() and not folder.is_dir():
@@ -256,68 +313,101 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
         model, report = AutoModelForCausalLM.from_pretrained(
             name, config=config, use_safetensors=True, output_loading_info=True, **init_kwargs
         )
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
+        tokenizer = load_tokenizer(name, **hub_kwargs)
     except SafetensorError as error:
         raise UserError(f"{name}: a safetensors file is damaged ({error}). Copy it again.") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--model_name_or_path {name} cannot be loaded: {reason.rstrip('.')}.") from error
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {_first_line(error)}.") from error
     if report["missing_keys"]:
         some = sorted(report["missing_keys"])
         raise UserError(f"{name} lacks {len(some)} of the model's weights (first: {some[0]}); they would be random.")
+    return model, tokenizer
+
+
+def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer, with a pad token. Raises UserError where it has no EOS, or is not there."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{name}: its tokenizer cannot be loaded: {_first_line(error)}.") from error
     if tokenizer.eos_token is None:
         raise UserError(f"{name}: its tokenizer has no EOS token, so the model could not learn to stop.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
-    return model, tokenizer
+    # It warns of the first long text only; `load_preferences` counts them all, and max_length cuts them.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def load_preferences(
     source: str | DatasetMixtureConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     *,
     train_split: str = "train",
     test_split: str = "test",
     config: str | None = None,
     streaming: bool = False,
-    keep_plain: bool = False,
-    max_prompt_length: int | None = None,
-    num_proc: int | None = None,
-    num_prompts: int = 0,
-) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None, list[Prompt]]:
-    """Load preference pairs and bring them into the form that TRL trains on: prompt, chosen, rejected.
+    **how,
+) -> tuple[Dataset | IterableDataset | None, Dataset | IterableDataset | None, dict]:
+    """Load preference data of any usual shape as the pairs that TRL trains on, without those that teach nothing.
 
     source: a file, folder or hub name, or a mixture as TRL's recipes describe it. tokenizer: gets a plain chat template
-    if it has none and the pairs are conversations. See `format_pair` for keep_plain and max_prompt_length.
-    num_prompts: how many different prompts to pick for sampling, held-out ones where there are some.
-    Returns the training pairs, the held-out pairs (None where there is no such split) and those prompts.
-    Raises UserError that names the file and the row.
+    if it has none and the pairs are conversations; None only examines the texts.
+    how: dataset_format ("auto", a name in SHAPES, or a function from a row to {"prompt", "chosen", "rejected"}), columns
+    ({our name: yours}), pairing and min_margin (of several scored answers), held_out_share (of the prompts, where there
+    is no test split), keep_findings (which drop nothing), skip_bad_rows, keep_plain, max_prompt_length, max_length,
+    look_at (how many pairs to examine in tokens; all by default), num_proc, seed, save_cleaned (a .jsonl file to write).
+    Returns the training pairs, the held-out pairs (None where nothing is held out), both with a column "rows", and a
+    report by split. Raises UserError that names the file and the row.
     """
     # Bars for what takes seconds, none for what takes a moment.
     is_small = isinstance(source, str) and Path(source).exists() and _size(Path(source)) < 20e6
     (datasets.disable_progress_bars if is_small else datasets.enable_progress_bars)()
-    name = source if isinstance(source, str) else "the mixture"
+    loaded = source if isinstance(source, str) else get_dataset(source)
     try:
-        splits = read_splits(source, config, streaming) if isinstance(source, str) else get_dataset(source)
-    except (ValueError, OSError) as error:
-        raise UserError(f"--dataset_name: {error}.") from error
-    if train_split not in splits:
-        raise UserError(
-            f"{name} has no split {train_split!r}; it has {', '.join(splits)}. Choose by --dataset_train_split."
-        )
-    formatted = []
-    for split in (train_split, test_split):
-        if split not in splits:
-            say(f"No split {test_split!r} in {name}: nothing is held out, and the prompts shown are training prompts.")
-            formatted.append(None)
-            continue
-        pairs = splits[split]
-        formatted.append(_format_split(pairs, f"{name}, {split}", tokenizer, keep_plain, max_prompt_length, num_proc))
-    train_pairs, eval_pairs = formatted
-    return train_pairs, eval_pairs, _pick_prompts(train_pairs if eval_pairs is None else eval_pairs, num_prompts)
+        splits, others = find_splits(loaded, train_split, test_split, config, streaming)
+        if streaming:
+            streams = [stream_pairs(rows, tokenizer, format_pair, **how) for rows in splits.values()]
+            notes = [note for _, said in streams for note in said]
+            pairs, reports = [streams[0][0], streams[1][0] if len(streams) > 1 else None], {}
+        else:
+            pairs, reports, notes = load_pairs(splits, tokenizer, format_pair, **how)
+    except Refused as error:
+        is_named = str(source) in str(error) or "--" in str(error)[:3]
+        raise UserError(str(error) if is_named else f"--dataset_name {source}: {error}") from error
+    for note in notes:
+        say(note)
+    if pairs[1] is None:
+        say(f"No split {test_split!r}: nothing is held out, and the prompts shown are training prompts.")
+        if others:
+            say(f"There is {', '.join(sorted(others))}: name it by --dataset_test_split.")
+    return *pairs, reports
 
 
-def _pick_prompts(pairs, count: int) -> list[Prompt]:
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def show_data(reports: dict, folder: Path | str) -> None:
+    """Print the report of each split, and write data_report.json and data_report.png into the folder.
+
+    reports: by split, from `load_preferences`.
+    """
+    if not PartialState().is_main_process:
+        return
+    for report in reports.values():
+        print_report(report, report["source"])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with run_folder.complete_file(Path(folder) / "data_report.json") as file:
+        json.dump(reports, file, indent=2, ensure_ascii=True, allow_nan=False)
+    plot_lengths(next(reversed(reports.values())), Path(folder) / "data_report.png")
+
+
+def pick_prompts(pairs: Dataset | IterableDataset, count: int) -> list[Prompt]:
     """The first `count` different prompts."""
     picked = {}
     for row in pairs:
@@ -327,120 +417,44 @@ def _pick_prompts(pairs, count: int) -> list[Prompt]:
     return list(picked.values())
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-
-
-def _format_split(pairs, where: str, tokenizer, keep_plain: bool, max_prompt_length: int | None, num_proc: int | None):
-    first = next(iter(pairs), None)
-    if first is None:
-        raise UserError(f"{where}: there are no rows in it.")
-    _check_columns(first, where)
-    if not isinstance(first["chosen"], str) and tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
-        logger.warning("The tokenizer has no chat template: turns are written as 'User: ...' and 'Assistant: ...'.")
-    if isinstance(first["chosen"], str) and tokenizer.chat_template is not None and not keep_plain:
-        say(f"{where}: plain strings become a user's and an assistant's turn (--keep_plain leaves them plain).")
-
-    settings = {
-        "tokenizer": tokenizer,
-        "keep_plain": keep_plain,
-        "max_prompt_length": max_prompt_length,
-        "where": where,
-    }
-    if isinstance(pairs, IterableDataset):
-        return pairs.map(format_pair, with_indices=True, fn_kwargs=settings).remove_columns("is_shortened")
-    # `datasets` finds its cached results by a fingerprint. It must change with this file, not only with the data.
-    key = [pairs._fingerprint, Path(__file__).read_bytes(), tokenizer.chat_template, settings["where"], keep_plain]
-    key += [max_prompt_length, tokenizer.name_or_path]
-    try:
-        pairs = pairs.map(
-            format_pair,
-            with_indices=True,
-            fn_kwargs=settings,
-            num_proc=num_proc,
-            new_fingerprint=Hasher.hash(key),
-            desc=f"formatting {where}",
-        )
-    except ArrowInvalid as error:
-        raise UserError(f"{where}: some rows are text and some are lists of turns, or their turns differ.") from error
-    shortened = sum(pairs["is_shortened"])
-    if shortened:
-        say(f"{where}: {shortened} of {len(pairs)} prompts shortened to {max_prompt_length} tokens.")
-    return pairs.remove_columns("is_shortened")
-
-
-def _check_columns(row: dict, where: str) -> None:
-    missing = {"chosen", "rejected"} - row.keys()
-    has_text_beside = any(isinstance(value, str) for key, value in row.items() if key not in ("chosen", "rejected"))
-    if "prompt" not in row and isinstance(row.get("chosen"), str) and has_text_beside:
-        missing.add("prompt")  # TRL would take the common beginning of the two answers for the prompt
-    if missing:
-        raise UserError(
-            f"{where}: there is no column {' and no column '.join(sorted(missing))}. Needed are prompt, chosen and "
-            f"rejected; there are {', '.join(row)}. Rename your columns to these."
-        )
-
-
 # --- Formatting ------------------------------------------------------------------------------------------------------
-
-# For base models: no token is added, because its embedding would be random. The EOS ends what is trained on.
-PLAIN_CHAT_TEMPLATE = (
-    "{{ bos_token or '' }}{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
-    "{{ message['role'] | capitalize + ': ' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
-)
 
 
 def format_pair(
-    row: dict,
-    index: int,
+    pair: dict,
     tokenizer: PreTrainedTokenizerBase,
-    keep_plain: bool = False,
+    as_turns: bool = True,
     max_prompt_length: int | None = None,
-    where: str = "the data",
 ) -> dict:
-    """One row as prompt, chosen and rejected: all three plain strings, or all three lists of turns.
+    """One pair as this tokenizer needs it: prompt, chosen and rejected as three strings or three lists of turns.
 
-    A row may be in either form, or hold two whole conversations that part at the end and no prompt. Plain strings
-    become turns where the tokenizer has a chat template, unless keep_plain. max_prompt_length: see `shorten_prompt`.
-    Raises UserError that names the row, counted from 0.
+    pair: strings or turns. as_turns: write strings as a user's and an assistant's turn, so that the chat template is
+    used. max_prompt_length: shorten the prompt to so many tokens (see `shorten_prompt`); ValueError where that cannot
+    be done.
     """
-    prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
-    place = f"{where}, row {index} (counting from 0)"
-    for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
-        if name in row:
-            try:
-                check_text(value)
-            except ValueError as error:
-                raise UserError(f"{place}: {name!r} {error}.") from error
-    if isinstance(chosen, str) != isinstance(rejected, str) or isinstance(prompt, list) > isinstance(chosen, list):
-        raise UserError(f"{place}: of prompt, chosen and rejected, some are text and some are lists of turns.")
-
-    if isinstance(chosen, str):
-        if prompt is None:
-            prompt, chosen, rejected = split_text(chosen, rejected)
-        if tokenizer.chat_template is not None and not keep_plain:
-            prompt = [{"role": "user", "content": prompt}]
-            chosen, rejected = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
-    elif prompt is None or chosen[0]["role"] != "assistant":  # whole conversations
-        try:
-            prompt, chosen, rejected = split_turns(chosen, rejected)
-        except ValueError as error:
-            raise UserError(f"{place}: {error}.") from error
-    elif isinstance(prompt, str):
+    prompt, chosen, rejected = pair["prompt"], pair["chosen"], pair["rejected"]
+    if isinstance(prompt, str) and as_turns:
         prompt = [{"role": "user", "content": prompt}]
-
-    is_shortened = False
+        chosen, rejected = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
+    full = prompt
     if max_prompt_length is not None:
-        full = prompt
-        try:
-            prompt = shorten_prompt(prompt, tokenizer, max_prompt_length, row.get("tools"))
-        except ValueError as error:
-            raise UserError(f"{place}: {error}.") from error
-        is_shortened = prompt != full
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "is_shortened": is_shortened}
+        prompt = shorten_prompt(prompt, tokenizer, max_prompt_length, pair.get("tools"))
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "is_shortened": prompt != full}
+
+
+def show_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+    """Print pairs as the model sees them: every [token] in brackets is trained on, the rest is what it follows from."""
+    for number, row in enumerate(islice(pairs, count)):
+        parts = (row["prompt"], row["chosen"], row["rejected"])
+        prompt, *answers, _ = tokenise(*parts, tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
+        say(f"\nPair {number}, from row {', '.join(map(str, row['rows']))}")
+        say(f"  {'prompt':<9}{visible(tokenizer.decode(prompt))}")
+        for name, ids in zip(("chosen", "rejected"), answers, strict=True):
+            # decoded as they grow, because some tokenizers drop the space before a token that stands alone
+            ends = [len(tokenizer.decode(prompt + ids[:end])) for end in range(len(ids) + 1)]
+            text = tokenizer.decode(prompt + ids)
+            tokens = "".join(f"[{visible(text[start:end])}]" for start, end in pairwise(ends))
+            say(f"  {name:<9}{tokens}  {len(ids)} tokens")
 
 
 # --- Before training -------------------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
     python -m demo.build                      # into demo/, about ten minutes on two cores
     python -m demo.build --output_dir /tmp/x  # somewhere else, to compare
     python -m demo.build --pairs_only         # new pairs from the model that is there, about three minutes
+    python -m demo.build --spoilt_only        # the spoilt copy of the pairs that are there, a second
 
 1. A tokenizer is trained on the desk's conversations (byte-level BPE, ChatML-style template).
 2. A small Llama is taught in two rounds. First whole conversations with the right remedy: that is its knowledge. Then
    replies in which every good quality is there or not by chance: that is its habit, which DPO is to change.
 3. Pairs are sampled from that model, as in section 6 of the DPO paper (arXiv:2305.18290), and labelled by a
    Bradley-Terry coin on the true reward (its equation 1), so some labels are wrong, and it is known which.
+4. A copy of the pairs is spoilt in every way that real data are, for custom_dataset_dpo.py to find.
 """
 
 import argparse
@@ -65,8 +67,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--pairs_only", action="store_true", help="keep the model, sample the pairs anew")
+    parser.add_argument("--spoilt_only", action="store_true", help="keep model and pairs, spoil a copy anew")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    if options.spoilt_only:
+        spoil(options.output_dir)
+        return
     disable_progress_bars()
     rng = random.Random(SEED)
     knowledge = [conversation(rng, right_remedy=1.0) for _ in range(KNOWLEDGE_ROWS)]
@@ -74,6 +80,7 @@ def main() -> None:
     if not options.pairs_only:
         build_model(options.output_dir / "model", knowledge, habit)
     build_pairs(options.output_dir, rng)
+    spoil(options.output_dir)
 
 
 def build_model(folder: Path, knowledge: list[dict], habit: list[dict]) -> None:
@@ -204,6 +211,83 @@ def sample_pairs(model, tokenizer, rng: random.Random, combinations: list, count
 def is_clear(pair: dict) -> bool:
     """Whether a pair is a short question with a perfect chosen reply and a poor rejected one."""
     return len(pair["prompt"]) == 1 and pair["score_chosen"] == MAX_REWARD and pair["score_rejected"] <= 2
+
+
+def _reply(text: str) -> list[dict]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _longer(question: dict) -> dict:
+    return question | {"content": "My order is late. " * 150 + question["content"]}
+
+
+# What is done to a row, and to how many. Each function takes the row, another row and a held-out row, and returns the
+# rows that stand in its place. The names are those of the findings in machinery/data_doctor.py.
+SPOILS = {
+    "identical": (12, lambda row, other, held_out: [row | {"rejected": row["chosen"]}]),
+    "empty_answer": (9, lambda row, other, held_out: [row | {"rejected": _reply(" \n")}]),
+    "missing_field": (7, lambda row, other, held_out: [row | {"chosen": None}]),
+    "wrong_type": (4, lambda row, other, held_out: [row | {"rejected": 3}]),
+    "duplicate": (11, lambda row, other, held_out: [other]),
+    "near_duplicate": (
+        8,
+        lambda row, other, held_out: [other | {"chosen": _reply(other["chosen"][0]["content"].upper() + " ")}],
+    ),
+    "opposite_label": (
+        6,
+        lambda row, other, held_out: [row, row | {"chosen": row["rejected"], "rejected": row["chosen"]}],
+    ),
+    "in_test_split": (10, lambda row, other, held_out: [held_out]),
+    "different_prompts": (
+        5,
+        lambda row, other, held_out: [
+            {"chosen": row["prompt"] + row["chosen"], "rejected": other["prompt"] + other["rejected"], "prompt": None}
+        ],
+    ),
+    "answer_is_prompt": (6, lambda row, other, held_out: [row | {"chosen": _reply(row["prompt"][-1]["content"])}]),
+    "roles": (6, lambda row, other, held_out: [row | {"prompt": row["prompt"] + row["chosen"]}]),
+    "invalid_unicode": (3, lambda row, other, held_out: [row | {"chosen": _reply("\ud83d We are sorry.")}]),
+    "control_characters": (
+        7,
+        lambda row, other, held_out: [row | {"rejected": _reply(row["rejected"][0]["content"] + "\x00")}],
+    ),
+    "replacement_characters": (
+        7,
+        lambda row, other, held_out: [
+            row | {"rejected": _reply(row["rejected"][0]["content"].replace("e", "\ufffd", 1))}
+        ],
+    ),
+    "fills_max_length": (
+        4,
+        lambda row, other, held_out: [row | {"prompt": [*row["prompt"][:-1], _longer(row["prompt"][-1])]}],
+    ),
+    "answer_cut": (3, lambda row, other, held_out: [row | {"rejected": _reply("Please wait for our answer. " * 90)}]),
+}
+
+
+def spoil(folder: Path) -> None:
+    """Write a copy of the pairs in which a number of rows, chosen by chance, is spoilt; `spoilt` says in which way."""
+    train, test = (
+        [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for split in ("train", "test")
+    )
+    rng = random.Random(SEED)
+    victims = rng.sample(range(len(train) // 2, len(train)), sum(count for count, _ in SPOILS.values()))
+    others = iter(rng.sample(range(len(train) // 2), len(victims)))  # the first half stays whole, to be copied from
+    held_out = iter(rng.sample(test, len(test)))
+    spoilt = {}
+    for name, (count, change) in SPOILS.items():
+        for _ in range(count):
+            number = victims.pop()
+            spoilt[number] = [
+                row | {"spoilt": name} for row in change(train[number], train[next(others)], next(held_out))
+            ]
+    rows = [row for number, row in enumerate(train) for row in spoilt.get(number, [row])]
+    (folder / "spoilt").mkdir(exist_ok=True)
+    for split, lines in (("train", rows), ("test", test)):
+        text = "".join(json.dumps(row, ensure_ascii="invalid_unicode" in row.get("spoilt", "")) + "\n" for row in lines)
+        (folder / "spoilt" / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    print(f"spoilt: {len(rows)} rows, of which " + ", ".join(f"{count} {name}" for name, (count, _) in SPOILS.items()))
 
 
 def describe(split: str, pairs: list[dict], replies: list[tuple]) -> None:

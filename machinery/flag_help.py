@@ -5,9 +5,17 @@ They are what --help prints; --help_all lists the several hundred others of TRL 
 
 FLAGS = {
     "model_name_or_path": "the model to train: a folder or a hub name (default: the demo's)",
-    "dataset_name": "the pairs: a file, a folder or a hub name with prompt, chosen, rejected",
+    "dataset_name": "the pairs: a file, a folder or a hub name, in any shape of docs/data.md",
     "dataset_train_split": "the split to train on",
     "dataset_test_split": "the split to hold out, for the held-out metrics and the replies shown",
+    "dataset_format": "the shape of the rows, where it is not recognised rightly",
+    "columns": "your names for ours: prompt=question,chosen=good,rejected=bad (a.b for b inside a)",
+    "pairing": "of several scored answers: best_worst, best_random, or all pairs (more, and less clear)",
+    "min_margin": "the least difference of two scores that makes a pair: higher is fewer and clearer pairs",
+    "held_out_share": "the share of prompts to hold out where there is no test split",
+    "skip_bad_rows": "go on without rows that cannot be read; they are counted",
+    "keep_findings": "findings that are to drop no pair, such as duplicate or opposite_label",
+    "dataset_num_proc": "processes that format and tokenise",
     "output_dir": "where the run goes; the default takes a number rather than overwrite anything",
     "overwrite_output_dir": "replace the run that is in --output_dir",
     "resume_from_checkpoint": "go on from the newest whole checkpoint, or from the one named",

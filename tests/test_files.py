@@ -1,72 +1,10 @@
-"""Datasets are read from every kind of path, faults are found by line; a run's files are whole or not there."""
-
-import gzip
-import json
+"""A run's files are whole or not there; what a model wrote is inert wherever it is shown."""
 
 import pytest
-from datasets import Dataset
 
-from machinery.data_files import read_splits
 from machinery.run_folder import choose_folder, complete_file, complete_files, newest_checkpoint
 from machinery.safe_text import completions_page, visible
 from machinery.statistics import bootstrap_mean
-
-ROW = {"prompt": "a", "chosen": "b", "rejected": "c"}
-LINES = "".join(json.dumps(ROW) + "\n" for _ in range(3))
-
-
-def test_every_file_format_gives_the_same_rows(tmp_path):
-    (tmp_path / "a.jsonl").write_text(LINES)
-    (tmp_path / "a.json").write_text(json.dumps([ROW] * 3))
-    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n" + "a,b,c\n" * 3)
-    (tmp_path / "a.tsv").write_text("prompt\tchosen\trejected\n" + "a\tb\tc\n" * 3)
-    Dataset.from_list([ROW] * 3).to_parquet(tmp_path / "a.parquet")
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(LINES.encode()))
-    for path in tmp_path.iterdir():
-        assert read_splits(str(path))["train"].to_list() == [ROW] * 3, path
-
-
-def test_a_folder_has_the_splits_that_its_files_name(tmp_path):
-    (tmp_path / "train.jsonl").write_text(LINES)
-    (tmp_path / "test.jsonl").write_text(LINES[: len(LINES) // 3])
-    splits = read_splits(str(tmp_path))
-    assert {name: len(rows) for name, rows in splits.items()} == {"train": 3, "test": 1}
-
-
-def test_a_dataset_saved_to_disk_is_read(tmp_path):
-    Dataset.from_list([ROW] * 3).save_to_disk(tmp_path / "saved")
-    assert len(read_splits(str(tmp_path / "saved"))["train"]) == 3
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.jsonl", LINES + "{oops}\n", ["line 4", "not JSON"]),
-        ("a.json", "[{]", ["line 1", "not JSON"]),
-        ("a.jsonl", "", ["empty"]),
-        ("a.json", "[]", ["no rows"]),
-        ("a.txt", LINES, [".jsonl"]),
-        ("a.jsonl.gz", LINES, ["unpacked"]),
-    ],
-)
-def test_a_broken_file_is_named_with_its_line(name, content, words, tmp_path):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError) as error:
-        read_splits(str(tmp_path / name))
-    assert all(word in str(error.value) for word in [name, *words])
-
-
-def test_a_truncated_gz_is_named(tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES.encode())[:-12])
-    with pytest.raises(ValueError, match=r"a.jsonl.gz cannot be unpacked"):
-        read_splits(str(tmp_path / "a.jsonl.gz"))
-
-
-def test_what_is_not_there_is_said(tmp_path):
-    with pytest.raises(ValueError, match="no file or folder"):
-        read_splits(str(tmp_path / "nothing.jsonl"))
-    with pytest.raises(ValueError, match="holds no data"):
-        read_splits(str(tmp_path))
 
 
 def test_default_folders_take_numbers(tmp_path):

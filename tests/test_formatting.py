@@ -1,10 +1,12 @@
-"""Rows of several forms become prompt, chosen and rejected; prompts are shortened where it hurts least."""
+"""Pairs take the form that their tokenizer needs; prompts are shortened where it hurts least."""
+
+import json
 
 import pytest
 from transformers import AutoTokenizer
 
-from dpo_utils import PLAIN_CHAT_TEMPLATE, UserError, format_pair
-from machinery.conversations import split_text
+from dpo_utils import format_pair, load_preferences, load_tokenizer, show_pairs
+from machinery.preference_data import PLAIN_CHAT_TEMPLATE
 from machinery.shorten import shorten_prompt
 
 USER, REPLY = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}
@@ -16,56 +18,105 @@ def chat_tokenizer():
     return AutoTokenizer.from_pretrained("demo/model")
 
 
-def formatted(row, tokenizer, **options):
-    pair = format_pair(row, 0, tokenizer, **options)
-    return pair["prompt"], pair["chosen"], pair["rejected"]
+TURNS = {"prompt": [USER], "chosen": [REPLY], "rejected": [CURT]}
+TEXTS = {"prompt": "Hello", "chosen": "Good day", "rejected": "What"}
 
 
-def test_conversations_stay_as_they_are(chat_tokenizer):
-    row = {"prompt": [USER], "chosen": [REPLY], "rejected": [CURT]}
-    assert formatted(row, chat_tokenizer) == ([USER], [REPLY], [CURT])
+def load(rows, tokenizer, folder, **how):
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs, held_out, _ = load_preferences(str(path), tokenizer, **how)
+    return pairs, held_out
 
 
-def test_plain_strings_become_turns_where_there_is_a_template(chat_tokenizer):
-    row = {"prompt": "Hello", "chosen": "Good day", "rejected": "What"}
-    assert formatted(row, chat_tokenizer) == ([USER], [REPLY], [CURT])
-    assert formatted(row, chat_tokenizer, keep_plain=True) == ("Hello", "Good day", "What")
+def parts(pair):
+    return {name: pair[name] for name in ("prompt", "chosen", "rejected")}
 
 
-def test_plain_strings_stay_plain_where_there_is_none(base_tokenizer):
-    row = {"prompt": "Hello", "chosen": "Good day", "rejected": "What"}
-    assert formatted(row, base_tokenizer) == ("Hello", "Good day", "What")
+def test_strings_become_turns_on_demand_and_turns_stay(chat_tokenizer):
+    assert parts(format_pair(TEXTS, chat_tokenizer)) == TURNS
+    assert parts(format_pair(TEXTS, chat_tokenizer, as_turns=False)) == TEXTS
+    assert parts(format_pair(TURNS, chat_tokenizer)) == TURNS
 
 
-def test_whole_conversations_are_split_at_the_last_turn(chat_tokenizer):
-    row = {"chosen": [USER, REPLY, USER, REPLY], "rejected": [USER, REPLY, USER, CURT]}
-    assert formatted(row, chat_tokenizer) == ([USER, REPLY, USER], [REPLY], [CURT])
+def test_plain_strings_become_turns_where_there_is_a_template(chat_tokenizer, tmp_path, capsys):
+    assert parts(load([TEXTS], chat_tokenizer, tmp_path)[0][0]) == TURNS
+    assert "plain strings become a user's and an assistant's turn" in capsys.readouterr().out
+    assert parts(load([TEXTS], chat_tokenizer, tmp_path, keep_plain=True)[0][0]) == TEXTS
 
 
-def test_a_prompt_repeated_in_the_conversations_is_not_doubled(chat_tokenizer):
-    row = {"prompt": "Hello", "chosen": [USER, REPLY], "rejected": [USER, CURT]}
-    assert formatted(row, chat_tokenizer) == ([USER], [REPLY], [CURT])
+def test_plain_strings_stay_plain_where_there_is_none(base_model_folder, tmp_path):
+    assert parts(load([TEXTS], load_tokenizer(str(base_model_folder)), tmp_path)[0][0]) == TEXTS
 
 
-def test_texts_are_never_split_inside_a_word():
-    assert split_text("The city is Paris", "The city is Panama") == ("The city is", " Paris", " Panama")
+def test_conversations_give_a_base_model_a_plain_template(base_model_folder, tmp_path):
+    tokenizer = load_tokenizer(str(base_model_folder))
+    assert parts(load([TURNS], tokenizer, tmp_path)[0][0]) == TURNS
+    assert tokenizer.chat_template == PLAIN_CHAT_TEMPLATE
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"prompt": "a", "chosen": 3, "rejected": "c"}, ["row 0", "'chosen'", "a number"]),
-        ({"prompt": None, "chosen": "b", "rejected": "c"}, ["row 0", "'prompt'", "null"]),
-        ({"prompt": "a", "chosen": [], "rejected": "c"}, ["'chosen'", "empty list"]),
-        ({"prompt": "a", "chosen": [REPLY], "rejected": "c"}, ["some are text and some are lists"]),
-        ({"prompt": "a", "chosen": [{"from": "gpt"}], "rejected": [CURT]}, ["no turn with a role"]),
-        ({"chosen": [USER, REPLY], "rejected": [CURT, CURT]}, ["no beginning in common"]),
-    ],
-)
-def test_a_bad_row_is_named(row, words, chat_tokenizer):
-    with pytest.raises(UserError) as error:
-        format_pair(row, 0, chat_tokenizer)
-    assert all(word in str(error.value) for word in words)
+def test_text_and_turns_in_one_file_become_turns(base_model_folder, tmp_path):
+    rows = [TEXTS, TURNS | {"prompt": [{"role": "user", "content": "Else"}]}]
+    pairs, _ = load(rows, load_tokenizer(str(base_model_folder)), tmp_path)
+    assert [parts(pair) for pair in pairs] == [TURNS, rows[1]]
+
+
+def test_tool_calls_come_through_whole(chat_tokenizer, tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    result = {"role": "tool", "content": "4"}
+    rows = [TURNS, TURNS | {"prompt": [USER, call, result], "tools": [{"type": "function"}]}]
+    pairs, _ = load(rows, chat_tokenizer, tmp_path)
+    assert pairs[1]["prompt"] == [USER, call, result]
+    assert [pair["tools"] for pair in pairs] == [None, '[{"type": "function"}]']
+
+
+def test_a_share_of_the_prompts_is_held_out_and_none_is_on_both_sides(chat_tokenizer, tmp_path):
+    rows = [TEXTS | {"prompt": f"Hello {n // 3}", "chosen": f"Good day {n}"} for n in range(60)]
+    pairs, held_out = load(rows, chat_tokenizer, tmp_path, held_out_share=0.1)
+    sides = [{json.dumps(pair["prompt"]) for pair in side} for side in (pairs, held_out)]
+    assert (len(pairs), len(held_out)) == (54, 6)
+    assert not sides[0] & sides[1]
+    again = load(rows, chat_tokenizer, tmp_path, held_out_share=0.1)[1]
+    other = load(rows, chat_tokenizer, tmp_path, held_out_share=0.1, seed=1)[1]
+    assert held_out["rows"] == again["rows"] != other["rows"]
+
+
+def test_a_prompt_that_cannot_be_shortened_is_dropped_and_counted(chat_tokenizer, tmp_path):
+    system = {"role": "system", "content": "Be brief. " * 50}
+    rows = [TURNS, TURNS | {"prompt": [system, USER]}, TURNS | {"prompt": [{"role": "user", "content": "so " * 60}]}]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs, _, reports = load_preferences(str(path), chat_tokenizer, max_prompt_length=30)
+    findings = reports["train"]["findings"]
+    assert findings["prompt_too_long"]["rows"] == [1]
+    assert findings["prompt_shortened"]["rows"] == [2]
+    assert pairs["rows"] == [[0], [2]]
+
+
+def test_several_processes_format_the_same_pairs(chat_tokenizer, tmp_path):
+    rows = [TEXTS | {"prompt": f"Hello {n}"} for n in range(1200)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, _, first = load_preferences(str(path), chat_tokenizer, max_length=100)
+    two, _, second = load_preferences(str(path), chat_tokenizer, max_length=101, num_proc=2)  # not from the cache
+    assert one.to_list() == two.to_list()
+    assert first["train"]["tokens"] == second["train"]["tokens"]
+
+
+def test_streamed_pairs_are_those_of_the_file_and_bad_ones_are_skipped(chat_tokenizer, tmp_path, caplog):
+    rows = [TEXTS | {"prompt": f"Hello {n}"} for n in range(5)] + [TEXTS | {"chosen": ""}]
+    pairs, held_out = load(rows, chat_tokenizer, tmp_path, streaming=True)
+    assert held_out is None
+    assert [pair["prompt"][0]["content"] for pair in pairs] == [f"Hello {n}" for n in range(5)]
+    assert "line 6 is skipped: empty_answer" in caplog.text
+
+
+def test_every_trained_token_is_shown_in_brackets(chat_tokenizer, tmp_path, capsys):
+    show_pairs(load([TURNS], chat_tokenizer, tmp_path)[0], chat_tokenizer, 1)
+    shown = capsys.readouterr().out.splitlines()
+    assert "Pair 0, from row 0" in shown
+    [chosen] = [line for line in shown if line.startswith("  chosen")]
+    assert chosen.split("  ")[-2].replace("][", "").endswith("Good day<|im_end|>]")
 
 
 def test_the_plain_template_ends_a_reply_with_the_eos_and_keeps_the_prompt_a_prefix(base_tokenizer):

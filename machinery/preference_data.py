@@ -1,0 +1,268 @@
+"""From any source of preference rows to datasets of sound pairs: read, convert, examine, format, hold out, save.
+
+    splits = find_splits("pairs.csv", "train", "test")
+    pairs, reports, notes = load_pairs(splits, tokenizer, format_pair, held_out_share=0.1)
+    pairs["train"]                   # a Dataset of prompt, chosen, rejected and the rows they came from
+    reports["train"]["verdict"]      # what the doctor says
+
+This is the one file here that stands on others: data_files reads, preference_shapes converts, data_doctor examines,
+pair_store keeps. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form. What
+the user can put right is `Refused`, one sentence. Nothing is printed: what is to be said comes back as notes.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import datasets
+from accelerate import PartialState
+from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets.fingerprint import Hasher
+from tqdm.auto import tqdm
+
+from machinery import pair_store
+from machinery.data_doctor import KEEPABLE, Checkup, token_facts
+from machinery.data_files import RowSource, open_splits, wrap_splits
+from machinery.data_tables import summary, to_look_at
+from machinery.preference_shapes import SHAPES, Shape, make_pairs, recognise, shape_of_converter
+
+logger = logging.getLogger("dpo")
+
+# For base models: no token is added, because its embedding would be random. The EOS ends what is trained on.
+PLAIN_CHAT_TEMPLATE = (
+    "{{ bos_token or '' }}{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
+    "{{ message['role'] | capitalize + ': ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+
+
+class Refused(ValueError):
+    """The data cannot be used as they are; the message says why, and the way out."""
+
+
+def find_splits(source, train: str, test: str, config: str | None = None, streaming: bool = False):
+    """The training split and, where there is one, the test split, as {name: RowSource}, in this order.
+
+    source: a path or hub name, or a dictionary of datasets that are loaded already.
+    """
+    try:
+        splits = open_splits(source, config, streaming) if isinstance(source, str) else wrap_splits(source, "mixture")
+    except (ValueError, OSError) as error:
+        raise Refused(f"{error}.") from error
+    if train not in splits:
+        raise Refused(f"there is no split {train!r} in it, but {', '.join(splits)}. Choose by --dataset_train_split.")
+    return {split: splits[split] for split in (train, test) if split in splits}, splits.keys() - {train, test}
+
+
+def find_shape(rows: RowSource, dataset_format: str | Callable = "auto", columns: dict | None = None) -> Shape:
+    """The shape of a split, from its first rows, or as the user says."""
+    if callable(dataset_format):
+        return shape_of_converter(dataset_format, getattr(dataset_format, "__name__", "your converter"))
+    if dataset_format != "auto" and dataset_format not in SHAPES:
+        raise Refused(f"--dataset_format {dataset_format}: there are auto, {', '.join(SHAPES)}.")
+    try:
+        read = list(islice(rows, 100))
+        first = [row.value for row in read if row.fault is None and isinstance(row.value, dict)]
+        if not first and read:
+            fault = read[0].fault or "is no object with named columns"
+            raise Refused(f"{read[0].where}: {fault}.")
+        if not first:
+            raise Refused(f"{rows.name}: there are no rows in it.")
+        return recognise(first, columns, None if dataset_format == "auto" else dataset_format)
+    except Refused:
+        raise
+    except ValueError as error:
+        raise Refused(f"{rows.name}: {error}.") from error
+
+
+def load_pairs(
+    splits: dict[str, RowSource],
+    tokenizer,
+    format_pair: Callable,
+    *,
+    dataset_format: str | Callable = "auto",
+    columns: dict[str, str] | None = None,
+    pairing: str = "best_worst",
+    min_margin: float = 0.0,
+    held_out_share: float = 0.0,
+    skip_bad_rows: bool = False,
+    keep_findings=(),
+    look_at: int | None = None,
+    seed: int = 0,
+    save_cleaned: str | None = None,
+    num_proc: int | None = None,
+    **form,
+) -> tuple[list[Dataset | None], dict, list[str]]:
+    """The sound pairs of the training split and of the held-out one, a report by split, and what is to be said.
+
+    splits: the training split first. See dpo_utils.load_preferences for the rest.
+    """
+    train, *others = splits
+    checkups: dict[str, Checkup] = {}
+    pairs: dict[str, Dataset] = {}
+    reports, notes = {}, []
+    with tempfile.TemporaryDirectory(prefix="dpo-") as scratch:
+        for split in (*others, train):  # the test split first: its prompts must not be trained on
+            rows = splits[split]
+            shape = find_shape(rows, dataset_format, columns)
+            checkup = checkups[split] = Checkup(checkups[others[0]].prompts if checkups else (), keep_findings)
+            made = make_pairs(_with_bar(rows), shape, pairing, min_margin, seed)
+            see = checkup.see if skip_bad_rows else _refusing_unreadable(checkup.see)
+            try:
+                found, digest = pair_store.spool(made, see, Path(scratch) / f"{split}.arrow")
+            except ValueError as error:
+                raise Refused(str(error).rstrip(".") + ".") from error
+            sound = checkup.sound()
+            found = found.select(sound)
+            if tokenizer is not None and sound:
+                step = 1 if look_at is None else max(1, len(found) // look_at)
+                found = _format(found, digest, rows.name, checkup, tokenizer, format_pair, step, num_proc, notes, form)
+                found = found.select([place for place, number in enumerate(sound) if checkup.fate[number] is None])
+            pairs[split] = found
+            reports[split] = {"source": rows.name, "shape": shape.title} | checkup.report()
+            if not reports[split]["pairs"]:
+                raise Refused(f"{rows.name}: no pair can be used. {_what_fails(reports[split])}")
+            notes.append(f"Data: {rows.name}: {summary(reports[split])}.{to_look_at(reports[split])}")
+            if save_cleaned is not None:
+                end = ".jsonl" if split == train else f".{split}.jsonl"
+                notes.append(_save(Path(save_cleaned).with_suffix(end), pairs[split], checkup, rows))
+        if not others:
+            sound = checkups[train].sound()
+            kept, held = pair_store.hold_out(sound, checkups[train].prompt_of, held_out_share, seed)
+            if held:
+                notes.append(f"Held out: {len(held):,} pairs, by prompt: no prompt is on both sides.")
+                return [pairs[train].select(kept), pairs[train].select(held)], reports, notes
+    return [pairs[train], pairs[others[0]] if others else None], reports, notes
+
+
+def _what_fails(report: dict) -> str:
+    name, finding = max(report["findings"].items(), key=lambda found: found[1]["count"] * found[1]["drops"])
+    first = finding["first"] + (f": {finding['detail']}" if finding["detail"] else "")
+    way_out = f" --keep_findings {name} would keep them." if name in KEEPABLE else ""
+    return f"{finding['count']:,} x {finding['title']}; the first is {first}. {finding['meaning']}{way_out}"
+
+
+def _with_bar(rows: RowSource):
+    return tqdm(rows, f"reading {rows.name}", delay=2, leave=False, disable=not PartialState().is_main_process)
+
+
+def _refusing_unreadable(see: Callable[[dict], bool]) -> Callable[[dict], bool]:
+    def checked(made: dict) -> bool:
+        if made.get("fault") == "unreadable":
+            raise Refused(f"{made['where']}: {made['text']}. --skip_bad_rows goes on without such rows.")
+        return see(made)
+
+    return checked
+
+
+def _save(path: Path, pairs: Dataset, checkup: Checkup, rows: RowSource) -> str:
+    """Write the sound pairs, and beside them every row that was dropped, with its reason."""
+    dropped, beside = checkup.dropped_rows(), path.with_suffix(".dropped.jsonl")
+    for file in (path, beside):
+        if file.exists():
+            raise Refused(f"--save_cleaned: {file} is there already.")
+    if PartialState().is_main_process:
+        read = (json.loads(row["pair"]) if "pair" in row else row for row in pairs)
+        pair_store.write_lines(path, ({k: v for k, v in row.items() if k != "where" and v is not None} for row in read))
+        lines = (
+            {"row": number, "where": row.where, "reason": dropped[number], "data": row.value}
+            for number, row in enumerate(rows)
+            if number in dropped
+        )
+        pair_store.write_lines(beside, lines)
+    return f"Saved: {path}, {len(pairs):,} sound pairs; {beside}, {len(dropped):,} rows with the reason to drop each."
+
+
+# --- In the tokenizer's form -----------------------------------------------------------------------------------------
+
+
+def _form_for(tokenizer, kinds: set[str], name: str, notes: list[str], keep_plain: bool) -> bool:
+    """Whether pairs are to be turns; gives the tokenizer a template where they must be and it has none."""
+    has_turns = bool(kinds & {"turns", "rich turns"})
+    if has_turns and tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        logger.warning("The tokenizer has no chat template: turns are written as 'User: ...' and 'Assistant: ...'.")
+    if not has_turns and tokenizer.chat_template is not None and not keep_plain:
+        notes.append(f"{name}: plain strings become a user's and an assistant's turn (--keep_plain leaves them plain).")
+        return True
+    return has_turns
+
+
+def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc, notes, form) -> Dataset:
+    """Pairs from JSON to the columns that TRL reads; every `step`th is examined in tokens."""
+    as_turns = _form_for(tokenizer, checkup.kinds, name, notes, form.get("keep_plain", False))
+    facts = {"lengths": List(Value("int64")), "unknown": Value("int64"), "flags": List(Value("string"))}
+    features = Features(
+        pair_store.pair_features(checkup.kinds, as_turns) | {"facts": facts | {"text": Value("string")}}
+    )
+    how = {"as_turns": as_turns, "step": step, "columns": list(features)}
+    how |= {name: form.get(name) for name in ("max_prompt_length", "max_length")}
+    code = [Path(__file__).read_bytes(), format_pair.__code__.co_code]
+    key = Hasher.hash([digest, how, code, tokenizer.name_or_path, len(tokenizer), tokenizer.chat_template])
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs"
+    folder.mkdir(parents=True, exist_ok=True)
+    with PartialState().main_process_first():
+        found = found.map(
+            _format_row,
+            with_indices=True,
+            fn_kwargs={"tokenizer": tokenizer, "format_pair": format_pair, **how},
+            features=features,
+            remove_columns=["pair"],
+            num_proc=num_proc if num_proc and len(found) >= 1000 else None,
+            new_fingerprint=key,
+            cache_file_name=str(folder / f"{key}.arrow"),
+            desc=f"formatting {name}",
+        )
+    for number, facts in zip(checkup.sound(), found["facts"], strict=True):
+        checkup.see_tokens(number, facts)
+    return found.remove_columns("facts")
+
+
+def _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:
+    pair = json.loads(row["pair"])
+    facts = {"lengths": [], "flags": [], "text": "", "unknown": 0}
+    try:
+        formatted = format_pair(pair, tokenizer, as_turns, max_prompt_length)
+    except ValueError as error:
+        formatted = format_pair(pair, tokenizer, as_turns)
+        facts |= {"flags": ["prompt_too_long"], "text": str(error)}
+    if index % step == 0 and not facts["flags"]:
+        texts = [formatted[part] for part in ("prompt", "chosen", "rejected")]
+        facts = token_facts(*texts, tokenizer, max_length, pair.get("tools"), pair.get("chat_template_kwargs"))
+    if formatted.pop("is_shortened"):
+        facts["flags"].append("prompt_shortened")
+    made = {"chat_template_kwargs": {}} | pair | formatted | {"facts": facts}
+    return {name: made.get(name) for name in columns}
+
+
+def stream_pairs(rows: RowSource, tokenizer, format_pair: Callable, *, dataset_format="auto", columns=None, **how):
+    """Pairs as they are read, an IterableDataset. Nothing is compared between rows, so duplicates go unseen."""
+    shape = find_shape(rows, dataset_format, columns)
+    if shape.is_grouped:
+        raise Refused(f"{rows.name}: the answers to a prompt stand in several rows, so it cannot be streamed.")
+    pairing = {name: how[name] for name in ("pairing", "min_margin", "seed") if name in how}
+    checkup, notes = Checkup(), []
+    for made in islice(make_pairs(rows, shape, **pairing), 100):
+        checkup.see(made)
+    if not checkup.sound():
+        raise Refused(f"{rows.name}: none of the first 100 pairs can be used. {_what_fails(checkup.report())}")
+    as_turns = _form_for(tokenizer, checkup.kinds, rows.name, notes, how.get("keep_plain", False))
+    features = pair_store.pair_features(checkup.kinds & {"turns", "rich turns"}, as_turns)
+
+    def read():
+        for made in make_pairs(rows, shape, **pairing):
+            seen = Checkup()
+            seen.see(made)
+            try:
+                if not seen.sound():
+                    raise ValueError(made.get("text") or seen.fate[0])
+                formatted = format_pair(made, tokenizer, as_turns, how.get("max_prompt_length"))
+                yield {name: (made | formatted)[name] for name in features}
+            except ValueError as error:
+                logger.warning(f"{made['where']} is skipped: {error}.")
+
+    return IterableDataset.from_generator(read, features=features), [f"Data: {rows.name}: {shape.title}.", *notes]

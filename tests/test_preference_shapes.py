@@ -1,0 +1,306 @@
+"""Each usual shape of preference data becomes the same pair; what is no pair is named, and no text is changed."""
+
+import json
+
+import pytest
+
+from machinery.data_files import Row
+from machinery.preference_shapes import (
+    Unusable,
+    as_verdict,
+    choose_pairs,
+    make_pairs,
+    parse_transcript,
+    recognise,
+    shape_of_converter,
+)
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER, GOOD, BAD = (
+    {"role": role, "content": text} for role, text in (("user", "Why?"), ("assistant", "So."), ("assistant", "No."))
+)
+THANKS = {"role": "user", "content": "And now?"}
+TURNS = ([USER], [GOOD], [BAD])
+TEXTS = ("Why?", "So.", "No.")
+
+
+def convert(*rows, columns=None, name=None, **pairing):
+    """What the rows give, and the shape they were taken for."""
+    shape = recognise(list(rows), columns, name)
+    return shape, list(make_pairs([Row(f"row {n}", row) for n, row in enumerate(rows)], shape, **pairing))
+
+
+def parts(made):
+    return made["prompt"], made["chosen"], made["rejected"]
+
+
+# One row of each shape, and the pair it is.
+ROWS = {
+    "preference, text": ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, "preference", TEXTS),
+    "preference, turns": ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, "preference", TURNS),
+    "a prompt beside one-turn answers": ({"prompt": "Why?", "chosen": [GOOD], "rejected": [BAD]}, "preference", TURNS),
+    "turns as single objects": ({"prompt": [USER], "chosen": GOOD, "rejected": BAD}, "preference", TURNS),
+    "content as text parts": (
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}], "chosen": "So.", "rejected": "No."},
+        "preference",
+        TURNS,
+    ),
+    "stack exchange": ({"question": "Why?", "response_j": "So.", "response_k": "No."}, "preference", TEXTS),
+    "response_chosen": ({"query": "Why?", "response_chosen": "So.", "response_rejected": "No."}, "preference", TEXTS),
+    "orca": (
+        {"system": "Be brief.", "question": "Why?", "chosen": "So.", "rejected": "No."},
+        "preference",
+        ([SYSTEM, USER], [GOOD], [BAD]),
+    ),
+    "instruction without input": (
+        {"instruction": "Why?", "input": "", "output": "x", "chosen": "So.", "rejected": "No."},
+        "instruction",
+        TEXTS,
+    ),
+    "instruction with input": (
+        {"instruction": "Why?", "input": "Now.", "output": "x", "chosen": "So.", "rejected": "No."},
+        "instruction",
+        ("Why?\n\nNow.", "So.", "No."),
+    ),
+    "whole conversations": ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "whole_conversations", TURNS),
+    "longer conversations": (
+        {"chosen": [SYSTEM, USER, BAD, THANKS, GOOD], "rejected": [SYSTEM, USER, BAD, THANKS, BAD]},
+        "whole_conversations",
+        ([SYSTEM, USER, BAD, THANKS], [GOOD], [BAD]),
+    ),
+    "chosen_messages": (
+        {"chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
+        "whole_conversations",
+        TURNS,
+    ),
+    "a prompt repeated in the conversations": (
+        {"prompt": "Why?", "prompt_id": "7", "messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        "preference",
+        TURNS,
+    ),
+    "transcripts": (
+        {"chosen": "\n\nHuman: Why?\n\nAssistant: So.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."},
+        "whole_conversations",
+        TURNS,
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {"from": "gpt", "value": "So."},
+         "rejected": {"from": "gpt", "value": "No."}},
+        "sharegpt",
+        TURNS,
+    ),
+    "sharegpt with lists": (
+        {"conversations": [{"from": "human", "value": "Why?"}], "chosen": [{"from": "gpt", "value": "So."}],
+         "rejected": [{"from": "gpt", "value": "No."}]},
+        "sharegpt",
+        TURNS,
+    ),
+    "sharegpt with strings": (
+        {"conversations": [{"from": "human", "value": "Why?"}], "chosen": "So.", "rejected": ["No."]},
+        "sharegpt",
+        TURNS,
+    ),
+    "hosted fine-tuning": (
+        {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        "openai",
+        TURNS,
+    ),
+    "two outputs, 1 or 2": (
+        {"instruction": "Why?", "input": "", "output_1": "No.", "output_2": "So.", "preference": 2},
+        "two_outputs",
+        TEXTS,
+    ),
+    "two outputs, a or b": (
+        {"prompt": "Why?", "response_a": "So.", "response_b": "No.", "winner": "model_a"},
+        "two_outputs",
+        TEXTS,
+    ),
+    "two conversations": (
+        {"conversation_a": [USER, BAD], "conversation_b": [USER, GOOD], "winner": "model_b"},
+        "two_outputs",
+        TURNS,
+    ),
+    "two outputs, 0 or 1": (
+        {"prompt": "Why?", "response_0": "So.", "response_1": "No.", "better_response_id": 0},
+        "two_outputs",
+        TEXTS,
+    ),
+    "a list of answers with scores": (
+        {"prompt": "Why?", "completions": ["No.", "Hm.", "So."], "scores": [1, 2, 3]},
+        "scored_answers",
+        TEXTS,
+    ),
+    "a list of answers with ranks": (
+        {"prompt": "Why?", "answers": ["No.", "Hm.", "So."], "ranks": [3, 2, 1]},
+        "scored_answers",
+        TEXTS,
+    ),
+    "answers that hold their score": (
+        {"instruction": "Why?", "completions": [{"response": "No.", "overall_score": 1}, {"response": "So.", "overall_score": 9}]},
+        "scored_answers",
+        TEXTS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", ROWS)
+def test_a_row_of_every_shape_becomes_the_pair_it_is(shape):
+    row, name, pair = ROWS[shape]
+    recognised, [made] = convert(row)
+    assert recognised.name == name
+    assert parts(made) == pair
+    assert made["rows"] == [0]
+
+
+def test_answers_in_rows_of_their_own_are_paired_within_equal_prompts():
+    rows = [{"prompt": p, "completion": a, "score": s}
+            for p, a, s in (("Why?", "No.", 1), ("Who?", "Me.", 5), ("Why?", "So.", 3), ("Who?", "You.", 5))]  # fmt: skip
+    shape, made = convert(*rows)
+    assert shape.name == "scored_rows"
+    assert parts(made[0]) == TEXTS
+    assert made[0]["rows"] == [0, 2]
+    assert (made[0]["score_chosen"], made[0]["score_rejected"]) == (3, 1)
+    assert [(m["rows"], m["fault"]) for m in made[1:]] == [([1], "tie"), ([3], "tie")]
+
+
+def test_unpaired_labels_are_paired_where_prompts_are_equal_and_said_to_be_alone_where_not():
+    rows = [{"messages": [USER, GOOD], "label": True}, {"messages": [USER, BAD], "label": False},
+            {"messages": [THANKS, GOOD], "label": True}]  # fmt: skip
+    shape, (pair, alone) = convert(*rows)
+    assert shape.name == "unpaired"
+    assert parts(pair) == TURNS
+    assert (alone["rows"], alone["fault"]) == ([2], "no_partner")
+
+
+def test_the_users_own_names_are_mapped_also_inside_objects():
+    row = {"meta": {"ask": "Why?"}, "yes": "So.", "no": "No.", "prompt": "an id"}
+    _, [made] = convert(row, columns={"prompt": "meta.ask", "chosen": "yes", "rejected": "no"})
+    assert parts(made) == TEXTS
+
+
+def test_a_column_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"prompt=ask: there is no column ask; there are question, chosen"):
+        recognise([{"question": "Why?", "chosen": "So."}], {"prompt": "ask"})
+    with pytest.raises(ValueError, match="the columns text, number are of no shape that is known"):
+        recognise([{"text": "a", "number": 1}])
+    with pytest.raises(ValueError, match="not of the shape sharegpt"):
+        recognise([{"prompt": "a", "chosen": "b", "rejected": "c"}], name="sharegpt")
+
+
+def test_tools_as_a_list_or_as_json_come_out_as_json_and_tool_calls_stay():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    result = {"role": "tool", "content": "4"}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for given in (tools, json.dumps(tools)):
+        row = {"prompt": [USER, call, result], "chosen": [GOOD], "rejected": [BAD], "tools": given}
+        _, [made] = convert(row)
+        assert json.loads(made["tools"]) == tools
+        assert made["prompt"][1] == {"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}
+
+
+def test_an_answer_may_call_a_tool_before_it_ends():
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    result = {"role": "tool", "content": "4"}
+    _, [made] = convert({"chosen": [USER, call, result, GOOD], "rejected": [USER, BAD]})
+    assert parts(made) == ([USER], [call, result, GOOD], [BAD])
+
+
+def test_texts_that_begin_alike_are_not_split_there():
+    _, [made] = convert({"chosen": "The city is Paris", "rejected": "The city is Panama"})
+    assert made["fault"] == "no_prompt"
+
+
+@pytest.mark.parametrize(
+    ("row", "fault", "words"),
+    [
+        ({"prompt": None, "chosen": "b", "rejected": "c"}, "missing_field", "'prompt' is missing"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "missing_field", "'rejected' is missing"),
+        ({"prompt": "a", "chosen": float("nan"), "rejected": "c"}, "missing_field", "'chosen' is missing"),
+        ({"prompt": "a", "chosen": 3, "rejected": "c"}, "wrong_type", "'chosen' is a number"),
+        ({"prompt": "a", "chosen": ["b", "b"], "rejected": "c"}, "wrong_type", "no turn"),
+        ({"prompt": "a", "chosen": [], "rejected": "c"}, "wrong_type", "empty list"),
+        ({"prompt": [{"role": "narrator", "content": "a"}], "chosen": "b", "rejected": "c"}, "roles", "'narrator'"),
+        ({"prompt": [USER, GOOD], "chosen": "b", "rejected": "c"}, "roles", "behind assistant"),
+        ({"prompt": [USER, SYSTEM], "chosen": "b", "rejected": "c"}, "roles", "turn 1 is the system's"),
+        ({"prompt": [USER], "chosen": [GOOD, THANKS], "rejected": "c"}, "roles", "the answers be the assistant's"),
+        ({"chosen": [USER, GOOD], "rejected": [THANKS, BAD]}, "different_prompts", "begin differently"),
+        ({"chosen": [USER, GOOD, THANKS, GOOD], "rejected": [USER, BAD, THANKS, BAD]}, "different_prompts", "differ"),
+        ({"prompt": "Who?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "different_prompts", "another"),
+        ({"prompt": [USER], "chosen": "b", "rejected": "c", "tools": "{"}, "wrong_type", "'tools'"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "b", "rejected": "c"}, "wrong_type",
+         "image"),
+        ({"prompt": "a", "output_1": "b", "output_2": "c", "preference": 1.5}, "tie", "neither"),
+        ({"prompt": "a", "output_1": "b", "output_2": "c", "preference": 7}, "wrong_type", "names neither"),
+        ({"prompt": "a", "completions": ["b", "c"], "scores": [1]}, "wrong_type", "as many scores"),
+        ({"prompt": "a", "completions": ["b", "c"], "scores": [1, "x"]}, "wrong_type", "'scores' is 'x'"),
+        ({"prompt": "a", "completions": ["b", "c"], "scores": [1, 1]}, "tie", "same score"),
+    ],
+)  # fmt: skip
+def test_a_row_that_gives_no_pair_is_named_with_its_reason(row, fault, words):
+    _, [made] = convert(row)
+    assert made["fault"] == fault
+    assert words in made["text"]
+    assert made["rows"] == [0]
+
+
+def test_a_row_that_is_no_object_or_could_not_be_read_is_a_fault():
+    shape = recognise([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    rows = [Row("line 1", ["a"]), Row("line 2", "{", "is not JSON")]
+    assert [(made["fault"], made["where"]) for made in make_pairs(rows, shape)] == [
+        ("unreadable", "line 1"),
+        ("unreadable", "line 2"),
+    ]
+
+
+def test_pairing_by_hand():
+    scores = [3.0, 1.0, 3.0, 2.0]  # two are best, so they are never compared with each other
+    assert choose_pairs(scores, "best_worst", 0.0, "0") == [(0, 1)]
+    assert choose_pairs(scores, "all", 0.0, "0") == [(0, 3), (0, 1), (2, 3), (2, 1), (3, 1)]
+    assert choose_pairs(scores, "all", 1.5, "0") == [(0, 1), (2, 1)]
+    assert choose_pairs(scores, "best_worst", 2.5, "0") == []
+    assert choose_pairs([1.0, 1.0], "all", 0.0, "0") == []
+
+
+def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
+    scores = [0.0, 5.0, 2.0, 3.0, 5.0]
+    drawn = {choose_pairs(scores, "best_random", 0.0, str(seed))[0] for seed in range(50)}
+    assert drawn == {(1, 0), (1, 2), (1, 3)}
+    assert choose_pairs(scores, "best_random", 0.0, "7") == choose_pairs(scores, "best_random", 0.0, "7")
+
+
+@pytest.mark.parametrize(
+    ("value", "names", "better"),
+    [(1, ("output_1", "output_2"), 0), ("2", ("output_1", "output_2"), 1), (1, ("response_0", "response_1"), 1),
+     ("A", ("answer_a", "answer_b"), 0), (2.0, ("answer_a", "answer_b"), 1), ("response_b", ("response_a", "response_b"), 1),
+     ("j", ("response_j", "response_k"), 0), (2, ("response1", "response2"), 1)],
+)  # fmt: skip
+def test_a_verdict_names_one_of_two_columns(value, names, better):
+    assert as_verdict(value, names, "preference") == better
+
+
+@pytest.mark.parametrize("value", ["tie", "tie (bothbad)", 1.5, 0, "both_bad", "neither"])
+def test_a_tie_is_a_tie(value):
+    with pytest.raises(Unusable) as error:
+        as_verdict(value, ("output_1", "output_2"), "preference")
+    assert error.value.fault == "tie"
+
+
+def test_transcripts_keep_their_words():
+    text = "\n\nHuman: One: two?\n\nAnd three?\n\nAssistant:  Yes. \n\nHuman: Sure\n\nAssistant: "
+    assert parse_transcript(text, "chosen") == [
+        {"role": "user", "content": "One: two?\n\nAnd three?"},
+        {"role": "assistant", "content": " Yes. "},
+        {"role": "user", "content": "Sure"},
+        {"role": "assistant", "content": ""},
+    ]
+
+
+def test_a_converter_of_ones_own_is_enough_and_its_errors_are_faults():
+    def mine(row):
+        return {"prompt": row["ask"], "chosen": row["yes"], "rejected": row["no"]}
+
+    shape = shape_of_converter(mine, "mine")
+    rows = [Row("row 0", {"ask": "Why?", "yes": "So.", "no": "No."}), Row("row 1", {"ask": "Why?"})]
+    good, bad = make_pairs(rows, shape)
+    assert parts(good) == TEXTS
+    assert (bad["fault"], bad["text"]) == ("converter_failed", "mine: KeyError: 'yes'")
