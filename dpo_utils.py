@@ -44,7 +44,7 @@ from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, g
 from machinery import run_folder
 from machinery.command_line import CommandLine
 from machinery.curves import plot_training
-from machinery.data_doctor import KEEPABLE, tokenise
+from machinery.data_doctor import tokenise
 from machinery.data_tables import print_report
 from machinery.flag_help import FLAGS
 from machinery.interrupts import SaveOnSignal
@@ -53,7 +53,6 @@ from machinery.log_lines import NonFiniteLoss, PreviewReply, show_log_lines
 from machinery.memory import peak_memory_bytes
 from machinery.model_files import check_architecture, check_model_folder
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
-from machinery.preference_shapes import PAIRINGS
 from machinery.safe_text import completions_page, visible
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
@@ -220,15 +219,6 @@ def _check(args: TutorialArguments, training_args: TutorialConfig) -> None:
         raise UserError(
             "--dataset_name is missing: name a file, a folder or a hub dataset with prompt, chosen, rejected."
         )
-    for name, values, known in (
-        ("pairing", [args.pairing], PAIRINGS),
-        ("keep_findings", args.keep_findings, KEEPABLE),
-    ):
-        for value in values or ():
-            if value not in known:
-                raise UserError(f"--{name} {value}: there are {', '.join(known)}.")
-    if not 0 <= args.held_out_share < 1:
-        raise UserError(f"--held_out_share must be at least 0 and below 1, not {args.held_out_share}.")
     if args.dataset_train_split == args.dataset_test_split:
         raise UserError(f"--dataset_train_split and --dataset_test_split are both {args.dataset_test_split}.")
     if args.names_output_dir:
@@ -395,9 +385,9 @@ def _size(path: Path) -> int:
 def show_data(reports: dict, folder: Path | str) -> None:
     """Print the report of each split, and write data_report.json and data_report.png into the folder.
 
-    reports: by split, from `load_preferences`.
+    reports: by split, from `load_preferences`; empty for streamed data.
     """
-    if not PartialState().is_main_process:
+    if not reports or not PartialState().is_main_process:
         return
     for report in reports.values():
         print_report(report, report["source"])
@@ -442,19 +432,24 @@ def format_pair(
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "is_shortened": prompt != full}
 
 
+MOST_TOKENS_SHOWN = 300
+
+
 def show_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
     """Print pairs as the model sees them: every [token] in brackets is trained on, the rest is what it follows from."""
     for number, row in enumerate(islice(pairs, count)):
         parts = (row["prompt"], row["chosen"], row["rejected"])
         prompt, *answers, _ = tokenise(*parts, tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
-        say(f"\nPair {number}, from row {', '.join(map(str, row['rows']))}")
+        say(f"\nPair {number}" + (f", from row {', '.join(map(str, row['rows']))}" if "rows" in row else ""))
         say(f"  {'prompt':<9}{visible(tokenizer.decode(prompt))}")
         for name, ids in zip(("chosen", "rejected"), answers, strict=True):
+            shown = prompt[-1:] + ids[:MOST_TOKENS_SHOWN]
             # decoded as they grow, because some tokenizers drop the space before a token that stands alone
-            ends = [len(tokenizer.decode(prompt + ids[:end])) for end in range(len(ids) + 1)]
-            text = tokenizer.decode(prompt + ids)
+            ends = [len(tokenizer.decode(shown[:end])) for end in range(1, len(shown) + 1)]
+            text = tokenizer.decode(shown)
             tokens = "".join(f"[{visible(text[start:end])}]" for start, end in pairwise(ends))
-            say(f"  {name:<9}{tokens}  {len(ids)} tokens")
+            more = " ..." if len(ids) > MOST_TOKENS_SHOWN else ""
+            say(f"  {name:<9}{tokens}{more}  {len(ids)} tokens")
 
 
 # --- Before training -------------------------------------------------------------------------------------------------

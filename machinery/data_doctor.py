@@ -55,6 +55,9 @@ FINDINGS = {
     ),
     "duplicate": Finding(True, "exact duplicates of an earlier pair", "They count twice for no reason."),
     "in_test_split": Finding(True, "the prompt stands in the test split too", "Held-out figures would flatter."),
+    "number_changed": Finding(
+        True, "a number in a tool call cannot be stored exactly", "Write it as text, or shorter."
+    ),
     "template_error": Finding(True, "the chat template refuses the turns", "See the first error below the table."),
     "fills_max_length": Finding(True, "the prompt alone fills max_length", "Raise --max_length, or shorten prompts."),
     "prompt_too_long": Finding(True, "the prompt cannot be shortened to max_prompt_length", "Raise it."),
@@ -75,6 +78,11 @@ FINDINGS = {
         "Harmless here; a split at the common prefix would take it for the prompt.",
     ),
     "answer_cut": Finding(False, "max_length cuts an answer", "The cut answer never ends: its EOS is lost."),
+    "prompt_repeated": Finding(
+        False,
+        "both answers begin with the prompt",
+        "It would be read twice: cut it off the answers, or out of the prompt.",
+    ),
     "prompt_shortened": Finding(False, "max_prompt_length shortens the prompt", "The oldest turns go first."),
     "prompt_not_prefix": Finding(
         False,
@@ -92,7 +100,9 @@ FIRST_ROWS = 10  # how many row numbers a finding names
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 SURROGATE = re.compile("[\ud800-\udfff]")
-NO_WORD = re.compile(r"[\W_]+")
+SPACE_AND_PUNCTUATION = re.compile(
+    "[\\s!-/:-@\\[-`{-~\u2000-\u206f\u3000-\u303f\uff01-\uff0f]+"
+)  # letters keep their marks
 WORD = re.compile(r"\w+")
 
 
@@ -108,8 +118,8 @@ class Checkup:
         self.row_faults: dict[int, str] = {}  # rows that gave no pair
         self.rows_of: list[tuple[int, ...]] = []  # by pair
         self.fate: list[str | None] = []  # by pair: the finding that drops it
-        self.prompts: set[int] = set()  # loose hashes, to be held against another split
-        self.prompt_of = array.array("q")  # by pair: the loose hash of its prompt
+        self.prompts: set[int] = set()  # hashes, to be held against another split
+        self.prompt_of = array.array("q")  # by pair: equal for prompts that say the same, so that none is on both sides
         self._exact_prompts: set[int] = set()
         self._exact: dict[int, int] = {}  # hash of the pair -> its number
         self._loose: dict[int, int] = {}
@@ -153,7 +163,9 @@ class Checkup:
         for part, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
             self._lengths[part].append(len(text))
         self._note_form(made)
-        texts = prompt + chosen + rejected
+        texts = prompt + chosen + rejected + made.get("category", "")
+        if "rich turns" in self.kinds:
+            texts += "".join(_said(made[part]) for part in ("prompt", "chosen", "rejected"))
         found = []
         if not texts.isascii():
             if SURROGATE.search(texts):
@@ -168,6 +180,8 @@ class Checkup:
             found.append("empty_prompt")
         elif prompt in (chosen, rejected) or _last_question(made["prompt"]) in (chosen, rejected):
             found.append("answer_is_prompt")
+        if chosen.startswith(prompt) and rejected.startswith(prompt) and len(prompt.strip()) >= SHARED_BEGINNING:
+            found.append("prompt_repeated")
         if made["chosen"] == made["rejected"]:
             found.append("identical")
         elif _share_in_common(chosen, rejected) >= ALIKE:
@@ -187,25 +201,27 @@ class Checkup:
         self.kinds |= made.keys() & {"tools", "chat_template_kwargs", "category", "score_chosen", "score_rejected"}
 
     def _compare(self, made: dict, number: int, prompt: str, chosen: str, rejected: str) -> list[str]:
-        """Hold the pair against all before it and against the prompts of the test split."""
-        tools = made.get("tools")
-        loose_prompt = hash((_loose(prompt), tools))
-        self.prompt_of.append(loose_prompt)
-        self.prompts.add(loose_prompt)
-        self._exact_prompts.add(hash((prompt, tools)))
-        found = ["in_test_split"] if loose_prompt in self.elsewhere else []
-        if made["chosen"] == made["rejected"]:
-            loose_chosen = loose_rejected = _loose(chosen)
-        else:
-            loose_chosen, loose_rejected = _loose(chosen), _loose(rejected)
-        before = self._exact.setdefault(hash((prompt, tools, chosen, rejected)), number)
-        loose_before = self._loose.setdefault(hash((loose_prompt, loose_chosen, loose_rejected)), number)
+        """Hold the pair against all before it and against the prompts of the test split.
+
+        What drops a pair is equal to the letter; prompts may differ in case and space around them.
+        """
+        beside = str(made.get("tools")) + str(made.get("chat_template_kwargs"))
+        whole = hash((_said(made["prompt"]).strip().casefold(), beside))
+        self.prompts.add(whole)
+        self.prompt_of.append(hash(_loose(prompt)))
+        exact_prompt = hash((_said(made["prompt"]), beside))
+        self._exact_prompts.add(exact_prompt)
+        found = ["in_test_split"] if whole in self.elsewhere else []
+        said = (_said(made["chosen"]), _said(made["rejected"]))
+        before = self._exact.setdefault(hash((exact_prompt, *said)), number)
         if before != number:
             found.append("duplicate")
-        elif loose_before != number:
-            found.append("near_duplicate")
-        opposite = self._loose.get(hash((loose_prompt, loose_rejected, loose_chosen)))
-        if opposite is not None and loose_chosen != loose_rejected:
+        else:
+            loose = hash((_loose(_said(made["prompt"])), beside, *map(_loose, said)))
+            if self._loose.setdefault(loose, number) != number:
+                found.append("near_duplicate")
+        opposite = self._exact.get(hash((exact_prompt, *reversed(said))))
+        if opposite is not None and said[0] != said[1]:
             found.append("opposite_label")
             if self.fate[opposite] != "opposite_label":
                 self._note("opposite_label", self.rows_of[opposite], made["where"])
@@ -216,7 +232,7 @@ class Checkup:
         """Take note of the `token_facts` of one pair."""
         for name in facts["flags"]:
             rows = self.rows_of[number]
-            self._note(name, rows, f"row {rows[0]}", facts["text"])
+            self._note(name, rows, facts["where"], facts["text"])
             self._drop(number, name)
         if facts["lengths"]:
             self.tokens_checked += 1
@@ -354,12 +370,19 @@ def verdict(report: dict) -> list[str]:
 SHARED_TITLE = FINDINGS["shared_beginning"].title
 
 
+def _said(text: str | list[dict]) -> str:
+    """What tells two texts apart: the words, who says them, and what a turn carries besides."""
+    return text if isinstance(text, str) else json.dumps(text, sort_keys=True, ensure_ascii=False)
+
+
 def _words_of(text: str | list[dict]) -> str:
     return text if isinstance(text, str) else "\n".join([turn["content"] for turn in text])
 
 
 def _last_question(prompt: str | list[dict]) -> str | None:
-    return None if isinstance(prompt, str) else prompt[-1]["content"] or None
+    if isinstance(prompt, str) or prompt[-1]["role"] != "user":
+        return None
+    return prompt[-1]["content"] or None
 
 
 def _is_empty(answer: str | list[dict], words: str) -> bool:
@@ -368,7 +391,7 @@ def _is_empty(answer: str | list[dict], words: str) -> bool:
 
 def _loose(text: str) -> str:
     """A text without case, space and punctuation; one of nothing else stays as it is."""
-    return NO_WORD.sub("", text).casefold() or text
+    return SPACE_AND_PUNCTUATION.sub("", text).casefold() or text
 
 
 def _share_in_common(first: str, second: str) -> float:

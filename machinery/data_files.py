@@ -70,6 +70,7 @@ SPLIT_WORDS = {
     "val": "validation",
     "dev": "validation",
 }
+ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json"}  # not rows
 csv.field_size_limit(2**31 - 1)  # the default refuses fields over 131,072 characters
 
 
@@ -156,7 +157,7 @@ def _open_folder(name: str, path: Path) -> dict[str, RowSource]:
 
 
 def _data_files(paths: Iterable[Path], folder: Path) -> list[Path]:
-    files = [path for path in paths if path.is_file() and data_suffix(path) in READERS]
+    files = [path for path in paths if path.is_file() and data_suffix(path) in READERS and path.name not in ABOUT]
     return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
@@ -182,18 +183,17 @@ def _json_rows(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path} cannot be unpacked: {_first_line(error)}") from error
     if not head:
         return
-    first_line = head.split(b"\n", 1)[0]
-    is_lines = data_suffix(path) != ".json" or _is_whole_object(first_line, head)
+    is_lines = data_suffix(path) != ".json" or _has_a_row_a_line(path)
     yield from _json_lines(path) if is_lines and not head.startswith(b"[") else _json_document(path)
 
 
-def _is_whole_object(line: bytes, head: bytes) -> bool:
-    """Whether a .json file that begins so has one object a line; a line too long to tell is taken for one."""
-    if b"\n" not in head:
-        return len(head) > 65000 and not re.match(rb'\{\s*"\w+"\s*:\s*\[\s*\{', head)
+def _has_a_row_a_line(path: Path) -> bool:
+    """Whether the first line of a .json file is a whole object and not the last line."""
+    with _open(path) as file:
+        first, second = file.readline(), file.readline()
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        return bool(second.strip()) and isinstance(json.loads(first.removeprefix(b"\xef\xbb\xbf")), dict)
+    except (ValueError, RecursionError):
         return False
 
 
@@ -211,6 +211,8 @@ def _json_lines(path: Path) -> Iterator[Row]:
                     yield Row(where, line.decode("utf-8", "replace"), f"is not UTF-8 text (byte {error.start})")
                 except json.JSONDecodeError as error:
                     yield Row(where, text, f"is not JSON ({error.msg}, column {error.colno})")
+                except ValueError as error:  # a number of thousands of digits
+                    yield Row(where, text, f"cannot be read ({_first_line(error)})")
                 except RecursionError:
                     yield Row(where, text, "is nested too deeply")
     except BROKEN_ARCHIVE as error:
@@ -225,15 +227,24 @@ def _json_document(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply") from error
     except BROKEN_ARCHIVE as error:
         raise ValueError(f"{path} cannot be unpacked: {_first_line(error)}") from error
     if isinstance(document, dict):
-        lists = [
-            value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)
-        ]
-        document = lists[0] if len(document) == len(lists) == 1 else [document]
+        lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
+        if len(lists) > 1 and len(lists) == len(document) and lists.keys() <= SPLIT_WORDS.keys():
+            raise ValueError(f"{path} holds several splits ({', '.join(lists)}); put each into a file of its own name")
+        is_wrapped = len(lists) == 1 and not document.keys() & {
+            "prompt",
+            "chosen",
+            "rejected",
+            "messages",
+            "conversations",
+        }
+        document = next(iter(lists.values())) if is_wrapped else [document]
     elif not isinstance(document, list):
         raise ValueError(f"{path} holds no rows: a list of objects is needed")
     for number, value in enumerate(document):
@@ -244,13 +255,14 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
     try:
         with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as file:
             lines = _counted_lines(file)
+            first = next(lines, "")
+            if delimiter == "," and ";" in first and "," not in first:  # as spreadsheets write it where 1,5 is a number
+                delimiter = ";"
+            try:
+                header = next(csv.reader([first], strict=True, delimiter=delimiter), [])
+            except csv.Error as error:
+                raise ValueError(f"{path}, line 1: is not CSV: {error}") from error
             reader = csv.reader(lines, strict=True, delimiter=delimiter)
-            header = next(reader, [])
-            if (
-                len(header) == 1 and delimiter == "," and ";" in header[0]
-            ):  # as spreadsheets write it where 1,5 is a number
-                header = header[0].split(";")
-                reader = csv.reader(lines, strict=True, delimiter=";")
             if len(set(header)) < len(header):
                 raise ValueError(f"{path}: a column name stands twice in the first line ({', '.join(header)})")
             while True:
@@ -266,7 +278,7 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
                 if cells is None:
                     return
                 if len(cells) == len(header):
-                    yield Row(where, {name: _cell(text) for name, text in zip(header, cells, strict=True)})
+                    yield Row(where, dict(zip(header, cells, strict=True)))
                 elif cells:
                     yield Row(where, cells, f"has {len(cells)} fields where the header has {len(header)}")
     except UnicodeDecodeError as error:
@@ -288,18 +300,6 @@ class _counted_lines:
         line = next(self.file)
         self.number += 1
         return line
-
-
-def _cell(text: str):
-    """The text of a cell; or the turns it holds as JSON, because a table has no other way to hold a conversation."""
-    if text.startswith("[{"):
-        try:
-            turns = json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-        if all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in turns):
-            return turns
-    return text
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

@@ -51,6 +51,13 @@ def pair_features(kinds: set[str], are_turns: bool) -> Features:
     return Features(columns | {name: kind for name, kind in OPTIONAL.items() if name in kinds})
 
 
+def survives(pair: dict) -> bool:
+    """Whether every turn comes back from Arrow as it went in; `datasets` stores numbers with ten digits."""
+    turns = [turn for part in ("prompt", "chosen", "rejected") if isinstance(pair[part], list) for turn in pair[part]]
+    store = Json()
+    return all(len(turn) == 2 or store.decode_example(store.encode_example(turn)) == turn for turn in turns)
+
+
 def hold_out(numbers: list[int], prompt_of, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide pairs into those to train on and a share to hold out, by prompt. Needs two different prompts at least.
 

@@ -27,7 +27,7 @@ from machinery import pair_store
 from machinery.data_doctor import KEEPABLE, Checkup, token_facts
 from machinery.data_files import RowSource, open_splits, wrap_splits
 from machinery.data_tables import summary, to_look_at
-from machinery.preference_shapes import SHAPES, Shape, make_pairs, recognise, shape_of_converter
+from machinery.preference_shapes import PAIRINGS, SHAPES, Shape, make_pairs, recognise, shape_of_converter
 
 logger = logging.getLogger("dpo")
 
@@ -101,7 +101,14 @@ def load_pairs(
 
     splits: the training split first. See dpo_utils.load_preferences for the rest.
     """
+    for name, values, known in (("pairing", [pairing], PAIRINGS), ("keep_findings", keep_findings or (), KEEPABLE)):
+        for value in values:
+            if value not in known:
+                raise Refused(f"--{name} {value}: there are {', '.join(known)}.")
+    if not 0 <= held_out_share < 1:
+        raise Refused(f"--held_out_share must be at least 0 and below 1, not {held_out_share}.")
     train, *others = splits
+    cleaned = {split: _cleaned_files(save_cleaned, split, train) for split in splits} if save_cleaned else {}
     checkups: dict[str, Checkup] = {}
     pairs: dict[str, Dataset] = {}
     reports, notes = {}, []
@@ -123,13 +130,15 @@ def load_pairs(
                 found = _format(found, digest, rows.name, checkup, tokenizer, format_pair, step, num_proc, notes, form)
                 found = found.select([place for place, number in enumerate(sound) if checkup.fate[number] is None])
             pairs[split] = found
-            reports[split] = {"source": rows.name, "shape": shape.title} | checkup.report()
+            about = {"source": rows.name, "shape": shape.title, "columns_left_behind": list(shape.ignored)}
+            reports[split] = about | checkup.report()
             if not reports[split]["pairs"]:
                 raise Refused(f"{rows.name}: no pair can be used. {_what_fails(reports[split])}")
             notes.append(f"Data: {rows.name}: {summary(reports[split])}.{to_look_at(reports[split])}")
-            if save_cleaned is not None:
-                end = ".jsonl" if split == train else f".{split}.jsonl"
-                notes.append(_save(Path(save_cleaned).with_suffix(end), pairs[split], checkup, rows))
+            if shape.ignored:
+                notes.append(f"  columns not used: {', '.join(shape.ignored)}")
+            if split in cleaned:
+                notes.append(_save(*cleaned[split], pairs[split], checkup, rows))
         if not others:
             sound = checkups[train].sound()
             kept, held = pair_store.hold_out(sound, checkups[train].prompt_of, held_out_share, seed)
@@ -159,12 +168,23 @@ def _refusing_unreadable(see: Callable[[dict], bool]) -> Callable[[dict], bool]:
     return checked
 
 
-def _save(path: Path, pairs: Dataset, checkup: Checkup, rows: RowSource) -> str:
-    """Write the sound pairs, and beside them every row that was dropped, with its reason."""
-    dropped, beside = checkup.dropped_rows(), path.with_suffix(".dropped.jsonl")
+def _cleaned_files(name: str, split: str, train: str) -> tuple[Path, Path]:
+    """Where the sound pairs of a split go, and the rows that were dropped; neither may be there."""
+    path = Path(name).with_suffix(".jsonl" if split == train else f".{split}.jsonl")
+    beside = path.with_suffix(".dropped.jsonl")
     for file in (path, beside):
         if file.exists():
             raise Refused(f"--save_cleaned: {file} is there already.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--save_cleaned: {path.parent} cannot be made: {error.strerror}.") from error
+    return path, beside
+
+
+def _save(path: Path, beside: Path, pairs: Dataset, checkup: Checkup, rows: RowSource) -> str:
+    """Write the sound pairs, and beside them every row that was dropped, with its reason."""
+    dropped = checkup.dropped_rows()
     if PartialState().is_main_process:
         read = (json.loads(row["pair"]) if "pair" in row else row for row in pairs)
         pair_store.write_lines(path, ({k: v for k, v in row.items() if k != "where" and v is not None} for row in read))
@@ -197,7 +217,8 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
     as_turns = _form_for(tokenizer, checkup.kinds, name, notes, form.get("keep_plain", False))
     facts = {"lengths": List(Value("int64")), "unknown": Value("int64"), "flags": List(Value("string"))}
     features = Features(
-        pair_store.pair_features(checkup.kinds, as_turns) | {"facts": facts | {"text": Value("string")}}
+        pair_store.pair_features(checkup.kinds, as_turns)
+        | {"facts": facts | {"text": Value("string"), "where": Value("string")}}
     )
     how = {"as_turns": as_turns, "step": step, "columns": list(features)}
     how |= {name: form.get(name) for name in ("max_prompt_length", "max_length")}
@@ -225,44 +246,69 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
 def _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:
     pair = json.loads(row["pair"])
     facts = {"lengths": [], "flags": [], "text": "", "unknown": 0}
+    if not pair_store.survives(pair):
+        facts["flags"].append("number_changed")
     try:
         formatted = format_pair(pair, tokenizer, as_turns, max_prompt_length)
     except ValueError as error:
         formatted = format_pair(pair, tokenizer, as_turns)
-        facts |= {"flags": ["prompt_too_long"], "text": str(error)}
+        facts |= {"flags": [*facts["flags"], "prompt_too_long"], "text": str(error)}
     if index % step == 0 and not facts["flags"]:
         texts = [formatted[part] for part in ("prompt", "chosen", "rejected")]
         facts = token_facts(*texts, tokenizer, max_length, pair.get("tools"), pair.get("chat_template_kwargs"))
     if formatted.pop("is_shortened"):
         facts["flags"].append("prompt_shortened")
-    made = {"chat_template_kwargs": {}} | pair | formatted | {"facts": facts}
+    made = {"chat_template_kwargs": {}} | pair | formatted | {"facts": facts | {"where": pair["where"]}}
     return {name: made.get(name) for name in columns}
 
 
 def stream_pairs(rows: RowSource, tokenizer, format_pair: Callable, *, dataset_format="auto", columns=None, **how):
     """Pairs as they are read, an IterableDataset. Nothing is compared between rows, so duplicates go unseen."""
+    if tokenizer is None:
+        raise Refused("--check_only reads all rows, so it goes without --dataset_streaming.")
     shape = find_shape(rows, dataset_format, columns)
     if shape.is_grouped:
         raise Refused(f"{rows.name}: the answers to a prompt stand in several rows, so it cannot be streamed.")
     pairing = {name: how[name] for name in ("pairing", "min_margin", "seed") if name in how}
-    checkup, notes = Checkup(), []
+    keep = how.get("keep_findings") or ()
+    checkup, notes = Checkup(keep=keep), []
     for made in islice(make_pairs(rows, shape, **pairing), 100):
         checkup.see(made)
     if not checkup.sound():
         raise Refused(f"{rows.name}: none of the first 100 pairs can be used. {_what_fails(checkup.report())}")
     as_turns = _form_for(tokenizer, checkup.kinds, rows.name, notes, how.get("keep_plain", False))
-    features = pair_store.pair_features(checkup.kinds & {"turns", "rich turns"}, as_turns)
+    features = pair_store.pair_features({"rich turns", *pair_store.OPTIONAL}, as_turns)
+    nothing = dict.fromkeys(features) | {"chat_template_kwargs": {}}
 
     def read():
         for made in make_pairs(rows, shape, **pairing):
-            seen = Checkup()
+            seen = Checkup(keep=keep)
             seen.see(made)
             try:
                 if not seen.sound():
                     raise ValueError(made.get("text") or seen.fate[0])
+                if not as_turns and "text" not in seen.kinds:
+                    raise ValueError("it has turns where the first rows are plain text")
+                if not pair_store.survives(made):
+                    raise ValueError("number_changed")
                 formatted = format_pair(made, tokenizer, as_turns, how.get("max_prompt_length"))
-                yield {name: (made | formatted)[name] for name in features}
+                yield {name: (nothing | made | formatted)[name] for name in features}
             except ValueError as error:
                 logger.warning(f"{made['where']} is skipped: {error}.")
 
-    return IterableDataset.from_generator(read, features=features), [f"Data: {rows.name}: {shape.title}.", *notes]
+    key = f"{rows.name} {dataset_format} {columns} {how} {tokenizer.name_or_path}"
+    stream = IterableDataset.from_generator(_Named(read, key), features=features)
+    return stream, [f"Data: {rows.name}: {shape.title}.", *notes]
+
+
+class _Named:
+    """A generator function that is pickled as its name: `datasets` would pickle all that it refers to, for a hash."""
+
+    def __init__(self, read: Callable, name: str):
+        self.read, self.name = read, name
+
+    def __call__(self):
+        return self.read()
+
+    def __getstate__(self):
+        return self.name

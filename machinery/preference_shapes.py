@@ -12,6 +12,7 @@ with its converter; to add one, write a function from a row to {"prompt", "chose
 `shape_of_converter`.
 """
 
+import difflib
 import json
 import math
 import random
@@ -21,8 +22,9 @@ from itertools import combinations
 from typing import NamedTuple
 
 # The names under which people keep these columns, the most telling first.
-PROMPTS = ("prompt", "question", "instruction", "query", "input", "user_input", "user", "request", "context", "source")
-CONVERSATIONS = ("conversations", "conversation", "messages", "history", "dialogue")
+PROMPTS = ("prompt", "question", "instruction", "query", "user_input", "input", "history")
+CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue")
+SYSTEMS = ("system", "system_prompt", "system_message")
 ANSWER_PAIRS = (
     ("chosen", "rejected"),
     ("response_chosen", "response_rejected"),
@@ -73,7 +75,8 @@ ROLES = {
     "ipython": "tool",
 }
 KNOWN_ROLES = {"system", "developer", "user", "assistant", "tool"}
-TURN_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")  # kept beside role and content
+# kept beside role and content
+TURN_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "function_call")
 CARRIED = ("category", "score_chosen", "score_rejected")  # columns that evaluation reads
 TRANSCRIPT_TURN = re.compile(r"(?:^\s*|\n\n)(Human|User|Assistant|System):")
 
@@ -95,7 +98,6 @@ class Shape(NamedTuple):
     title: str
     convert: Callable[[dict], dict]  # a row to {prompt, chosen, rejected} or {prompt, answers: [(answer, score), ...]}
     is_grouped: bool = False  # the answers to a prompt stand in several rows
-    needs_a_partner: bool = False  # grouped by labels that say good or bad and no more
     ignored: tuple[str, ...] = ()  # columns that are left behind
 
 
@@ -108,20 +110,30 @@ def recognise(rows: list[dict], columns: dict[str, str] | None = None, name: str
     columns: {the name used here: the user's own, "a.b" for b inside a}. name: one of SHAPES, to settle it by hand.
     Raises ValueError that says what is missing.
     """
-    columns = columns or {}
+    columns = dict(columns or {})
     for ours, theirs in columns.items():
+        if ours not in KNOWN_NAMES:
+            nearest = difflib.get_close_matches(ours, KNOWN_NAMES, n=1)
+            raise ValueError(
+                f"{ours}={theirs}: there is no {ours} here" + (f"; did you mean {nearest[0]}?" if nearest else "")
+            )
         if not any(_dig(row, theirs) is not None for row in rows):
             raise ValueError(f"{ours}={theirs}: there is no column {theirs}; there are {_names(rows)}")
+    for key in dict.fromkeys(key for row in rows for key in row):  # " Chosen" is chosen
+        usual = re.sub(r"[\s-]+", "_", key.strip().lower())
+        if usual != key and usual in KNOWN_NAMES and usual not in columns and not any(usual in row for row in rows):
+            columns[usual] = key
     renamed = [_rename(row, columns) for row in rows]
-    have = set().union(*renamed)
+    have = {key for row in renamed for key, value in row.items() if value is not None}  # a column of nulls is none
     for shape_name in [name] if name else SHAPES:
         at = SHAPES[shape_name].match(have, renamed)
         if at:
             return _shape(shape_name, at, columns, have)
     if name is None:
         raise ValueError(
-            f"the columns {_names(rows)} are of no shape that is known. Say which is which by "
-            "--columns prompt=...,chosen=...,rejected=..., or see docs/data.md for all shapes"
+            f"the columns {_names(rows)} are of no shape that is known. Say which is which by --columns "
+            "prompt=...,chosen=...,rejected=... (or completion and score, or output_1, output_2 and preference); "
+            "docs/data.md has all shapes"
         )
     raise ValueError(f"the columns {_names(rows)} are not of the shape {name}, which has {SHAPES[name].needs}")
 
@@ -145,16 +157,19 @@ def shape_of_converter(convert: Callable[[dict], dict], name: str) -> Shape:
 
 def _shape(name: str, at: dict, columns: dict[str, str], have: set[str]) -> Shape:
     kind = SHAPES[name]
-    ignored = have - {*at.values(), "tools", "system", "chat_template_kwargs", *CARRIED}
+    ignored = have - {*at.values(), "tools", "input", "history", "chat_template_kwargs", *SYSTEMS, *CARRIED}
+    theirs = {part: columns.get(ours, ours) for part, ours in at.items()}
+    at = at | {"theirs": theirs}
 
     def convert(row: dict) -> dict:
         return kind.convert(_rename(row, columns), at)
 
-    return Shape(name, kind.title.format(**at), convert, kind.is_grouped, name == "unpaired", tuple(sorted(ignored)))
+    return Shape(name, kind.title.format(**theirs), convert, kind.is_grouped, tuple(sorted(ignored)))
 
 
 def _names(rows: list[dict]) -> str:
-    return ", ".join(dict.fromkeys(str(key) for row in rows for key in row))
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return ", ".join(key if _values(rows, key) else f"{key} (always null)" for key in keys)
 
 
 def _dig(row: dict, path: str):
@@ -178,6 +193,10 @@ def _first(names: Iterable[str], have: set[str]) -> str | None:
     return next((name for name in names if name in have), None)
 
 
+def _values(rows: list[dict], name: str) -> list:
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
 def _first_pair(pairs: Iterable[tuple[str, str]], have: set[str]) -> tuple[str, str] | None:
     return next((pair for pair in pairs if have.issuperset(pair)), None)
 
@@ -188,7 +207,7 @@ def _first_pair(pairs: Iterable[tuple[str, str]], have: set[str]) -> tuple[str, 
 def as_text(value, name: str) -> Text:
     """A string, or a list of turns {"role", "content"}, from all the ways in which people write them."""
     if isinstance(value, str):
-        return value
+        return value if not value.startswith("[{") else _turns_in(value, name)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise Unusable("missing_field", f"{name!r} is missing")
     if isinstance(value, dict):
@@ -205,6 +224,18 @@ def as_text(value, name: str) -> Text:
     if len(value) == 1 and isinstance(value[0], str):
         return value[0]
     return [as_turn(turn, name) for turn in value]
+
+
+def _turns_in(text: str, name: str) -> Text:
+    """The turns that a string holds as JSON, as tables have to; any other text as it is."""
+    if re.match(r"\[\{'(role|content|from|value)'", text):
+        raise Unusable("wrong_type", f"{name!r} is a conversation written as Python writes it; write it as JSON")
+    try:
+        turns = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    is_conversation = all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in turns)
+    return as_text(turns, name) if is_conversation else text
 
 
 def as_turn(turn, name: str) -> dict:
@@ -224,7 +255,7 @@ def as_turn(turn, name: str) -> dict:
             raise Unusable("wrong_type", f"{name!r} has a part that is no text, such as an image")
         content = "".join(parts)
     extras = {key: turn[key] for key in TURN_KEYS if turn.get(key)}
-    if content is None and "tool_calls" in extras:
+    if content is None and extras.keys() & {"tool_calls", "function_call"}:
         content = ""
     if not isinstance(content, str):
         fault = "missing_field" if content is None else "wrong_type"
@@ -236,25 +267,29 @@ def assemble(prompt, chosen, rejected, row: dict, system=None) -> dict:
     """One pair: three strings or three lists of turns, with tools and the like from the row."""
     chosen, rejected = as_text(chosen, "chosen"), as_text(rejected, "rejected")
     prompt = None if prompt is None else as_text(prompt, "prompt")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is None:
-            chosen, rejected = parse_transcript(chosen, "chosen"), parse_transcript(rejected, "rejected")
-            prompt, chosen, rejected = split_conversations(chosen, rejected)
-    elif _is_conversation(chosen) and _is_conversation(rejected):
+    both = (chosen, rejected)
+    if all(isinstance(text, str) for text in both) and (prompt is None or all(map(is_transcript, both))):
+        chosen, rejected = parse_transcript(chosen, "chosen"), parse_transcript(rejected, "rejected")
+    if _is_conversation(chosen) and _is_conversation(rejected):
         named = prompt
         prompt, chosen, rejected = split_conversations(chosen, rejected)
-        if named is not None and plain(named).strip() not in plain(prompt):
+        if named is not None and plain(named).strip() not in plain(prompt) and not is_transcript(plain(named)):
             raise Unusable("different_prompts", "'prompt' is another than that of the conversations")
     if prompt is None:
         raise Unusable("missing_field", "'prompt' is missing")
     if system is not None and system != "":
-        text = as_text(system, "system")
-        prompt = [{"role": "system", "content": plain(text)}, *_as_turns(prompt, "user")]
+        prompt = _with_system(prompt, system)
     if not all(isinstance(text, str) for text in (prompt, chosen, rejected)):
         prompt, chosen, rejected = _as_turns(prompt, "user"), *(_as_turns(a, "assistant") for a in (chosen, rejected))
         for answer in (chosen, rejected):
             check_roles(prompt, answer)
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **_extras(row)}
+
+
+def _with_system(prompt: Text, system) -> list[dict]:
+    turn = {"role": "system", "content": plain(as_text(system, "system"))}
+    turns = _as_turns(prompt, "user")
+    return turns if turns[0] == turn else [turn, *turns]
 
 
 def plain(text: Text) -> str:
@@ -266,8 +301,14 @@ def _as_turns(text: Text, role: str) -> list[dict]:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
-def _is_conversation(text: Text) -> bool:
+def _is_conversation(text) -> bool:
     return isinstance(text, list) and text[0]["role"] in ("system", "developer", "user")
+
+
+def is_transcript(text) -> bool:
+    """Whether a text is paragraphs of "Human: ..." and "Assistant: ...", from its beginning."""
+    mark = TRANSCRIPT_TURN.match(text) if isinstance(text, str) else None
+    return mark is not None and mark[1] in ("Human", "User", "System") and "\n\nAssistant:" in text
 
 
 def _extras(row: dict) -> dict:
@@ -284,12 +325,22 @@ def _extras(row: dict) -> dict:
             raise Unusable("wrong_type", "'tools' is no list, nor a list written as JSON")
         if tools:
             extras["tools"] = json.dumps(tools)
-    if isinstance(row.get("chat_template_kwargs"), dict):
-        extras["chat_template_kwargs"] = row["chat_template_kwargs"]
-    for name in CARRIED:
-        value = row.get(name)
-        if isinstance(value, str if name == "category" else (int, float)) and not isinstance(value, bool):
-            extras[name] = value
+    kwargs = row.get("chat_template_kwargs")
+    if kwargs:
+        try:
+            kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+        except (ValueError, RecursionError):
+            kwargs = None
+        if not isinstance(kwargs, dict):
+            raise Unusable("wrong_type", "'chat_template_kwargs' is no object, nor one written as JSON")
+        extras["chat_template_kwargs"] = kwargs
+    if isinstance(row.get("category"), str):
+        extras["category"] = row["category"]
+    for name in ("score_chosen", "score_rejected"):
+        try:
+            extras[name] = as_score(row[name], name)
+        except (KeyError, Unusable):
+            continue  # they are carried along for evaluation, and nothing depends on them here
     return extras
 
 
@@ -355,7 +406,7 @@ def as_score(value, name: str) -> float:
         raise Unusable(fault, f"{name!r} is {value!r:.40}; a number is needed") from None
     if not math.isfinite(score):
         raise Unusable("missing_field", f"{name!r} is {score}; a finite number is needed")
-    return -score if name.startswith("rank") else score  # rank 1 is the best
+    return -score if "rank" in name.lower() else score  # rank 1 is the best
 
 
 GOOD, BAD = {"true", "1", "good", "desirable", "yes", "up"}, {"false", "0", "-1", "bad", "undesirable", "no", "down"}
@@ -370,20 +421,59 @@ def as_label(value, name: str) -> float:
     return float(word in GOOD)
 
 
-def as_verdict(value, names: tuple[str, str], column: str) -> int:
-    """0 or 1: which of two columns is preferred. A tie is a fault of its own."""
-    marks = [re.search(r"[a-z]?\d*$", name.lower().rsplit("_", 1)[-1])[0] for name in names]
-    marks = [mark.lstrip("abcdefghijklmnopqrstuvwxyz") or mark for mark in marks]
-    word = str(value).strip().lower().removesuffix(".0")
-    if word.startswith(("tie", "both", "equal", "same", "neither")) or word in ("0.5", "1.5"):
+TIES = ("tie", "both", "equal", "same", "neither")
+
+
+def marks_of(names: tuple[str, str]) -> tuple[str, ...]:
+    """What tells two columns apart: a and b of answer_a and answer_b, 1 and 2 of response1 and response2."""
+    return tuple(re.search(r"(\d+|[a-z])$", name.lower())[1] for name in names)
+
+
+def verdict_scale(values: list, names: tuple[str, str], column: str) -> int | None:
+    """The number that stands for the first of two columns, told from the numbers in use; None where words are used.
+
+    Raises ValueError where they can be read in two ways: 0 and 1 beside columns that are numbered 1 and 2.
+    """
+    numbers = {float(value) for value in values if _is_number(value)}
+    if not numbers:
+        return None
+    if not numbers <= {0.0, 0.5, 1.0, 1.5, 2.0}:
+        odd = next(iter(numbers - {0.0, 0.5, 1.0, 1.5, 2.0}))
+        raise ValueError(
+            f"{column} holds {odd:g}, which is neither 1 nor 2 nor a tie. Write a converter (docs/data.md)"
+        )
+    marks = marks_of(names)
+    if marks == ("0", "1") and 2.0 not in numbers:
+        return 0
+    if 2.0 in numbers or (marks == ("1", "2") and 0.0 not in numbers):
+        return 1
+    raise ValueError(
+        f"{column} holds {', '.join(f'{number:g}' for number in sorted(numbers))} beside {names[0]} and {names[1]}, "
+        "which can be read in two ways. Write the column's name in it instead, or a converter (docs/data.md)"
+    )
+
+
+def _is_number(value) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def as_verdict(value, names: tuple[str, str], column: str, first: int | None) -> int:
+    """0 or 1: which of two columns is preferred. first: see verdict_scale. A tie is a fault of its own."""
+    word = str(value).strip().lower()
+    if _is_number(value) and first is not None:
+        if float(value) - first in (0.0, 1.0):
+            return int(float(value) - first)
+        if float(value) in (0.0, 0.5, 1.5):
+            raise Unusable("tie", "neither answer is preferred")
+    if word.startswith(TIES):
         raise Unusable("tie", "neither answer is preferred")
-    for number, (name, mark) in enumerate(zip(names, marks, strict=True)):
-        if word in (name.lower(), mark) or word.endswith("_" + mark):
+    for number, (name, mark) in enumerate(zip(names, marks_of(names), strict=True)):
+        known = {f"{what}_{mark}" for what in ("model", "response", "output", "answer", "assistant", "completion")}
+        if word in {name.lower(), mark, *known}:
             return number
-    if marks[0].isalpha() and word in ("1", "2"):
-        return int(word) - 1
-    if word == "0" and "0" not in marks:
-        raise Unusable("tie", "neither answer is preferred")
     fault = "missing_field" if value in (None, "") else "wrong_type"
     raise Unusable(fault, f"{column!r} is {value!r:.40}, which names neither {names[0]} nor {names[1]}")
 
@@ -401,14 +491,25 @@ class Kind(NamedTuple):
     is_grouped: bool = False
 
 
-def _match_pair(prompts: tuple[str, ...], unless: str = "") -> Callable:
+def _match_pair(prompts: tuple[str, ...], unless: str | None = None) -> Callable:
     def match(have, rows):
-        if unless in have:
-            return None
         prompt, pair = _first(prompts, have), _first_pair(ANSWER_PAIRS, have)
-        return prompt and pair and {"prompt": prompt, "chosen": pair[0], "rejected": pair[1]}
+        if not prompt or not pair or unless in have:
+            return None
+        answers = _values(rows, pair[0]) + _values(rows, pair[1])
+        if prompt != "prompt" and all(is_transcript(answer) or _is_whole(answer) for answer in answers):
+            return None  # the conversations bring their prompt along, and this column may be about anything
+        at = {"prompt": prompt, "chosen": pair[0], "rejected": pair[1]}
+        if all(isinstance(answer, str) and answer in have for answer in answers):
+            at["indirect"] = "yes"  # chosen and rejected name the columns that hold the answers
+        return at
 
     return match
+
+
+def _is_whole(answer) -> bool:
+    turns = isinstance(answer, list) and answer and isinstance(answer[0], dict)
+    return bool(turns) and str(answer[0].get("role", answer[0].get("from"))).lower() in ("user", "human", "system")
 
 
 def _match_openai(have, rows):
@@ -432,12 +533,13 @@ def _match_two_outputs(have, rows):
     pair, verdict = _first_pair(TWO_OUTPUTS, have), _first(VERDICTS, have)
     if not pair or not verdict:
         return None
-    prompt = _first(PROMPTS, have)
-    return {"first": pair[0], "second": pair[1], "verdict": verdict} | ({"prompt": prompt} if prompt else {})
+    prompt, scale = _first(PROMPTS, have), verdict_scale(_values(rows, verdict), pair, verdict)
+    at = {"first": pair[0], "second": pair[1], "verdict": verdict, "scale": scale}
+    return at | ({"prompt": prompt} if prompt else {})
 
 
 def _match_answer_list(have, rows):
-    prompt, answers = _first((*PROMPTS, *CONVERSATIONS), have), _first(ANSWER_LISTS, have)
+    prompt, answers = _first((*PROMPTS[:-1], *CONVERSATIONS, PROMPTS[-1]), have), _first(ANSWER_LISTS, have)
     if not prompt or not answers or not any(isinstance(row.get(answers), list) for row in rows):
         return None
     scores = _first(SCORE_LISTS, have)
@@ -458,33 +560,54 @@ def _match_unpaired(have, rows):
 
 
 def _prompt_of(row, at):
-    """The prompt column, with the input of an instruction below it."""
-    prompt, more = row.get(at["prompt"]), row.get("input")
+    """The prompt column, with the input of an instruction below it and the history of a conversation before it."""
+    prompt, more, history = row.get(at["prompt"]), row.get("input"), row.get("history")
     if prompt is None:
         raise Unusable("missing_field", f"{at['prompt']!r} is missing")
     if at["prompt"] == "instruction" and isinstance(prompt, str) and more is not None:
         if not isinstance(more, str):
             raise Unusable("wrong_type", "'input' is no text")
-        return f"{prompt}\n\n{more}" if more else prompt
+        prompt = f"{prompt}\n\n{more}" if more else prompt
+    if history and at["prompt"] != "history":
+        return [*_history(history), *_as_turns(as_text(prompt, at["prompt"]), "user")]
     return prompt
+
+
+def _history(history) -> list[dict]:
+    """Earlier turns: a list of turns, or of [question, answer]."""
+    if not isinstance(history, list):
+        raise Unusable("wrong_type", "'history' is no list")
+    if all(isinstance(turn, dict) for turn in history):
+        return [as_turn(turn, "history") for turn in history]
+    if not all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in history):
+        raise Unusable("wrong_type", "'history' holds neither turns nor pairs of question and answer")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in history for role, text in zip(roles, pair, strict=True)]
+
+
+def _system_of(row):
+    return next((row[name] for name in SYSTEMS if row.get(name)), None)
 
 
 def _convert_pair(row, at):
     chosen, rejected = (_present(row, at[side]) for side in ("chosen", "rejected"))
+    if "indirect" in at:
+        chosen, rejected = _present(row, str(chosen)), _present(row, str(rejected))
     # whole conversations bring their prompt along
     prompt = None if row.get(at["prompt"]) is None and isinstance(chosen, list) else _prompt_of(row, at)
-    return assemble(prompt, chosen, rejected, row, row.get("system"))
+    return assemble(prompt, chosen, rejected, row, _system_of(row))
 
 
 def _convert_whole(row, at):
-    return assemble(None, _present(row, at["chosen"]), _present(row, at["rejected"]), row, row.get("system"))
+    return assemble(None, _present(row, at["chosen"]), _present(row, at["rejected"]), row, _system_of(row))
 
 
 def _convert_two_outputs(row, at):
-    names = (at["first"], at["second"])
-    better = as_verdict(row.get(at["verdict"]), names, at["verdict"])
+    names, value = (at["first"], at["second"]), row.get(at["verdict"])
+    models = [row.get(f"model_{mark}") for mark in marks_of(names)]  # arenas name the winner by its model
+    better = models.index(value) if value in models and value else as_verdict(value, names, at["verdict"], at["scale"])
     prompt = _prompt_of(row, at) if "prompt" in at else None
-    return assemble(prompt, _present(row, names[better]), _present(row, names[1 - better]), row, row.get("system"))
+    return assemble(prompt, _present(row, names[better]), _present(row, names[1 - better]), row, _system_of(row))
 
 
 def _convert_answer_list(row, at):
@@ -497,7 +620,7 @@ def _convert_answer_list(row, at):
             raise Unusable("missing_field", f"there are no scores, neither in a column nor in {at['answers']!r}")
         scores = [answer.get(name) if isinstance(answer, dict) else None for answer in answers]
     else:
-        name = at["scores"]
+        name = at["theirs"]["scores"]
     if not isinstance(scores, list) or len(scores) != len(answers):
         raise Unusable("wrong_type", f"there are {len(answers)} answers, and as many scores are needed")
     scored = [(_answer_of(answer), as_score(score, name)) for answer, score in zip(answers, scores, strict=True)]
@@ -513,16 +636,14 @@ def _answer_of(answer) -> Text:
 
 def _full_prompt(row, at) -> Text:
     prompt = as_text(_prompt_of(row, at), at["prompt"])
-    if row.get("system"):
-        prompt = [{"role": "system", "content": plain(as_text(row["system"], "system"))}, *_as_turns(prompt, "user")]
-    return prompt
+    return _with_system(prompt, _system_of(row)) if _system_of(row) else prompt
 
 
 def _convert_scored_row(row, at):
     answer = as_text(row.get(at["answer"]), at["answer"])
     return {
         "prompt": _full_prompt(row, at),
-        "answers": [(answer, as_score(row.get(at["score"]), at["score"]))],
+        "answers": [(answer, as_score(row.get(at["score"]), at["theirs"]["score"]))],
         **_extras(row),
     }
 
@@ -545,6 +666,10 @@ def _present(row: dict, name: str):
     return row[name]
 
 
+KNOWN_NAMES = {
+    *PROMPTS, *CONVERSATIONS, *SYSTEMS, *ANSWER_LISTS, *SCORE_LISTS, *ANSWERS, *SCORES, *LABELS, *VERDICTS, *CARRIED,
+    *(name for pair in ANSWER_PAIRS + TWO_OUTPUTS for name in pair), "tools", "chat_template_kwargs", "input",
+}  # fmt: skip
 SHAPES: dict[str, Kind] = {
     "openai": Kind(
         "hosted fine-tuning rows: input.messages with preferred_output and non_preferred_output",
@@ -646,10 +771,10 @@ def make_pairs(
 def _pairs_of(group: list[tuple[int, str, dict]], pairing: str, min_margin: float, seed: int) -> Iterator[dict]:
     """The pairs among the answers to one prompt, and a fault for each row that is in none."""
     answers = [(answer, score, number) for number, _, made in group for answer, score in made["answers"]]
+    places = {number: where for number, where, _ in group}
+    scores = [score for _, score, _ in answers]
     used, faults = set(), {}
-    for better, worse in choose_pairs(
-        [score for _, score, _ in answers], pairing, min_margin, f"{seed} {answers[0][2]}"
-    ):
+    for better, worse in choose_pairs(scores, pairing, min_margin, f"{seed} {answers[0][2]}"):
         (chosen, score_chosen, row), (rejected, score_rejected, other) = answers[better], answers[worse]
         try:
             pair = assemble(group[0][2]["prompt"], chosen, rejected, row={})
@@ -658,16 +783,17 @@ def _pairs_of(group: list[tuple[int, str, dict]], pairing: str, min_margin: floa
             continue
         used |= {row, other}
         extras = {key: value for key, value in group[0][2].items() if key not in ("prompt", "answers")}
-        scores = {"score_chosen": score_chosen, "score_rejected": score_rejected}
-        yield pair | extras | scores | {"rows": sorted({row, other}), "where": group[0][1]}
-    for number, where, _ in group:
-        if number not in used:
-            alone = Unusable("no_partner", "it is the only answer to its prompt")
-            scores = {score for _, score, _ in answers}
-            tie = Unusable("tie", "all answers to its prompt have the same score")
-            rest = Unusable("not_chosen", f"no pair was made of it ({pairing}, margin {min_margin:g})")
-            error = faults.get(number, alone if len(answers) == 1 else tie if len(scores) == 1 else rest)
-            yield {"rows": [number], "where": where, "fault": error.fault, "text": str(error)}
+        given = {"score_chosen": score_chosen, "score_rejected": score_rejected}
+        yield pair | extras | given | {"rows": sorted({row, other}), "where": places[row]}
+    if len(answers) == 1:
+        reason = Unusable("no_partner", "it is the only answer to its prompt")
+    elif len(set(scores)) == 1:
+        reason = Unusable("tie", "all answers to its prompt have the same score")
+    else:
+        reason = Unusable("not_chosen", f"no pair was made of it ({pairing}, margin {min_margin:g})")
+    for number in places.keys() - used:
+        error = faults.get(number, reason)
+        yield {"rows": [number], "where": places[number], "fault": error.fault, "text": str(error)}
 
 
 def choose_pairs(scores: list[float], pairing: str, min_margin: float, seed: str) -> list[tuple[int, int]]:

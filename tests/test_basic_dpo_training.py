@@ -293,7 +293,7 @@ def test_a_bad_model_is_named(make, words, tmp_path, call):
         ("a.json", "[]", ["no rows"]),
         ("a.jsonl", '{"question": "a", "answer": "b"}\n', ["--columns prompt=...", "question, answer"]),
         ("a.jsonl", '{"prompt": "a", "chosen": 7, "rejected": "c"}\n', ["line 1", "'chosen' is a number"]),
-        ("a.jsonl", '{"prompt": "a", "chosen": null, "rejected": "c"}\n', ["line 1", "'chosen' is missing"]),
+        ("a.jsonl", '{"prompt": "a", "chosen": null, "rejected": "c"}\n', ["chosen (always null)", "--columns"]),
         ("a.jsonl", json.dumps(PAIRS[0]) + "\n{broken\n", ["line 2", "not JSON"]),
         ("a.txt", "hello", ["a.txt", ".jsonl"]),
     ],

@@ -127,6 +127,7 @@ def test_a_converter_in_the_script_is_named_by_the_format(call, tmp_path):
         (("--pairing", "some"), "--pairing some: there are best_worst, best_random, all"),
         (("--keep_findings", "roles"), "--keep_findings roles: there are empty_answer"),
         (("--held_out_share", "1"), "--held_out_share must be at least 0 and below 1"),
+        (("--dataset_streaming",), "--check_only reads all rows"),
         (("--dataset_train_split", "dev"), "there is no split 'dev' in it, but train"),
         (("--dataset_test_split", "train"), "are both train"),
     ],

@@ -70,8 +70,53 @@ def test_opposite_labels_drop_both_rows():
 
 
 def test_a_prompt_of_the_test_split_is_not_trained_on():
-    held_out = examine(PAIR | {"prompt": "why is it so"}).prompts
+    held_out = examine(PAIR | {"prompt": " why IS it so?\n"}).prompts
     assert examine(PAIR, PAIR | {"prompt": "Who?"}, elsewhere=held_out).sound() == [1]
+
+
+def test_what_differs_in_a_sign_is_not_the_same():
+    """Nothing may be dropped for being equal without its punctuation: 2+3 is not 2-3, and C is not C++."""
+    plus = {"prompt": "What is 2+3?", "chosen": "It is 5", "rejected": "It is -1"}
+    minus = {"prompt": "What is 2-3?", "chosen": "It is -1", "rejected": "It is 5"}
+    assert examine(plus, minus).sound() == [0, 1]
+    assert examine(minus, elsewhere=examine(plus).prompts).sound() == [0]
+    vowels = [PAIR | {"prompt": text} for text in ("\u0926\u093f\u0928", "\u0926\u0940\u0928")]
+    assert examine(*vowels).report()["findings"] == {}
+
+
+def test_pairs_that_differ_in_a_tool_call_only_are_no_duplicates():
+    def call(city):
+        return [
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"c": city}}}]}
+        ]
+
+    prompt = [{"role": "user", "content": "And the weather?"}]
+    pairs = [
+        {"prompt": prompt, "chosen": call(a), "rejected": call(b)} for a, b in (("Paris", "Rome"), ("Oslo", "Bern"))
+    ]
+    assert examine(*pairs).report()["findings"] == {}
+    opposite = {"prompt": prompt, "chosen": call("Rome"), "rejected": call("Paris")}
+    assert examine(*pairs, opposite).sound() == [1]
+
+
+def test_an_answer_may_repeat_what_a_tool_said():
+    prompt = [
+        {"role": "user", "content": "Capital?"},
+        {"role": "assistant", "content": "I look."},
+        {"role": "tool", "content": "Paris"},
+    ]
+    pair = {
+        "prompt": prompt,
+        "chosen": [{"role": "assistant", "content": "Paris"}],
+        "rejected": [{"role": "assistant", "content": "Rome"}],
+    }
+    assert examine(pair).report()["findings"] == {}
+
+
+def test_answers_that_begin_with_the_prompt_are_found():
+    prompt = "What is the sum of two and two?"
+    pair = {"prompt": prompt, "chosen": f"{prompt} It is 4.", "rejected": f"{prompt} Five."}
+    assert "prompt_repeated" in examine(pair).report()["findings"]
 
 
 def test_findings_can_be_kept():

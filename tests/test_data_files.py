@@ -88,9 +88,41 @@ def test_datasets_saved_to_disk_are_read(tmp_path):
 
 
 def test_a_table_can_hold_conversations_as_json(tmp_path):
-    turns = [{"role": "user", "content": "a"}]
-    (tmp_path / "a.tsv").write_text(f"prompt\tchosen\n{json.dumps(turns)}\t[1, 2]\n")
-    assert read(tmp_path / "a.tsv")[0].value == {"prompt": turns, "chosen": "[1, 2]"}
+    turns, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    (tmp_path / "a.tsv").write_text(f"prompt\tchosen\trejected\n{json.dumps(turns)}\t{json.dumps(answer)}\tc\n")
+    pairs, _, _ = load_preferences(str(tmp_path / "a.tsv"), None)
+    assert json.loads(pairs[0]["pair"])["prompt"] == turns
+
+
+def test_a_table_may_have_a_column_without_a_name(tmp_path):
+    (tmp_path / "a.csv").write_text(",prompt,chosen,rejected\n0,a,b,c\n")
+    assert len(load_preferences(str(tmp_path / "a.csv"), None)[0]) == 1
+
+
+def test_a_table_in_quotes_and_semicolons_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text('"prompt";"chosen";"rejected"\n"a";"b";"c"\n')
+    assert read(tmp_path / "a.csv")[0].value == ROW
+
+
+def test_lines_that_begin_with_a_long_row_are_lines(tmp_path):
+    long = {"conversations": [{"from": "human", "value": "a" * 70_000}], "chosen": "b", "rejected": "c"}
+    (tmp_path / "a.json").write_text(json.dumps(long) + "\n" + json.dumps(long) + "\n")
+    assert [row.fault for row in read(tmp_path / "a.json")] == [None, None]
+
+
+def test_a_list_inside_an_object_is_the_rows_whatever_stands_beside_it(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"version": 1, "data": [ROW]}))
+    assert read(tmp_path / "a.json")[0].value == ROW
+    (tmp_path / "a.json").write_text(json.dumps({"train": [ROW], "test": [ROW]}))
+    with pytest.raises(ValueError, match="several splits"):
+        read(tmp_path / "a.json")
+
+
+def test_files_about_a_dataset_are_not_its_rows(tmp_path):
+    (tmp_path / "dataset_infos.json").write_text('{"default": {}}')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000-of-00001.jsonl").write_text(LINES)
+    assert list(open_splits(str(tmp_path))) == ["train"]
 
 
 BROKEN_LINES = {  # what stands in line 4 of 5, and what is said of it
@@ -98,6 +130,7 @@ BROKEN_LINES = {  # what stands in line 4 of 5, and what is said of it
     '{"prompt": "a", "chosen": "b", "rejected": "c"': "is not JSON",
     "[" * 100_000: "nested too deeply",
     '{"prompt": "a\x00"}': "is not JSON",
+    '{"prompt": ' + "1" * 5000 + "}": "cannot be read",
 }
 
 
@@ -168,8 +201,8 @@ def test_types_may_differ_from_row_to_row(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, _, reports = load_preferences(str(path), None)
     report = reports["train"]
-    assert report["rows_used"] == 2  # the second says the same as the first
-    assert report["dropped_by_reason"] == {"wrong_type": 1, "missing_field": 1, "duplicate": 1}
+    assert report["rows_used"] == 3
+    assert report["dropped_by_reason"] == {"wrong_type": 1, "missing_field": 1}
 
 
 @pytest.mark.parametrize(
@@ -187,6 +220,7 @@ def test_types_may_differ_from_row_to_row(tmp_path):
         ("a.csv", b"prompt,prompt\na,b\n", "stands twice"),
         ("a.csv", "prompt,chosen\na,b\n".encode("utf-16"), "not UTF-8"),
         ("a.csv", b"prompt,chosen,rejected\n", "no rows"),
+        ("a.csv", b'prompt,"cho"sen,rejected\na,b,c\n', "line 1"),
         ("a.parquet", b"PAR1 but no more", "cannot be read as Parquet"),
         ("a.jsonl.zst", b"no zstd", "unpacked"),
     ],

@@ -111,6 +111,30 @@ def test_streamed_pairs_are_those_of_the_file_and_bad_ones_are_skipped(chat_toke
     assert "line 6 is skipped: empty_answer" in caplog.text
 
 
+def test_streamed_turns_may_carry_tool_calls_from_any_row_on(chat_tokenizer, tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    rich = TURNS | {"prompt": [USER, call, {"role": "tool", "content": "4"}], "tools": [{"type": "function"}]}
+    pairs, _ = load([TURNS] * 150 + [rich], chat_tokenizer, tmp_path, streaming=True)
+    *_, last = pairs
+    assert last["prompt"] == rich["prompt"]
+    assert last["tools"] == '[{"type": "function"}]'
+
+
+def test_streamed_turns_behind_plain_rows_are_skipped(base_model_folder, tmp_path, caplog):
+    pairs, _ = load([TEXTS] * 150 + [TURNS], load_tokenizer(str(base_model_folder)), tmp_path, streaming=True)
+    assert {type(pair["prompt"]) for pair in pairs} == {str}
+    assert "turns where the first rows are plain text" in caplog.text
+
+
+def test_a_number_that_arrow_would_change_drops_its_pair(chat_tokenizer, tmp_path):
+    def calling(number):
+        arguments = {"function": {"name": "f", "arguments": {"latitude": number}}}
+        return TURNS | {"chosen": [{"role": "assistant", "content": "", "tool_calls": [arguments]}]}
+
+    pairs, _ = load([calling(48.858370123456789), calling(48.85)], chat_tokenizer, tmp_path)
+    assert pairs["rows"] == [[1]]
+
+
 def test_every_trained_token_is_shown_in_brackets(chat_tokenizer, tmp_path, capsys):
     show_pairs(load([TURNS], chat_tokenizer, tmp_path)[0], chat_tokenizer, 1)
     shown = capsys.readouterr().out.splitlines()

@@ -13,6 +13,7 @@ from machinery.preference_shapes import (
     parse_transcript,
     recognise,
     shape_of_converter,
+    verdict_scale,
 )
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -230,14 +231,15 @@ def test_texts_that_begin_alike_are_not_split_there():
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "b", "rejected": "c"}, "wrong_type",
          "image"),
         ({"prompt": "a", "output_1": "b", "output_2": "c", "preference": 1.5}, "tie", "neither"),
-        ({"prompt": "a", "output_1": "b", "output_2": "c", "preference": 7}, "wrong_type", "names neither"),
+        ({"prompt": "a", "output_1": "b", "output_2": "c", "preference": "x"}, "wrong_type", "names neither"),
         ({"prompt": "a", "completions": ["b", "c"], "scores": [1]}, "wrong_type", "as many scores"),
         ({"prompt": "a", "completions": ["b", "c"], "scores": [1, "x"]}, "wrong_type", "'scores' is 'x'"),
         ({"prompt": "a", "completions": ["b", "c"], "scores": [1, 1]}, "tie", "same score"),
     ],
 )  # fmt: skip
 def test_a_row_that_gives_no_pair_is_named_with_its_reason(row, fault, words):
-    _, [made] = convert(row)
+    shape = recognise([{name: "x" if value is None else value for name, value in row.items()}])
+    [made] = make_pairs([Row("row 0", row)], shape)
     assert made["fault"] == fault
     assert words in made["text"]
     assert made["rows"] == [0]
@@ -269,20 +271,123 @@ def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
 
 
 @pytest.mark.parametrize(
-    ("value", "names", "better"),
-    [(1, ("output_1", "output_2"), 0), ("2", ("output_1", "output_2"), 1), (1, ("response_0", "response_1"), 1),
-     ("A", ("answer_a", "answer_b"), 0), (2.0, ("answer_a", "answer_b"), 1), ("response_b", ("response_a", "response_b"), 1),
-     ("j", ("response_j", "response_k"), 0), (2, ("response1", "response2"), 1)],
+    ("values", "names", "betters"),
+    [
+        ([1, "2", 2.0], ("output_1", "output_2"), [0, 1, 1]),
+        ([0, 1, 1.0], ("response_0", "response_1"), [0, 1, 1]),
+        ([1, 2], ("answer_a", "answer_b"), [0, 1]),
+        (["A", "answer_b", "model_a", "response_b"], ("answer_a", "answer_b"), [0, 1, 0, 1]),
+        (["j", "response_k"], ("response_j", "response_k"), [0, 1]),
+        ([2, 1], ("response1", "response2"), [1, 0]),
+    ],
+)
+def test_a_verdict_names_one_of_two_columns(values, names, betters):
+    first = verdict_scale(values, names, "preference")
+    assert [as_verdict(value, names, "preference", first) for value in values] == betters
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [([0, 1], ("output_1", "output_2")), ([1], ("answer_a", "answer_b")), ([0, 1, 0], ("response1", "response2")),
+     ([-3, 2], ("response_1", "response_2")), ([1, 2, 3], ("output_1", "output_2"))],
 )  # fmt: skip
-def test_a_verdict_names_one_of_two_columns(value, names, better):
-    assert as_verdict(value, names, "preference") == better
+def test_numbers_that_can_be_read_in_two_ways_are_refused(values, names):
+    with pytest.raises(ValueError, match="converter"):
+        verdict_scale(values, names, "preference")
 
 
 @pytest.mark.parametrize("value", ["tie", "tie (bothbad)", 1.5, 0, "both_bad", "neither"])
 def test_a_tie_is_a_tie(value):
     with pytest.raises(Unusable) as error:
-        as_verdict(value, ("output_1", "output_2"), "preference")
+        as_verdict(value, ("output_1", "output_2"), "preference", 1)
     assert error.value.fault == "tie"
+
+
+def test_the_winner_of_an_arena_may_be_named_by_its_model():
+    row = {"prompt": "Why?", "model_a": "phi_b", "model_b": "llama_2", "response_a": "So.", "response_b": "No."}
+    for winner, pair in (("phi_b", TEXTS), ("llama_2", ("Why?", "No.", "So."))):
+        _, [made] = convert(row | {"winner": winner})
+        assert parts(made) == pair
+    _, [made] = convert(row | {"winner": "gpt_a"})
+    assert made["fault"] == "wrong_type"
+
+
+def test_a_column_that_only_says_where_a_row_is_from_is_no_prompt():
+    transcript = "\n\nHuman: Why?\n\nAssistant: {}"
+    _, [made] = convert({"source": "helpful", "chosen": transcript.format("So."), "rejected": transcript.format("No.")})
+    assert parts(made) == TURNS
+    shape, [made] = convert({"source": "helpful", "query": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]})
+    assert parts(made) == TURNS
+    assert shape.ignored == ("query", "source")
+
+
+def test_transcripts_beside_their_prompt_are_split_too():
+    transcript = "\n\nHuman: Why?\n\nAssistant: {}"
+    _, [made] = convert({"prompt": "Why?", "chosen": transcript.format("So."), "rejected": transcript.format("No.")})
+    assert parts(made) == TURNS
+
+
+def test_a_conversation_written_as_json_is_read_and_one_written_as_python_is_refused():
+    row = {"prompt": "Why?", "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])}
+    _, [made] = convert(row)
+    assert parts(made) == TURNS
+    _, [made] = convert(row | {"chosen": str([GOOD])})
+    assert (made["fault"], made["text"]) == (
+        "wrong_type", "'chosen' is a conversation written as Python writes it; write it as JSON"
+    )  # fmt: skip
+    _, [made] = convert({"prompt": "Why?", "chosen": '[{"a": 1}]', "rejected": "No."})
+    assert made["chosen"] == '[{"a": 1}]'
+
+
+def test_ranks_count_from_the_best_under_any_name():
+    rows = [{"prompt": "Why?", "completion": a, "pos_rank": r} for a, r in (("No.", 2), ("So.", 1))]
+    _, [made] = convert(*rows, columns={"score": "pos_rank"})
+    assert parts(made) == TEXTS
+
+
+def test_an_earlier_conversation_stands_before_the_prompt():
+    for history in ([["Hi", "Hello"]], [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]):
+        _, [made] = convert({"question": "Why?", "history": history, "chosen": "So.", "rejected": "No."})
+        assert [turn["content"] for turn in made["prompt"]] == ["Hi", "Hello", "Why?"]
+    _, [made] = convert({"instruction": "Why?", "history": [], "chosen": "So.", "rejected": "No."})
+    assert parts(made) == TEXTS
+
+
+def test_chosen_and_rejected_may_name_the_columns_of_the_answers():
+    row = {"question": "Why?", "answer_a": "No.", "answer_b": "So.", "chosen": "answer_b", "rejected": "answer_a"}
+    _, [made] = convert(row)
+    assert parts(made) == TEXTS
+
+
+def test_names_may_differ_in_case_and_space():
+    _, [made] = convert({"Prompt": "Why?", " Chosen": "So.", "REJECTED": "No."})
+    assert parts(made) == TEXTS
+
+
+def test_a_system_turn_that_is_there_already_is_not_doubled():
+    row = {"system": "Be brief.", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}
+    _, [made] = convert(row)
+    assert made["prompt"] == [SYSTEM, USER]
+
+
+def test_a_column_of_nulls_is_none():
+    _, [made] = convert({"prompt": None, "messages": None, "question": "Why?", "chosen": "So.", "rejected": "No."})
+    assert parts(made) == TEXTS
+
+
+def test_a_mistyped_name_of_ours_is_refused():
+    with pytest.raises(ValueError, match="there is no promt here; did you mean prompt"):
+        recognise([{"ask": "a", "chosen": "b", "rejected": "c"}], {"promt": "ask"})
+
+
+def test_thousands_of_answers_to_one_prompt_take_a_moment():
+    import time
+
+    start = time.perf_counter()
+    rows = [{"prompt": "Why?", "completion": str(n), "score": n} for n in range(20_000)]
+    _, made = convert(*rows)
+    assert len(made) == 19_999  # one pair of two rows, and a fault for each other row
+    assert time.perf_counter() - start < 10  # quadratic, it took minutes
 
 
 def test_transcripts_keep_their_words():
