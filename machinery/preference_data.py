@@ -135,6 +135,9 @@ def load_pairs(
             if not reports[split]["pairs"]:
                 raise Refused(f"{rows.name}: no pair can be used. {_what_fails(reports[split])}")
             notes.append(f"Data: {rows.name}: {summary(reports[split])}.{to_look_at(reports[split])}")
+            lonely = reports[split]["findings"].get("no_partner", {"share": 0.0})
+            if lonely["share"] > 0.5:
+                notes.append(f"  {lonely['meaning']}")
             if shape.ignored:
                 notes.append(f"  columns not used: {', '.join(shape.ignored)}")
             if split in cleaned:
