@@ -17,9 +17,11 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from pathlib import Path
@@ -35,22 +37,25 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
-from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, get_dataset
+from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
+from trl.trainer.utils import use_adapter
 
 from machinery import run_folder
+from machinery.adapters import AdapterError, base_of_adapter, check_adapter, check_base, weights_fingerprint
 from machinery.command_line import CommandLine
 from machinery.curves import plot_training
 from machinery.data_doctor import tokenise
 from machinery.data_tables import print_report
-from machinery.flag_help import FLAGS
+from machinery.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.interrupts import SaveOnSignal
 from machinery.length_figure import plot_lengths
 from machinery.log_lines import NonFiniteLoss, PreviewReply, show_log_lines
-from machinery.memory import peak_memory_bytes
+from machinery.memory import give_back_freed_memory, peak_memory_bytes
 from machinery.model_files import check_architecture, check_model_folder
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
 from machinery.safe_text import completions_page, visible
@@ -110,22 +115,31 @@ def parse_args(
     demo: dict,
     argv: list[str] | None = None,
     arguments: type[TutorialArguments] = TutorialArguments,
+    defaults: dict | None = None,
     takes_adapters: bool = False,
 ):
     """Read flags and recipe with TRL's own names and parser.
 
     description: the script's docstring, printed by --help. demo: the settings that hold when the model is the demo's
     and the user says nothing else. argv: the command line, that of the process by default. arguments: the script's own
-    flags besides those of all scripts. takes_adapters: whether it knows what to do with --use_peft and quantised weights.
+    flags besides those of all scripts. defaults: its own defaults for every model. takes_adapters: whether it knows what
+    to do with --use_peft and quantised weights.
     Returns (script arguments, training arguments, model arguments); in them, `data_kwargs` and `init_kwargs` hold what
     `load_preferences` and `load_model` take. Raises UserError.
     """
     own = {
         f.name: f.metadata["help"] for f in fields(arguments) if f.name not in TutorialArguments.__dataclass_fields__
     }
-    parser = CommandLine((arguments, TutorialConfig, ModelConfig, DatasetMixtureConfig), description, own | FLAGS)
+    shown = own | (ADAPTER_FLAGS if takes_adapters else {}) | FLAGS
+    parser = CommandLine((arguments, TutorialConfig, ModelConfig, DatasetMixtureConfig), description, shown)
     try:
         said = parser.read(list(sys.argv[1:] if argv is None else argv))
+        parser.fill(defaults or {})
+        if getattr(said, "adapter", None) and said.model_name_or_path is None:
+            said.model_name_or_path = base_of_adapter(check_adapter(said.adapter))
+            if said.model_name_or_path is None:
+                raise UserError(f"--adapter {said.adapter} does not name its base: add --model_name_or_path.")
+            parser.fill({"model_name_or_path": said.model_name_or_path})
         if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
             paths = {"model_name_or_path": "demo/model", "dataset_name": demo["dataset_name"]}
             parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
@@ -145,6 +159,8 @@ def parse_args(
         "trust_remote_code": training_args.trust_remote_code,
         **(training_args.model_init_kwargs or {}),
     }
+    if takes_adapters and (model_args.load_in_4bit or model_args.load_in_8bit):
+        model_args.init_kwargs["quantization_config"] = get_quantization_config(model_args)
     training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
     _check(args, training_args)
     args.data_kwargs = {
@@ -256,8 +272,8 @@ def run(main) -> None:
 
 def _explain(error: BaseException) -> tuple[int | None, str]:
     """Exit code and text for an error that has a cause the user can do something about; code None for all others."""
-    if isinstance(error, UserError):
-        return 2, f"error: {error}"
+    if isinstance(error, (UserError, AdapterError)):
+        return 2, f"error: {str(error).rstrip('.')}."
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped by Ctrl-C outside of training; there is nothing to go on with"
     if isinstance(error, NonFiniteLoss):
@@ -303,6 +319,8 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
         model, report = AutoModelForCausalLM.from_pretrained(
             name, config=config, use_safetensors=True, output_loading_info=True, **init_kwargs
         )
+        if model.num_parameters() > 50e6 and not torch.accelerator.is_available():
+            give_back_freed_memory()
         tokenizer = load_tokenizer(name, **hub_kwargs)
     except SafetensorError as error:
         raise UserError(f"{name}: a safetensors file is damaged ({error}). Copy it again.") from error
@@ -312,6 +330,16 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
         some = sorted(report["missing_keys"])
         raise UserError(f"{name} lacks {len(some)} of the model's weights (first: {some[0]}); they would be random.")
     return model, tokenizer
+
+
+def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
+    """Put a trained adapter on its base, to be trained on. Raises UserError where it is none, or not of this base."""
+    try:
+        folder = check_adapter(name)
+        check_base(folder, weights_fingerprint(base))
+        return PeftModel.from_pretrained(base, folder, is_trainable=True)
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        raise UserError(f"--adapter {name} on {base.config._name_or_path}: {_first_line(error)}.") from error
 
 
 def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
@@ -569,7 +597,7 @@ def sample_completions(
     progress: a label for a progress bar. Draws from a generator of its own, so training goes on with the same bits.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    rows = [_prompt_ids(tokenizer, prompt)[1 - positions :] for prompt in prompts]  # room for one token at least
+    rows = [prompt_ids(tokenizer, prompt)[1 - positions :] for prompt in prompts]  # room for one token at least
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))  # like lengths together: little padding
     completions: list[Completion | None] = [None] * len(rows)
     was_training = model.training
@@ -602,7 +630,7 @@ def sample_completions(
     return completions
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
@@ -641,15 +669,23 @@ def sequence_logps(
     return logps
 
 
-def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, completions: list[Completion], pad_token_id: int):
+def sequence_kl(
+    policy: PreTrainedModel, reference: PreTrainedModel | None, completions: list[Completion], pad_token_id: int
+):
     """How far the policy has moved: KL(policy || reference) over whole completions, in nats, with its 95% interval.
 
-    completions: sampled from the policy at temperature 1, one a prompt. The estimate is the mean of
+    reference: None where the policy is an adapter and its reference lies underneath: the model with the adapter off, or
+    the frozen copy that TRL keeps as "ref". completions: sampled from the policy at temperature 1. The estimate is the mean of
     log policy(y|x) - log reference(y|x). Returns (mean, low, high).
     """
     rows = [(completion.prompt_ids, completion.ids) for completion in completions]
-    logratios = sequence_logps(policy, rows, pad_token_id) - sequence_logps(reference, rows, pad_token_id)
-    return bootstrap_mean(logratios.tolist())
+    policy_logps = sequence_logps(policy, rows, pad_token_id)
+    if reference is None:
+        with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
+            ref_logps = sequence_logps(policy, rows, pad_token_id)
+    else:
+        ref_logps = sequence_logps(reference, rows, pad_token_id)
+    return bootstrap_mean((policy_logps - ref_logps).tolist())
 
 
 # --- After training --------------------------------------------------------------------------------------------------
@@ -657,7 +693,7 @@ def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, completions
 
 def report_change(
     policy: PreTrainedModel,
-    reference: PreTrainedModel,
+    reference: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Prompt],
     before: list[Completion],
@@ -667,7 +703,7 @@ def report_change(
 ) -> dict:
     """Print what training changed in the replies to held-out prompts, and return it for metrics.json.
 
-    before, after: one reply a prompt, sampled at temperature 1 from the reference and from the policy.
+    reference: see `sequence_kl`. before, after: one reply a prompt, sampled at temperature 1 from the reference and from the policy.
     score_reply(prompt, text): the parts of a reply's true reward by name, with the maxima of each; None if unknown.
     Returns kl and, with score_reply, true_reward_before, true_reward_after and win_rate (after against before on the
     same prompt, ties half), each with the ends of its 95% bootstrap interval over prompts.
@@ -721,11 +757,12 @@ def save_run(
     reference: str,
     dataset: str,
     replies: tuple[list[Prompt], list[Completion], list[Completion]],
-) -> None:
+    beside: Callable[[Path], None] | None = None,
+) -> dict:
     """Write the run's files into the trainer's output folder, each complete or not at all; metrics.json is the last.
 
     outcome: what `report_change` measured, added to what the trainer knows. replies: prompts, replies before training,
-    replies after it. Measures the held-out pairs once more where that was not done at the last step.
+    replies after it. beside(folder): writes what is to stand beside the weights. Returns the metrics. Measures the held-out pairs once more where that was not done at the last step.
     """
     last_measured = max((logs["step"] for logs in trainer.state.log_history if "eval_loss" in logs), default=None)
     if trainer.eval_dataset is not None and last_measured != trainer.state.global_step:
@@ -740,6 +777,7 @@ def save_run(
         "dataset": dataset,
         "seed": trainer.args.seed,
         "warnings": len(heard_warnings.texts),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "pairs_train": _length(trainer.train_dataset),
         "pairs_eval": _length(trainer.eval_dataset),
         "train_seconds": summary.get("train_runtime"),
@@ -757,9 +795,12 @@ def save_run(
     if not trainer.args.should_save:  # one of the other processes
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             trainer.save_model(str(folder / run_folder.UNFINISHED))  # its share of the weights is needed
-        return
+        return metrics
     with run_folder.complete_files(folder) as unfinished:
         trainer.save_model(str(unfinished))
+        shutil.rmtree(unfinished / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter that was trained on
+        if beside is not None:
+            beside(unfinished)
         state.save_to_json(str(unfinished / "trainer_state.json"))
         plot_training(state.log_history, unfinished / "training_curves.png")
         (unfinished / "completions.md").write_text(completions_page(*replies), encoding="utf-8")
@@ -770,6 +811,7 @@ def save_run(
         json.dump(metrics, file, indent=2, allow_nan=False)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset)
+    return metrics
 
 
 def _length(pairs) -> int | None:

@@ -10,16 +10,12 @@ and not repeated. Prints a Markdown table of the mean over the seeds and, in bra
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
+from grid import PROJECT, markdown, run_grid, spread
 
-PROJECT = Path(__file__).resolve().parent.parent
 OUT = PROJECT / "runs" / "curriculum"
 FLIPPED = 0.3
 
@@ -51,44 +47,18 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
-    jobs = [(case, seed) for seed in options.seeds for case in options.cases]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        metrics = list(tqdm(pool.map(lambda job: run_case(*job), jobs), total=len(jobs), desc="runs"))
-    results = {}
-    for (case, _), outcome in zip(jobs, metrics, strict=True):
-        results.setdefault(case, []).append(outcome)
-    print("| case | " + " | ".join(COLUMNS.values()) + " |\n|---|" + "---|" * len(COLUMNS))
-    before = [outcome["true_reward_before"] for outcomes in results.values() for outcome in outcomes]
-    print(f"| before training | {spread(before)} | 0.50 | 0.00 | | | |")
-    for case, outcomes in results.items():
-        cells = [spread([outcome[column] for outcome in outcomes]) for column in COLUMNS]
-        print(f"| {CASES[case][0]} | " + " | ".join(cells) + " |")
-
-
-def run_case(case: str, seed: int) -> dict:
-    """The metrics of one run, made now if it is not there yet."""
-    folder = OUT / f"{case}-seed{seed}"
-    if not (folder / "metrics.json").exists():
+    rate = 3 * demo_settings()["learning_rate"]
+    cases = {}
+    for case in options.cases:
         _, flags, is_flipped = CASES[case]
-        flags = flags.format(rate3=3 * demo_settings()["learning_rate"]).split()
-        command = [sys.executable, str(PROJECT / "basic_dpo_training.py"), "--output_dir", str(folder)]
-        command += [
-            "--overwrite_output_dir",
-            "--seed",
-            str(seed),
-            "--eval_strategy",
-            "no",
-            "--save_strategy",
-            "no",
-            *flags,
-        ]
-        if is_flipped:
-            command += ["--dataset_name", str(flipped_data(seed))]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{case}, seed {seed}: {done.stderr}")
-    return json.loads((folder / "metrics.json").read_text())
+        data = ["--dataset_name", str(OUT / "data-flipped-seed{seed}")] if is_flipped else []
+        cases[case] = ("basic_dpo_training.py", [*flags.format(rate3=rate).split(), *data])
+    for seed in options.seeds:
+        flipped_data(seed)
+    results = run_grid(cases, options.seeds, OUT)
+    before = [outcome["true_reward_before"] for outcomes in results.values() for outcome in outcomes]
+    head, line, *rows = markdown({CASES[case][0]: results[case] for case in cases}, COLUMNS).splitlines()
+    print("\n".join([head, line, f"| before training | {spread(before)} | 0.50 | 0.00 | | | |", *rows]))
 
 
 def demo_settings() -> dict:
@@ -111,13 +81,6 @@ def flipped_data(seed: int) -> Path:
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "test.jsonl").write_bytes((PROJECT / "demo" / "test.jsonl").read_bytes())
     return folder
-
-
-def spread(values: list[float]) -> str:
-    """Mean (lowest to highest)."""
-    digits = 0 if max(map(abs, values)) >= 100 else 2
-    mean = sum(values) / len(values)
-    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

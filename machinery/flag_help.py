@@ -45,3 +45,13 @@ FLAGS = {
     "traceback": "show where in the code an error arose",
     "help_all": "every flag of TRL and Transformers",
 }
+
+ADAPTER_FLAGS = {
+    "lora_r": "the rank: more parameters to learn with; see the table in docs/lora.md",
+    "lora_alpha": "the adapter counts alpha / r times: raising it is like raising the rate",
+    "lora_target_modules": "which layers get an adapter: all-linear, or names such as q_proj v_proj",
+    "lora_dropout": "does nothing unless --no_disable_dropout",
+    "use_rslora": "scale by alpha / sqrt(r): for ranks of 32 and more",
+    "use_dora": "train length and direction of the weights apart: for very low ranks, slower",
+    "load_in_4bit": "QLoRA: the base in half a byte a weight; needs bitsandbytes",
+}

@@ -1,0 +1,97 @@
+"""Does the memory estimate hold, and what does an adapter save? A model of 100 million parameters, made on the spot.
+
+    python benchmarks/lora_memory.py                  # two trainings of three steps: about three minutes on two cores
+
+Each training runs in a process of its own: all weights with a second model as the reference, and an adapter of rank 16 on
+all linear layers, whose reference is the base. It prints the estimate made before the training beside what was measured
+after it, and the share of full training's weights, gradients, optimizer and reference that the adapter takes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PAIRS, BATCH, STEPS = 64, 8, 3
+
+
+def main() -> None:
+    """Train both ways and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", choices=["full", "lora"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    sys.path.insert(0, str(PROJECT))
+    if options.one:
+        print(json.dumps(train(options.one)))
+        return
+    from machinery.memory_estimate import PARTS, memory_table
+
+    static, results = {}, {}
+    for kind in ("full", "lora"):
+        command = [sys.executable, __file__, "--one", kind]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        estimate, measured = results[kind] = json.loads(done.stdout.splitlines()[-1])
+        static[kind] = sum(measured[part] for part in PARTS[:4])
+        error = sum(estimate[part] for part in PARTS) / measured["total"] - 1
+        print(f"\n{kind}: the estimate is off by {error:+.0%}\n{memory_table(estimate, measured)}")
+    share = static["lora"] / static["full"]
+    print(f"\nWeights, gradients, optimizer and reference of the adapter: {share:.0%} of full training's")
+    (PROJECT / "benchmarks" / "results").mkdir(exist_ok=True)
+    path = PROJECT / "benchmarks" / "results" / "lora_memory.json"
+    path.write_text(json.dumps({"share": share, **results}, indent=2) + "\n")
+
+
+def train(kind: str) -> tuple[dict, dict]:
+    """A short training. Returns the estimate and what was measured, in bytes by part."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import DPOConfig
+
+    from dpo_utils import load_tokenizer
+    from machinery import memory
+    from machinery.memory_estimate import estimate_memory, measure_memory
+    from machinery.shared_prompt import SharedPromptDPOTrainer
+
+    memory.give_back_freed_memory()  # as load_model does for models of this size
+    rows = [json.loads(line) for line in (PROJECT / "demo" / "train.jsonl").read_text().splitlines()[:PAIRS]]
+    pairs = Dataset.from_list([{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows])
+    torch.manual_seed(0)
+    shape = dict(hidden_size=640, intermediate_size=1728, num_hidden_layers=14, num_attention_heads=10)
+    config = LlamaConfig(vocab_size=32_000, tie_word_embeddings=False, **shape)
+    policy, reference = LlamaForCausalLM(config), None
+    if kind == "full":
+        reference = LlamaForCausalLM(config)
+        reference.load_state_dict(policy.state_dict())
+    trainer = SharedPromptDPOTrainer(
+        model=policy,
+        ref_model=reference,
+        args=DPOConfig(
+            output_dir="/tmp/lora_memory",
+            use_cpu=not torch.accelerator.is_available(),
+            bf16=torch.accelerator.is_available(),
+            gradient_checkpointing=False,
+            per_device_train_batch_size=BATCH,
+            max_steps=STEPS,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=pairs,
+        processing_class=load_tokenizer(str(PROJECT / "demo" / "model")),
+        peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if kind == "lora" else None,
+    )
+    estimate = estimate_memory(trainer)
+    memory.reset_peak()
+    trainer.train()
+    start = 0 if memory.uses_gpu() else memory.START
+    return estimate, measure_memory(trainer, memory.peak_since_reset(), start)
+
+
+if __name__ == "__main__":
+    main()

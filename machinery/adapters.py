@@ -1,0 +1,152 @@
+"""Adapters on disk: which base they belong to, whether this is it, and merging them into it with proof.
+
+    folder = check_adapter("my_adapter")               # AdapterError: "--adapter my_adapter holds a full model, not an adapter"
+    base_of_adapter(folder)                            # "Qwen/Qwen3-0.6B"
+    check_targets(model, ["q_proj", "v_porj"])         # AdapterError: "... match nothing; there are q_proj, k_proj, ..."
+    note_base(folder, "Qwen/Qwen3-0.6B", None, weights_fingerprint(model))
+    check_base(folder, weights_fingerprint(other))     # AdapterError: "my_adapter was trained on another base"
+    print(merge_adapter(load, "Qwen/Qwen3-0.6B", folder, tokenizer, rows))
+
+An adapter is a difference from its base. On any other base it is noise, and nothing in the files says so: shapes fit all
+models of a family. So a run writes a fingerprint of the base beside its adapter, and it is compared before use.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+
+class AdapterError(ValueError):
+    """An adapter, its base or its settings do not fit; one sentence that says why."""
+
+
+NOTE = "base_model.json"
+# The most by which logits may differ after merging, as a share of the largest: rounding, and no more.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def check_adapter(name: str) -> Path:
+    """The folder of an adapter with its weights in safetensors. Raises AdapterError that says what it is instead."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise AdapterError(f"--adapter {name} is no folder")
+    files = {file.name for file in folder.iterdir()}
+    if "adapter_config.json" not in files:
+        what = (
+            "a full model, not an adapter: name it by --model_name_or_path" if "config.json" in files else "no adapter"
+        )
+        raise AdapterError(f"--adapter {name} holds {what}")
+    if "adapter_model.safetensors" not in files:
+        pickled = " (adapter_model.bin can run code when it is loaded)" if "adapter_model.bin" in files else ""
+        raise AdapterError(f"--adapter {name} holds no adapter_model.safetensors{pickled}")
+    return folder
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The name or path of the base model, as the adapter has it."""
+    try:
+        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{folder}/adapter_config.json cannot be read") from error
+
+
+def weights_fingerprint(model: nn.Module) -> str | None:
+    """A hash of the names, shapes and 64 values of every weight; None for a quantised model, whose values are others.
+
+    Adapters that are on the model already do not count.
+    """
+    if getattr(model, "is_quantized", False):
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if "lora_" in name:
+            continue
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, len(flat) // 64)].float().cpu().to(torch.bfloat16)  # the same for every way to load it
+        digest.update(
+            f"{name.replace('.base_layer', '').removeprefix('base_model.model.')} {tuple(tensor.shape)}".encode()
+        )
+        digest.update(some.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def note_base(folder: Path, name: str, revision: str | None, fingerprint: str | None) -> None:
+    """Write beside an adapter which base it was trained on, also into its own configuration."""
+    local = Path(name).expanduser()
+    name = str(local.resolve()) if local.is_dir() else name
+    note = {"name": name, "revision": revision, "fingerprint": fingerprint}
+    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(
+        json.dumps(config | {"base_model_name_or_path": name, "revision": revision}, indent=2), encoding="utf-8"
+    )
+
+
+def check_base(folder: Path, fingerprint: str | None) -> None:
+    """Compare a base with the one noted beside the adapter, where one is. Raises AdapterError where they differ."""
+    if not (folder / NOTE).is_file() or fingerprint is None:
+        return
+    noted = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    if noted["fingerprint"] not in (None, fingerprint):
+        raise AdapterError(f"{folder} was trained on another base, {noted['name']}: the weights differ")
+
+
+def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, saved: list[str] | None = None) -> None:
+    """Accept "all-linear" and names of modules that are there. Raises AdapterError that lists those there are."""
+    if rank < 1:
+        raise AdapterError(f"--lora_r must be at least 1, not {rank}")
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or "Conv1D" in type(module).__name__
+    ]
+    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), "lm_head")
+    for target in [targets] if isinstance(targets, str) else targets or []:
+        if target != "all-linear" and not any(name == target or name.endswith("." + target) for name in names):
+            there = sorted({name.rsplit(".", 1)[-1] for name in names if name != head})
+            raise AdapterError(
+                f"--lora_target_modules {target} matches nothing; there are {', '.join(there)}, or all-linear"
+            )
+        if target == head:
+            raise AdapterError(f"--lora_target_modules {target}: TRL's DPO trainer takes no adapter on the head")
+    if head in (saved or []):
+        raise AdapterError(f"--lora_modules_to_save {head}: TRL's DPO trainer takes no adapter on the head")
+
+
+@torch.no_grad()
+def merge_adapter(load, base_name: str, folder: Path, tokenizer, rows: list[list[int]]) -> str:
+    """Add an adapter to its base, write the full model to folder/merged, load it again, and compare the logits.
+
+    load(name): loads a model in full precision. rows: token ids of some texts. Returns a sentence with the largest
+    difference; raises AdapterError, and leaves nothing, where it is more than rounding.
+    """
+    out = folder / "merged"
+    model = PeftModel.from_pretrained(load(base_name), folder).eval()
+    before = [model(torch.tensor([row], device=model.device)).logits.float().cpu() for row in rows]
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+        merged.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        again = load(str(unfinished)).eval()
+        after = [again(torch.tensor([row], device=again.device)).logits.float().cpu() for row in rows]
+        difference = max((a - b).abs().max().item() for a, b in zip(before, after, strict=True))
+        largest = max(logits.abs().max().item() for logits in before)
+        tolerance = TOLERANCE.get(again.dtype, 1e-4)
+        if not difference <= tolerance * largest:
+            raise AdapterError(
+                f"--merge: the merged model is not the base with its adapter: logits differ by up to {difference:.3g}, and rounding "
+                f"explains {tolerance * largest:.3g} in {str(again.dtype).removeprefix('torch.')}"
+            )
+        shutil.rmtree(out, ignore_errors=True)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return f"Merged: {out}; its logits differ from base and adapter by {difference:.2g} at the most, of {largest:.3g}"

@@ -1,0 +1,119 @@
+"""What a training will need in memory, before it starts, and what it took, after it.
+
+    estimate = estimate_memory(trainer)
+    trainer.train()
+    measured = measure_memory(trainer)
+    print(memory_table(estimate, measured))
+
+Weights, gradients, optimizer and reference are counted from the parameters. The activations are found by a trial: a
+forward pass over the longest pair, in which every tensor that is kept for the backward pass is counted; a batch of such
+pairs takes that times its size. The trial changes no weight and draws no random number that the training would draw.
+The runtime is what the process holds besides: code that was loaded, and the kernels' own memory (on a CPU only).
+"""
+
+import torch
+
+from machinery import memory
+
+PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "runtime")
+STATES_PER_PARAMETER = {"sgd": 0, "lion": 1, "lion_32bit": 1, "adafactor": 0}  # all others as AdamW: two
+ONE_BYTE_STATES = ("8bit",)
+
+
+def estimate_memory(trainer) -> dict[str, int]:
+    """Bytes by part, for this trainer's model, batch size, precision and settings."""
+    counted = _count(trainer)
+    optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    states = STATES_PER_PARAMETER.get(optimizer, 2)
+    trainable = [p for p in trainer.model.parameters() if p.requires_grad]
+    width = 1 if any(mark in optimizer for mark in ONE_BYTE_STATES) else None
+    counted["optimizer"] = sum(states * p.numel() * (width or p.element_size()) for p in trainable)
+    lengths = [
+        sum(len(row[part]) for part in ("prompt_ids", "chosen_ids", "rejected_ids")) for row in trainer.train_dataset
+    ]
+    longest = trainer.train_dataset[max(range(len(lengths)), key=lengths.__getitem__)]
+    per_pair = in_full = _kept_for_backward(trainer, longest, checkpointing=False)
+    if trainer.args.gradient_checkpointing:
+        per_pair = _kept_for_backward(trainer, longest, checkpointing=True)
+    # the backward pass works on one layer at a time: its gradients, or what of it is computed again
+    per_pair += in_full // trainer.model.config.get_text_config().num_hidden_layers
+    standing = memory.memory_in_use() - memory.START - counted["weights"] - counted["reference"]
+    runtime = 0 if memory.uses_gpu() else max(0, standing)
+    return counted | {"activations": per_pair * trainer.args.per_device_train_batch_size, "runtime": runtime}
+
+
+def measure_memory(trainer, peak: int, start: int) -> dict[str, int]:
+    """Bytes by part after a training; the activations are what the peak held besides all others.
+
+    peak: the most that was in use during it. start: what was in use before the model was loaded.
+    """
+    counted = _count(trainer)
+    states = trainer.optimizer.state.values() if trainer.optimizer is not None else ()
+    counted["optimizer"] = sum(_bytes(value for value in state.values() if torch.is_tensor(value)) for state in states)
+    counted["total"] = peak - start
+    return counted
+
+
+def memory_metrics(estimate: dict[str, int], measured: dict[str, int]) -> dict[str, int]:
+    """Both under flat names, for metrics.json."""
+    flat = {f"memory_{part}_bytes": size for part, size in measured.items()}
+    return flat | {f"memory_{part}_bytes_estimated": size for part, size in estimate.items()}
+
+
+def memory_table(estimate: dict[str, int], measured: dict[str, int] | None = None) -> str:
+    """Estimate, and what was measured beside it, in MiB."""
+    lines = [f"{'Memory, MiB':<14}{'estimated':>10}" + (f"{'measured':>10}" if measured else "")]
+    for part in PARTS:
+        line = f"  {part:<12}{estimate[part] / 2**20:>10,.0f}"
+        if measured and part in measured:
+            line += f"{measured[part] / 2**20:>10,.0f}"
+        elif measured and part == "activations":
+            rest = measured["total"] - sum(measured[name] for name in PARTS[:4])
+            line += f"{rest / 2**20:>10,.0f}  with the runtime"
+        lines.append(line)
+    total = f"  {'peak':<12}{sum(estimate[part] for part in PARTS) / 2**20:>10,.0f}"
+    return "\n".join([*lines, total + (f"{measured['total'] / 2**20:>10,.0f}" if measured else "")])
+
+
+def _count(trainer) -> dict[str, int]:
+    model, names = trainer.model, {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        names[name] = tensor
+    frozen_copy = [tensor for name, tensor in names.items() if ".ref." in name]
+    reference = list(trainer.ref_model.parameters()) if trainer.ref_model is not None else []
+    return {
+        "weights": _bytes(tensor for name, tensor in names.items() if ".ref." not in name),
+        "gradients": _bytes(p for p in model.parameters() if p.requires_grad),
+        "reference": _bytes(frozen_copy) + _bytes(reference),
+    }
+
+
+def _bytes(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _kept_for_backward(trainer, row: dict, checkpointing: bool) -> int:
+    """The bytes that a forward pass over one pair keeps for the backward pass, parameters aside."""
+    model, args = trainer.model, trainer.args
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens_seen, was_training = trainer._total_train_tokens, model.training
+    model.train()
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with torch.random.fork_rng(), hooks, trainer.compute_loss_context_manager():
+        trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator([row])))
+    model.train(was_training)
+    if checkpointing:
+        model.gradient_checkpointing_disable()  # the training switches it on itself
+    trainer._total_train_tokens = tokens_seen
+    trainer._metrics["train"].clear()  # TRL would mix them into the first line that it logs
+    return sum(kept.values())

@@ -1,0 +1,90 @@
+"""Put two finished runs side by side, by their metrics.json.
+
+full = newest_run(Path("runs"), "basic", model="demo/model", dataset="demo")
+print(side_by_side({"adapter": mine, "all weights": full}))
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+ROWS = (
+    ("trainable_parameters", "trained parameters", ",.0f"),
+    ("true_reward_after", "true reward", ".2f"),
+    ("win_rate", "win rate", ".2f"),
+    ("kl", "KL, nats a reply", ".2f"),
+    ("reward_accuracy", "held-out accuracy", ".2f"),
+    ("size_on_disk_bytes", "size on disk, MB", ".1f"),
+    ("train_seconds", "training, seconds", ".0f"),
+)
+
+
+def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
+    """This run beside the newest of the basic script on the same model and data, as a table, or why there is none.
+
+    make_with: the basic script, to make such a run now, in folder/full.
+    """
+    where, model, dataset = Path("runs"), metrics["model"], metrics["dataset"]
+    if make_with is not None:
+        where = folder / "full"
+        words = {
+            "model_name_or_path": model,
+            "dataset_name": dataset,
+            "seed": metrics["seed"],
+            "output_dir": where / "basic",
+        }
+        command = [sys.executable, str(make_with), *(str(w) for k, v in words.items() for w in (f"--{k}", v))]
+        print("\nNow all weights, by", make_with.name, flush=True)
+        subprocess.run(command, check=True)
+    full = newest_run(where, "basic", model, dataset)
+    if full is None:
+        return "No run of the basic script to compare with; --compare_full makes one."
+    runs = {"this adapter": (metrics, folder), f"all weights ({full[1]})": full}
+    return side_by_side({name: m | {"size_on_disk_bytes": model_size(path)} for name, (m, path) in runs.items()})
+
+
+def newest_run(folder: Path, script: str, model: str, dataset: str) -> tuple[dict, Path] | None:
+    """The metrics of the newest finished run of a script on this model and dataset, and its folder."""
+    found = []
+    for path in folder.glob("*/metrics.json"):
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        is_same = all(_same(metrics.get(name), value) for name, value in (("model", model), ("dataset", dataset)))
+        if metrics.get("script") == script and is_same:
+            found.append((path.stat().st_mtime, path.parent, metrics))
+    if not found:
+        return None
+    _, run, metrics = max(found, key=lambda run: run[0])
+    return metrics, run
+
+
+def model_size(folder: Path) -> int:
+    """The bytes of a model's or an adapter's weights."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def side_by_side(runs: dict[str, dict]) -> str:
+    """A table with a column a run; what has an interval shows it, what is missing is a dash."""
+    lines = [" " * 22 + "".join(f"{name:<22}" for name in runs)]
+    for key, label, form in ROWS:
+        cells = []
+        for metrics in runs.values():
+            value = metrics.get(key)
+            if value is None or not math.isfinite(value):
+                cells.append("-")
+                continue
+            text = format(value / 1e6 if key.endswith("bytes") else value, form)
+            low, high = metrics.get(f"{key}_ci_low"), metrics.get(f"{key}_ci_high")
+            cells.append(text if low is None else f"{text} [{low:{form}}, {high:{form}}]")
+        if any(cell != "-" for cell in cells):
+            lines.append(f"  {label:<20}" + "".join(f"{cell:<22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _same(one: str | None, other: str) -> bool:
+    """Whether two names mean the same model or dataset: the same hub name, or the same path."""
+    return one == other or (one is not None and Path(one).exists() and Path(one).resolve() == Path(other).resolve())
