@@ -3,15 +3,18 @@
     python lora_dpo_training.py
 
 A LoRA adapter adds to each frozen weight matrix W a product B A of two thin ones: W + (alpha / r) B A. Only A and B are
-trained, here 8% of the demo's parameters. B starts at zero, so at first the policy *is* the base; and the base with the
+trained, here 88,064 numbers beside the demo's million. B starts at zero, so at first the policy *is* the base; and the base with the
 adapter switched off *is* the reference. One model in memory instead of two, and gradients and optimizer for a few
 percent of it. It takes about a minute on two CPU cores. You see (figures differ by seed and machine)
 
-LORA_OUTPUT
+    Trained: 88,064 parameters, 7.5% of the model's
+      all         2.83 [2.60, 3.06]   5.28 [5.10, 5.45]   7
+    Win rate of after against before, ties half: 0.86 [0.81, 0.90]
+    KL from the reference, nats a reply: 1.74 [1.53, 2.00]
 
 Try next:
 
-    python lora_dpo_training.py --lora_r 2 --lora_alpha 2               # a fortieth of the parameters, most of the effect
+    python lora_dpo_training.py --lora_r 2 --lora_alpha 2               # a fiftieth of the parameters, half of the gain
     python lora_dpo_training.py --adapter runs/lora --merge             # train on: its frozen copy is the reference
     python lora_dpo_training.py --compare_full                          # beside a run of all weights, made now
     python lora_dpo_training.py --help
@@ -59,10 +62,10 @@ LORA = dict(
 # The demo's settings. They are no advice for other models: for those the defaults are TRL's.
 DEMO = dict(
     dataset_name="demo",
-    lora_r=8,  # NEW: 88,064 trained parameters, 8% of the demo's
+    lora_r=8,  # NEW: 88,064 trained parameters, 8% of the base's
     lora_alpha=8,  # NEW: so that alpha / r = 1, whatever r is
     beta=0.1,  # the paper's; higher stays closer to the reference
-    learning_rate=2e-3,  # NEW: five times the basic script's
+    learning_rate=1.5e-3,  # NEW: four times the basic script's
     lr_scheduler_type="constant_with_warmup",
     warmup_steps=0.1,  # a tenth of all steps
     per_device_train_batch_size=32,  # 2048 pairs / 32 = 64 steps
