@@ -3,9 +3,9 @@
     python lora_dpo_training.py
 
 A LoRA adapter adds to each frozen weight matrix W a product B A of two thin ones: W + (alpha / r) B A. Only A and B are
-trained, here 88,064 numbers beside the demo's million. B starts at zero, so at first the policy *is* the base; and the base with the
-adapter switched off *is* the reference. One model in memory instead of two, and gradients and optimizer for a few
-percent of it. It takes about a minute on two CPU cores. You see (figures differ by seed and machine)
+trained, here 88,064 numbers beside the demo's million. B starts at zero, so at first the policy *is* the base; and the
+base with the adapter switched off *is* the reference. One model in memory instead of two, and gradients and optimizer
+for a few percent of it. It takes about a minute on two CPU cores. You see (figures differ by seed and machine)
 
     Trained: 88,064 parameters, 7.5% of the model's
       all         2.83 [2.60, 3.06]   5.28 [5.10, 5.45]   7
@@ -14,7 +14,7 @@ percent of it. It takes about a minute on two CPU cores. You see (figures differ
 
 Try next:
 
-    python lora_dpo_training.py --lora_r 2 --lora_alpha 2               # a fiftieth of the parameters, half of the gain
+    python lora_dpo_training.py --lora_r 2 --lora_alpha 2               # a fiftieth of the parameters, a smaller gain
     python lora_dpo_training.py --adapter runs/lora --merge             # train on: its frozen copy is the reference
     python lora_dpo_training.py --compare_full                          # beside a run of all weights, made now
     python lora_dpo_training.py --help
