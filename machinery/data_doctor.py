@@ -337,7 +337,7 @@ def verdict(report: dict) -> list[str]:
     """What to make of a report, in a few sentences; the first one is the verdict."""
     rows, pairs = report["rows_read"], report["pairs"]
     dropped = report["rows_dropped"] / max(rows, 1)
-    look = [f for f in report["findings"].values() if not f["drops"] and f["title"] != SHARED_TITLE]
+    look = [f for name, f in report["findings"].items() if not f["drops"] and name != "shared_beginning"]
     if not pairs:
         first = "Nothing is left to train on."
     elif dropped > 0.2:
@@ -365,9 +365,6 @@ def verdict(report: dict) -> list[str]:
     if 0 < pairs < 500:
         sentences.append(f"So few pairs ({pairs:,}) change little, and show it with wide intervals.")
     return sentences
-
-
-SHARED_TITLE = FINDINGS["shared_beginning"].title
 
 
 def _said(text: str | list[dict]) -> str:

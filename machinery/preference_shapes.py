@@ -316,24 +316,11 @@ def _extras(row: dict) -> dict:
     tools = row.get("tools")
     if tools is None and isinstance(row.get("input"), dict):
         tools = row["input"].get("tools")
-    if tools:
-        try:
-            tools = json.loads(tools) if isinstance(tools, str) else tools
-        except (ValueError, RecursionError):
-            tools = None
-        if not isinstance(tools, list):
-            raise Unusable("wrong_type", "'tools' is no list, nor a list written as JSON")
-        if tools:
-            extras["tools"] = json.dumps(tools)
-    kwargs = row.get("chat_template_kwargs")
-    if kwargs:
-        try:
-            kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-        except (ValueError, RecursionError):
-            kwargs = None
-        if not isinstance(kwargs, dict):
-            raise Unusable("wrong_type", "'chat_template_kwargs' is no object, nor one written as JSON")
-        extras["chat_template_kwargs"] = kwargs
+    if tools and (tools := _from_json(tools, list, "'tools' is no list, nor a list written as JSON")):
+        extras["tools"] = json.dumps(tools)
+    if kwargs := row.get("chat_template_kwargs"):
+        refusal = "'chat_template_kwargs' is no object, nor one written as JSON"
+        extras["chat_template_kwargs"] = _from_json(kwargs, dict, refusal)
     if isinstance(row.get("category"), str):
         extras["category"] = row["category"]
     for name in ("score_chosen", "score_rejected"):
@@ -342,6 +329,17 @@ def _extras(row: dict) -> dict:
         except (KeyError, Unusable):
             continue  # they are carried along for evaluation, and nothing depends on them here
     return extras
+
+
+def _from_json(value, kind: type, refusal: str):
+    """A list or object that a column holds as it is or written as JSON; Unusable with the refusal for all else."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind):
+        raise Unusable("wrong_type", refusal)
+    return value
 
 
 def split_conversations(chosen: list[dict], rejected: list[dict]) -> tuple[list[dict], list[dict], list[dict]]:

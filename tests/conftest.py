@@ -13,6 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PROJECT = Path(__file__).resolve().parent.parent
+# A short run of a training script, by flags a user has.
+SHORT = ("--max_steps", 4, "--per_device_train_batch_size", 4, "--num_eval_prompts", 4, "--max_new_tokens", 8,
+         "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
 TEXTS = ["the cat sat on the mat", "a dog ran over the hill", "User: Assistant: what is it? it is a cat, no, a dog."]
 
 

@@ -12,13 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, run_script
+from conftest import PROJECT, SHORT, run_script
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
-# A short run, by flags a user has.
-SHORT = ("--max_steps", 4, "--per_device_train_batch_size", 4, "--num_eval_prompts", 4, "--max_new_tokens", 8,
-         "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
 PAIRS = [
     {"prompt": f"what is it? {'it is ' * n}", "chosen": "a cat, no, a dog.", "rejected": "the mat" + " over" * n}
     for n in range(1, 9)

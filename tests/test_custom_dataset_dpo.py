@@ -3,10 +3,8 @@
 import json
 
 import pytest
-from conftest import PROJECT, run_script
+from conftest import PROJECT, SHORT, run_script
 
-SHORT = ("--max_steps", 4, "--per_device_train_batch_size", 4, "--num_eval_prompts", 4, "--max_new_tokens", 8,
-         "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
 ROWS = [
     {"question": f"what is it? {n}", "response_j": "a cat, no, a dog.", "response_k": f"the mat {n}"} for n in range(40)
 ]

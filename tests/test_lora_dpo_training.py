@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT, run_script
+from conftest import PROJECT, SHORT, run_script
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -22,8 +22,6 @@ from machinery.adapters import AdapterError, check_targets, merge_adapter, weigh
 from machinery.memory_estimate import PARTS, estimate_memory, measure_memory, memory_table
 from machinery.shared_prompt import SharedPromptDPOTrainer
 
-SHORT = ("--max_steps", 4, "--per_device_train_batch_size", 4, "--num_eval_prompts", 4, "--max_new_tokens", 8,
-         "--eval_strategy", "no", "--logging_steps", 1, "--report_to", "none")  # fmt: skip
 PAIRS = [
     {"prompt": f"what is it? {n}", "chosen": "a cat, no, a dog.", "rejected": "the mat" + " over" * n}
     for n in range(1, 9)
