@@ -14,7 +14,11 @@ import random
 import sys
 from pathlib import Path
 
-from grid import PROJECT, markdown, run_grid, spread
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from basic_dpo_training import DEMO
+from machinery.grid import markdown, run_grid, spread
 
 OUT = PROJECT / "runs" / "curriculum"
 FLIPPED = 0.3
@@ -47,7 +51,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
-    rate = 3 * demo_settings()["learning_rate"]
+    rate = 3 * DEMO["learning_rate"]
     cases = {}
     for case in options.cases:
         _, flags, is_flipped = CASES[case]
@@ -59,14 +63,6 @@ def main() -> None:
     before = [outcome["true_reward_before"] for outcomes in results.values() for outcome in outcomes]
     head, line, *rows = markdown({CASES[case][0]: results[case] for case in cases}, COLUMNS).splitlines()
     print("\n".join([head, line, f"| before training | {spread(before)} | 0.50 | 0.00 | | | |", *rows]))
-
-
-def demo_settings() -> dict:
-    """The settings at the top of the basic script."""
-    sys.path.insert(0, str(PROJECT))
-    from basic_dpo_training import DEMO
-
-    return DEMO
 
 
 def flipped_data(seed: int) -> Path:
