@@ -8,12 +8,11 @@
 
 It keeps numbers and hashes, not texts, so memory grows by some 300 bytes a pair, whatever their length. A finding drops
 a pair if it teaches nothing or the wrong thing for certain; otherwise it is only reported. `token_facts` adds what only
-the model's own tokenizer can tell.
+the model's own tokenizer can tell. Needs statistics.py beside it.
 """
 
 import array
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Container
@@ -21,6 +20,8 @@ from typing import NamedTuple
 
 import jinja2
 import numpy as np
+
+from machinery.statistics import wilson
 
 
 class Finding(NamedTuple):
@@ -324,13 +325,6 @@ class Checkup:
         sides = np.linspace(-reach, reach, 42)
         drawn["difference"] = np.histogram(np.clip(difference, -reach, reach), sides)[0].tolist()
         return {"unit": unit, "edges": edges.tolist(), "difference_edges": sides.tolist(), **drawn}
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval for a share of `count` independent draws (Wilson 1927)."""
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return middle - half, middle + half
 
 
 def verdict(report: dict) -> list[str]:
