@@ -52,6 +52,10 @@ class CommandLine(TrlParser):
         """Set defaults for what neither the command line nor the recipe says."""
         self.set_defaults_with_config(**{name: value for name, value in defaults.items() if name not in self.recipe})
 
+    def value(self, name: str):
+        """What a flag is set to so far."""
+        return getattr(self.parse_known_args(self.argv)[0], name)
+
     def build(self) -> tuple:
         """The dataclasses; what they refuse is a ValueError too."""
         try:

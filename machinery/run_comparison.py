@@ -16,6 +16,9 @@ ROWS = (
     ("win_rate", "win rate", ".2f"),
     ("kl", "KL, nats a reply", ".2f"),
     ("reward_accuracy", "held-out accuracy", ".2f"),
+    ("chosen_logp_change", "chosen logp change", ".2f"),
+    ("rejected_logp_change", "rejected logp change", ".2f"),
+    ("reply_tokens_after", "tokens a reply", ".1f"),
     ("size_on_disk_bytes", "size on disk, MB", ".1f"),
     ("train_seconds", "training, seconds", ".0f"),
 )
@@ -62,6 +65,30 @@ def newest_run(folder: Path, script: str, model: str, dataset: str) -> tuple[dic
     return metrics, run
 
 
+def newest_trained(folder: Path) -> str | None:
+    """The newest finished run that left a model."""
+    runs = [path for path in folder.glob("*/metrics.json") if any(path.parent.glob("*.safetensors"))]
+    return str(max(runs, key=lambda path: path.stat().st_mtime).parent) if runs else None
+
+
+def run_facts(folder: str) -> dict:
+    """What a run's metrics.json says about it; nothing where there is none."""
+    try:
+        facts = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if facts.get("reference") == "none":  # it was trained without one: what it started from is the measure
+        facts["reference"] = facts["model"]
+    return facts
+
+
+def train_basic(script: Path) -> str:
+    """Run the basic script in runs/basic, and return where."""
+    print("There is no run yet, so the basic one is trained first.\n", flush=True)
+    subprocess.run([sys.executable, str(script)], check=True)
+    return newest_trained(Path("runs"))
+
+
 def model_size(folder: Path) -> int:
     """The bytes of a model's or an adapter's weights."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -69,7 +96,7 @@ def model_size(folder: Path) -> int:
 
 def side_by_side(runs: dict[str, dict]) -> str:
     """A table with a column a run; what has an interval shows it, what is missing is a dash."""
-    lines = [" " * 22 + "".join(f"{name:<22}" for name in runs)]
+    lines = [" " * 24 + "".join(f"{name:<22}" for name in runs)]
     for key, label, form in ROWS:
         cells = []
         for metrics in runs.values():
@@ -81,7 +108,7 @@ def side_by_side(runs: dict[str, dict]) -> str:
             low, high = metrics.get(f"{key}_ci_low"), metrics.get(f"{key}_ci_high")
             cells.append(text if low is None else f"{text} [{low:{form}}, {high:{form}}]")
         if any(cell != "-" for cell in cells):
-            lines.append(f"  {label:<20}" + "".join(f"{cell:<22}" for cell in cells))
+            lines.append(f"  {label:<22}" + "".join(f"{cell:<22}" for cell in cells))
     return "\n".join(lines)
 
 

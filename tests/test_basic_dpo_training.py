@@ -21,7 +21,7 @@ PAIRS = [
     for n in range(1, 9)
 ]
 CONTRACT = (
-    "script model reference dataset seed warnings trainable_parameters pairs_train pairs_eval train_seconds train_pairs_per_second "
+    "script model reference dataset beta loss_type seed warnings trainable_parameters pairs_train pairs_eval train_seconds train_pairs_per_second "
     "peak_memory_bytes eval_loss reward_accuracy reward_margin chosen_logp_change rejected_logp_change kl"
 ).split()
 
@@ -70,7 +70,8 @@ def test_its_files_are_those_of_the_contract(demo_run):
 def test_its_metrics_are_flat_and_finite(demo_run):
     folder, _ = demo_run
     metrics = json.loads((folder / "metrics.json").read_text())
-    with_ends = [name + end for name in ("kl", "true_reward_before", "true_reward_after", "win_rate")
+    with_ends = [name + end for name in ("kl", "true_reward_before", "true_reward_after", "win_rate",
+                 "reply_tokens_before", "reply_tokens_after")
                  for end in ("", "_ci_low", "_ci_high")]  # fmt: skip
     assert set(CONTRACT) | set(with_ends) == set(metrics)
     for value in metrics.values():

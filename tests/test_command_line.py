@@ -61,7 +61,7 @@ def test_every_setting_of_the_demo_is_a_flag():
         (["--beta", "much"], ["beta", "much"]),
         (["--learning_rate", "-1"], ["--learning_rate", "negative"]),
         (["--max_prompt_length", "512", "--max_length", "512"], ["--max_prompt_length 512", "--max_length 512"]),
-        (["--loss_type", "sigmoit"], ["sigmoit", "did you mean sigmoid?"]),
+        (["--loss_type", "sigmoit"], ["sigmoit", "did you mean sigmoid"]),
         (["--loss_type", "sigmoid", "ipo", "--loss_weights", "1"], ["loss_weights"]),
         (["--use_peft"], ["lora_dpo_training.py"]),
         (["--load_in_4bit"], ["lora_dpo_training.py"]),

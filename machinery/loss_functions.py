@@ -1,0 +1,225 @@
+"""Find a preference loss by name or in the user's own file, fill in its hyperparameters, and try it before training.
+
+    loss = choose_loss(["dpop", "sft"], LOSSES, weights=[1.0, 0.2], loss_kwargs=["lambda_=5"])
+    loss(beta=0.1, **pair)          # (B,), pair: the four log-probs and two lengths below, each of shape (B,)
+    uses_reference(loss)            # True
+
+A loss is any function that takes these by name, or takes `**others`, and returns one number a pair. What it has with a
+default besides is a hyperparameter. Everything a user can get wrong is a LossError of one sentence.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger("dpo")
+
+LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+LENGTHS = ("chosen_lengths", "rejected_lengths")
+GIVEN = ("beta", *LOGPS, *LENGTHS)
+
+
+class LossError(ValueError):
+    """A loss that is not there, or is none."""
+
+
+def choose_loss(
+    names: list[str],
+    known: dict[str, Callable],
+    *,
+    weights: list[float] | None = None,
+    loss_kwargs: list[str] = (),
+    settings: dict[str, float] | None = None,
+    limits: dict[str, tuple[float | None, float | None]] | None = None,
+) -> Callable:
+    """The weighted sum of the named losses, as one function of beta and a pair.
+
+    loss_kwargs: "name=value", for each of the losses that has such a hyperparameter. settings: values for those that are
+    named so, besides. limits: for each hyperparameter its lowest value, and one it must stay below (None: any).
+    """
+    check_names(names, known)
+    weights = [1.0] * len(names) if weights is None else weights
+    if len(weights) != len(names):
+        raise LossError(f"--loss_weights has {len(weights)} numbers for the {len(names)} names of --loss_type")
+    given, settings, limits = _parse(loss_kwargs), settings or {}, limits or {}
+    taken = {name: hyperparameters(known[name]) for name in names}
+    unused = set(given).difference(*taken.values())
+    if unused:
+        own = sorted({parameter for parameters in taken.values() for parameter in parameters} - set(settings))
+        has = f"has {', '.join(own)}" if own else "has no hyperparameters of its own"
+        raise LossError(f"--loss_kwargs {min(unused)}: {' + '.join(names)} {has}")
+    filled = []
+    for name in names:
+        values = {parameter: value for parameter, value in (settings | given).items() if parameter in taken[name]}
+        for parameter, value in values.items():
+            low, below = limits.get(parameter, (None, None))
+            if (low is not None and value < low) or (below is not None and value >= below):
+                text = f"at least {low}" + (f" and below {below}" if below is not None else "")
+                raise LossError(f"{parameter} of {name} must be {text}, and is {value:g}")
+        filled.append(partial(known[name], **values))
+    return filled[0] if weights == [1.0] else partial(_weighted_sum, filled, weights)
+
+
+def loss_from_flags(
+    args, training_args, known: dict[str, Callable], limits: dict, trls: tuple[str, ...]
+) -> Callable | None:
+    """The loss that the flags ask for; None where they ask for what only TRL's own code does.
+
+    args: loss_file, loss_kwargs and beside. training_args: TRL's; its loss_type becomes the name of a loss from a file.
+    trls: the losses that TRL has itself.
+    """
+    if args.loss_file:
+        own = load_loss(args.loss_file)
+        known, training_args.loss_type = known | {own.__name__: own}, [own.__name__]
+    names = training_args.loss_type
+    settings = {"label_smoothing": training_args.label_smoothing, "discopop_tau": training_args.discopop_tau}
+    loss = choose_loss(
+        names, known, weights=training_args.loss_weights, loss_kwargs=args.loss_kwargs, settings=settings, limits=limits
+    )
+    if args.beside not in (None, "none"):
+        check_names([args.beside], known, "--beside")
+    if args.loss_file or names == ["your_loss"]:
+        check_loss(loss, names[0], training_args.beta)
+    if training_args.label_smoothing == 0 and {"cdpo", "robust"} & set(names):
+        logger.warning("--label_smoothing is 0, with which cdpo and robust are sigmoid.")
+    for option in ("f_divergence_type", "ld_alpha", "use_weighting"):
+        if getattr(training_args, option) not in ("reverse_kl", None, False):
+            if not set(names) <= set(trls):
+                raise LossError(f"--{option} is TRL's, for its own losses: {', '.join(trls)}")
+            return None
+    return loss
+
+
+def check_names(names: list[str], known, flag: str = "--loss_type") -> None:
+    """Refuse a loss that is not known, with those it may have been meant to be."""
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+            raise LossError(f"{flag} {name} is not known: {hint}")
+
+
+def _weighted_sum(losses: list[Callable], weights: list[float], **pair) -> torch.Tensor:
+    return sum(weight * loss(**pair) for loss, weight in zip(losses, weights, strict=True))
+
+
+def hyperparameters(loss: Callable) -> list[str]:
+    """The names a loss takes besides beta and the pair."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(loss).parameters.values()
+    return [p.name for p in parameters if p.kind in kinds and p.name not in GIVEN]
+
+
+def _parse(words: list[str]) -> dict[str, float]:
+    values = {}
+    for word in filter(None, words):
+        name, equals, value = word.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not math.isfinite(values[name]):
+            raise LossError(f"--loss_kwargs {word}: it is written name=number, as in lambda_=5")
+    return values
+
+
+# --- The user's own --------------------------------------------------------------------------------------------------
+
+
+def load_loss(where: str) -> Callable:
+    """The function NAME of a file, from "file.py:NAME". Runs the file, as an import would."""
+    path, colon, name = where.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise LossError(f"--loss_file {where}: name a file and a function in it, as in my_losses.py:my_loss")
+    if not Path(path).is_file():
+        raise LossError(f"--loss_file {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file may raise
+        raise LossError(f"--loss_file {path} cannot be run: {_in_one_line(error)}") from error
+    loss = getattr(module, name, None)
+    if not inspect.isfunction(loss):
+        own = [n for n, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name]
+        has = f"it has {', '.join(own)}" if own else "it has none"
+        raise LossError(f"--loss_file {path} has no function {name or '(no name given)'}: {has}")
+    return loss
+
+
+def check_loss(loss: Callable, name: str, beta: float) -> None:
+    """Try a loss on made-up pairs, and refuse one that could not train a model."""
+    pair = made_up_pairs()
+    for logps in LOGPS[:2]:
+        pair[logps].requires_grad_(True)
+    try:
+        losses = loss(beta=beta, **pair)
+    except Exception as error:
+        raise LossError(
+            f"The loss {name} cannot be called: {_in_one_line(error)}. It is given {', '.join(GIVEN)} by name; what it does "
+            "not need goes into **others"
+        ) from error
+    count = pair["chosen_lengths"].shape
+    if not isinstance(losses, torch.Tensor) or losses.shape != count:
+        got = f"shape {tuple(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise LossError(
+            f"The loss {name} returns {got} for {len(pair['chosen_lengths'])} pairs: one number a pair is wanted"
+        )
+    if not losses.isfinite().all():
+        raise LossError(f"The loss {name} is not finite for log-ratios between -20 and 20")
+    if not losses.requires_grad:
+        raise LossError(f"The loss {name} has no gradient: .item(), .detach(), no_grad or a comparison cut it off")
+    slopes = torch.autograd.grad(losses.mean(), [pair[logps] for logps in LOGPS[:2]], allow_unused=True)
+    for answer, slope in zip(("chosen", "rejected"), slopes, strict=True):
+        if slope is None or not slope.any():
+            raise LossError(f"The loss {name} does not depend on the {answer} answer's log-prob under the policy")
+        if not slope.isfinite().all():
+            raise LossError(f"The loss {name} is finite, but its gradient is not")
+    _check_start(loss, name, beta)
+    for_chosen, for_rejected = (slope.sum() for slope in slopes)
+    if not for_chosen < for_rejected:
+        raise LossError(
+            f"The loss {name} pulls the wrong way: it falls when the rejected answer gains on the chosen one. Is a sign turned?"
+        )
+
+
+def _check_start(loss: Callable, name: str, beta: float) -> None:
+    """Refuse a loss that gets nowhere from where every training starts: policy and reference are equal."""
+    pair = made_up_pairs()
+    for answer in ("chosen", "rejected"):
+        pair[f"policy_{answer}_logps"] = pair[f"ref_{answer}_logps"].clone().requires_grad_(True)
+    slopes = torch.autograd.grad(loss(beta=beta, **pair).sum(), [pair[logps] for logps in LOGPS[:2]])
+    if not all(slope.isfinite().all() for slope in slopes):
+        raise LossError(f"The loss {name} has no finite gradient where policy and reference are equal, as at the start")
+    if not any(slope.any() for slope in slopes):
+        raise LossError(f"The loss {name} is flat where policy and reference are equal: training would never begin")
+
+
+def uses_reference(loss: Callable) -> bool:
+    """Whether a loss depends on the reference's log-probs: found out by changing them."""
+    pair = made_up_pairs()
+    moved = pair | {name: pair[name] * 1.7 - 3.1 for name in LOGPS[2:]}
+    return not torch.equal(loss(beta=0.1, **pair), loss(beta=0.1, **moved))
+
+
+def made_up_pairs(count: int = 64) -> dict[str, torch.Tensor]:
+    """Pairs such as come up in training, the same each time: log-probs of answers of 5 to 60 tokens, ratios to 20."""
+    generator = torch.Generator().manual_seed(0)
+    pair = {name: torch.randint(5, 60, (count,), generator=generator) for name in LENGTHS}
+    for answer in ("chosen", "rejected"):
+        pair[f"ref_{answer}_logps"] = -(0.5 + torch.rand(count, generator=generator)) * pair[f"{answer}_lengths"]
+        scale = torch.logspace(-2, math.log10(20), count)
+        ratio = scale * (2 * torch.rand(count, generator=generator) - 1)
+        pair[f"policy_{answer}_logps"] = (pair[f"ref_{answer}_logps"] + ratio).clamp(max=-0.1)
+    return pair
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
