@@ -12,7 +12,6 @@ Read it once from top to bottom, then read the scripts. Every function takes mod
 can be copied into another project; what it needs from `machinery/` is named in its imports.
 """
 
-import difflib
 import json
 import logging
 import math
@@ -21,7 +20,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from pathlib import Path
@@ -53,8 +52,10 @@ from machinery.data_doctor import tokenise
 from machinery.data_tables import print_report
 from machinery.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.interrupts import SaveOnSignal
+from machinery.judges import JudgeError
 from machinery.length_figure import plot_lengths
 from machinery.log_lines import NonFiniteLoss, PreviewReply, show_log_lines
+from machinery.loss_functions import LossError, check_names
 from machinery.memory import give_back_freed_memory, peak_memory_bytes
 from machinery.model_files import check_architecture, check_model_folder
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
@@ -117,20 +118,26 @@ def parse_args(
     arguments: type[TutorialArguments] = TutorialArguments,
     defaults: dict | None = None,
     takes_adapters: bool = False,
+    losses: Collection[str] = LOSS_TYPES,
+    by_loss: dict[str, dict] | None = None,
+    flags: dict[str, str] = FLAGS,
+    needs_data: bool = True,
 ):
     """Read flags and recipe with TRL's own names and parser.
 
     description: the script's docstring, printed by --help. demo: the settings that hold when the model is the demo's
     and the user says nothing else. argv: the command line, that of the process by default. arguments: the script's own
     flags besides those of all scripts. defaults: its own defaults for every model. takes_adapters: whether it knows what
-    to do with --use_peft and quantised weights.
+    to do with --use_peft and quantised weights. losses: what --loss_type may be. by_loss: settings that go before those of
+    the demo with one loss. flags: what --help shows besides the script's own. needs_data: whether
+    the user has to name it.
     Returns (script arguments, training arguments, model arguments); in them, `data_kwargs` and `init_kwargs` hold what
     `load_preferences` and `load_model` take. Raises UserError.
     """
     own = {
         f.name: f.metadata["help"] for f in fields(arguments) if f.name not in TutorialArguments.__dataclass_fields__
     }
-    shown = own | (ADAPTER_FLAGS if takes_adapters else {}) | FLAGS
+    shown = own | (ADAPTER_FLAGS if takes_adapters and flags is FLAGS else {}) | flags
     parser = CommandLine((arguments, TutorialConfig, ModelConfig, DatasetMixtureConfig), description, shown)
     try:
         said = parser.read(list(sys.argv[1:] if argv is None else argv))
@@ -143,6 +150,7 @@ def parse_args(
         if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
             paths = {"model_name_or_path": "demo/model", "dataset_name": demo["dataset_name"]}
             parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
+            parser.fill((by_loss or {}).get(parser.value("loss_type")[0], {}))
         parser.fill(_device_settings(said))
         args, training_args, model_args, mixture = parser.build()
     except ValueError as error:
@@ -162,7 +170,7 @@ def parse_args(
     if takes_adapters and (model_args.load_in_4bit or model_args.load_in_8bit):
         model_args.init_kwargs["quantization_config"] = get_quantization_config(model_args)
     training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
-    _check(args, training_args)
+    _check(args, training_args, losses, needs_data)
     args.data_kwargs = {
         "train_split": args.dataset_train_split,
         "test_split": args.dataset_test_split,
@@ -210,7 +218,7 @@ def _device_settings(said) -> dict:
     return settings if likes_bf16 or said.bf16 or said.fp16 else settings | {"bf16": False}
 
 
-def _check(args: TutorialArguments, training_args: TutorialConfig) -> None:
+def _check(args: TutorialArguments, training_args: TutorialConfig, losses: Collection[str], needs_data: bool) -> None:
     """Refuse values that would fail late or pass silently."""
     above_zero = "beta num_train_epochs per_device_train_batch_size per_device_eval_batch_size max_length "
     above_zero += "gradient_accumulation_steps max_prompt_length num_eval_prompts max_new_tokens"
@@ -226,12 +234,12 @@ def _check(args: TutorialArguments, training_args: TutorialConfig) -> None:
             f"--max_prompt_length {prompt} must be below --max_length {whole}: the difference is what is left for the "
             "completion."
         )
-    for name in training_args.loss_type:
-        if name not in LOSS_TYPES:
-            nearest = difflib.get_close_matches(name, LOSS_TYPES, n=1, cutoff=0.4)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(LOSS_TYPES)}."
-            raise UserError(f"--loss_type {name} is none of TRL's: {hint}")
-    if args.source is None:
+    try:
+        check_names(training_args.loss_type, losses)
+    except LossError as error:
+        more = " (custom_loss_dpo.py has more, and takes your own)" if losses is LOSS_TYPES else ""
+        raise UserError(f"{error}{more}") from error
+    if args.source is None and needs_data:
         raise UserError(
             "--dataset_name is missing: name a file, a folder or a hub dataset with prompt, chosen, rejected."
         )
@@ -272,8 +280,9 @@ def run(main) -> None:
 
 def _explain(error: BaseException) -> tuple[int | None, str]:
     """Exit code and text for an error that has a cause the user can do something about; code None for all others."""
-    if isinstance(error, (UserError, AdapterError)):
-        return 2, f"error: {str(error).rstrip('.')}."
+    if isinstance(error, (UserError, AdapterError, LossError, JudgeError)):
+        text = str(error).rstrip(".")
+        return 2, f"error: {text}" + ("" if text.endswith("?") else ".")
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped by Ctrl-C outside of training; there is nothing to go on with"
     if isinstance(error, NonFiniteLoss):
@@ -342,6 +351,19 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
         raise UserError(f"--adapter {name} on {base.config._name_or_path}: {_first_line(error)}.") from error
 
 
+def load_any(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a full model, or an adapter's folder as its base with the adapter merged into it, to be used and not trained."""
+    if not (Path(name) / "adapter_config.json").is_file():
+        return load_model(name, **init_kwargs)
+    base = base_of_adapter(check_adapter(name))
+    if base is None:
+        raise UserError(f"The adapter {name} does not name its base.")
+    if not Path(base).is_dir() and Path(base).is_absolute():
+        raise UserError(f"The base of the adapter {name} is gone: {base}.")
+    model, tokenizer = load_model(base, **init_kwargs)
+    return load_adapter(model, name).merge_and_unload(), tokenizer
+
+
 def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer, with a pad token. Raises UserError where it has no EOS, or is not there."""
     try:
@@ -355,6 +377,11 @@ def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
     # It warns of the first long text only; `load_preferences` counts them all, and max_length cuts them.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def is_same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers write a conversation in the same tokens, so that log-probs under two models can be compared."""
+    return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
 
 
 def _first_line(error: Exception) -> str:
@@ -535,6 +562,9 @@ def show_start(trainer, reference: str) -> None:
     trainer.model.train(was_training)
     metrics = trainer._metrics.pop("eval")  # TRL would mix them into the first evaluation
     trainer._metrics["eval"] = type(metrics)(list)
+    if not getattr(trainer, "needs_reference", True):
+        say(f"Loss before training: {loss:.4f}. It has no reference, so nothing but the rate holds the policy back.\n")
+        return
     drift = abs(metrics["rewards/chosen"][-1]) + abs(metrics["rewards/rejected"][-1])
     is_exact = not (trainer.args.bf16 or trainer.args.fp16) and trainer.model.dtype == torch.float32
     if not drift / trainer.beta < (0.01 if is_exact else 5.0):  # in nats a completion
@@ -542,7 +572,7 @@ def show_start(trainer, reference: str) -> None:
             f"The policy is not the reference: before training their log-probs already differ by {drift / trainer.beta:.3g}. "
             "A checkpoint or an adapter was loaded into one of them only."
         )
-    is_dpo = trainer.loss_types == ["sigmoid"] and abs(loss - math.log(2)) < 0.05
+    is_dpo = trainer.args.loss_type == ["sigmoid"] and abs(loss - math.log(2)) < 0.05
     meaning = " = ln 2" if is_dpo else ""
     say(
         f"Loss before training: {loss:.4f}{meaning}, because the policy still is the reference and every margin is 0.\n"
@@ -639,17 +669,22 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 @torch.no_grad()
 def sequence_logps(
-    model: PreTrainedModel, rows: list[tuple[list[int], list[int]]], pad_token_id: int, batch_size: int = 32
+    model: PreTrainedModel,
+    rows: list[tuple[list[int], list[int]]],
+    pad_token_id: int,
+    batch_size: int = 32,
+    progress: str | None = None,
 ) -> torch.Tensor:
     """The log-probability of each completion given its prompt: log pi(y|x), the SUM over the completion's tokens.
 
-    rows: pairs of token lists (prompt, completion). Returns shape (len(rows),), float32, on the CPU.
+    rows: pairs of token lists (prompt, completion). progress: a label for a progress bar.
+    Returns shape (len(rows),), float32, on the CPU.
     """
     was_training = model.training
     model.eval()
     order = sorted(range(len(rows)), key=lambda number: sum(map(len, rows[number])))
     logps = torch.zeros(len(rows))
-    for start in range(0, len(order), batch_size):
+    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
         numbers = order[start : start + batch_size]
         width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
         input_ids = torch.full((len(numbers), width), pad_token_id)
@@ -668,6 +703,26 @@ def sequence_logps(
         logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
     model.train(was_training)
     return logps
+
+
+def pair_logps(
+    model: PreTrainedModel, pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> tuple[torch.Tensor, ...]:
+    """What a model makes of given pairs: log pi of the chosen and of the rejected answers, as TRL computes them.
+
+    max_length: rows are cut to so many tokens, at their end. Returns chosen and rejected log-probs, and the lengths of
+    both answers in tokens; each of shape (len(pairs),).
+    """
+    rows = []
+    for row in pairs:
+        parts = (row["prompt"], row["chosen"], row["rejected"])
+        prompt, *answers, _ = tokenise(*parts, tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
+        room = None if max_length is None else max(0, max_length - len(prompt))
+        rows.append([(prompt[:max_length], answer[:room]) for answer in answers])
+    flat = [answer for answers in zip(*rows, strict=True) for answer in answers]  # all chosen, then all rejected
+    logps = sequence_logps(model, flat, tokenizer.pad_token_id, progress="given answers")
+    lengths = torch.tensor([len(answer) for _, answer in flat])
+    return *logps.chunk(2), *lengths.chunk(2)
 
 
 def sequence_kl(
@@ -706,7 +761,7 @@ def report_change(
 
     reference: see `sequence_kl`. before, after: one reply a prompt, sampled at temperature 1 from the reference and from the policy.
     score_reply(prompt, text): the parts of a reply's true reward by name, with the maxima of each; None if unknown.
-    Returns kl and, with score_reply, true_reward_before, true_reward_after and win_rate (after against before on the
+    Returns kl, reply_tokens_before and reply_tokens_after (a reply's length, EOS included) and, with score_reply, true_reward_before, true_reward_after and win_rate (after against before on the
     same prompt, ties half), each with the ends of its 95% bootstrap interval over prompts.
     """
     say("\nThe same prompts before and after")
@@ -715,6 +770,8 @@ def report_change(
         say(f"  prompt   {visible(str(question))}\n  before   {visible(old.text)}\n  after    {visible(new.text)}\n")
 
     measured = {"kl": sequence_kl(policy, reference, after, tokenizer.pad_token_id)}
+    for when, replies in (("before", before), ("after", after)):
+        measured[f"reply_tokens_{when}"] = bootstrap_mean([float(len(reply.ids)) for reply in replies])
     if score_reply is not None:
         parts = [
             [score_reply(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
@@ -734,11 +791,14 @@ def report_change(
         say(f"  {'all':<12}{old:<20}{new:<20}{sum(maxima.values()):.0f}")
         say(f"Win rate of after against before, ties half: {_with_interval(measured['win_rate'])}")
     say(f"KL from the reference, nats a reply: {_with_interval(measured['kl'])}")
+    lengths = [_with_interval(measured[f"reply_tokens_{when}"], 1) for when in ("before", "after")]
+    say(f"Tokens a reply, before and after: {lengths[0]}, {lengths[1]}")
     return with_intervals(measured)
 
 
-def _with_interval(measured: tuple[float, float, float]) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*measured)
+def _with_interval(measured: tuple[float, float, float], digits: int = 2) -> str:
+    mean, low, high = (f"{value:.{digits}f}" for value in measured)
+    return f"{mean} [{low}, {high}]"
 
 
 def with_intervals(measured: dict[str, tuple[float, float, float]]) -> dict[str, float]:
@@ -776,6 +836,8 @@ def save_run(
         "model": model,
         "reference": reference,
         "dataset": dataset,
+        "beta": trainer.args.beta,
+        "loss_type": " + ".join(trainer.args.loss_type),
         "seed": trainer.args.seed,
         "warnings": len(heard_warnings.texts),
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
@@ -787,9 +849,8 @@ def save_run(
         "eval_loss": held_out.get("eval_loss"),
         "reward_accuracy": held_out.get("eval_rewards/accuracies"),
         "reward_margin": held_out.get("eval_rewards/margins"),
-        # a reward is beta times the log-ratio, so this is the mean of log policy - log reference
-        "chosen_logp_change": _divide(held_out.get("eval_rewards/chosen"), trainer.args.beta),
-        "rejected_logp_change": _divide(held_out.get("eval_rewards/rejected"), trainer.args.beta),
+        "chosen_logp_change": _logp_change(trainer, held_out, "chosen"),
+        "rejected_logp_change": _logp_change(trainer, held_out, "rejected"),
         **outcome,
     }
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
@@ -819,5 +880,11 @@ def _length(pairs) -> int | None:
     return len(pairs) if isinstance(pairs, Dataset) else None
 
 
-def _divide(value: float | None, by: float) -> float | None:
-    return None if value is None else value / by
+def _logp_change(trainer, held_out: dict, answer: str) -> float | None:
+    """The mean of log policy - log reference of the held-out answers, in nats."""
+    if not held_out:
+        return None
+    if getattr(trainer, "needs_reference", True):
+        return held_out[f"eval_rewards/{answer}"] / trainer.args.beta  # a reward is beta times the log-ratio
+    first = next(logs for logs in trainer.state.log_history if "eval_loss" in logs)
+    return held_out[f"eval_logps/{answer}"] - first[f"eval_logps/{answer}"] if first["step"] == 0 else None

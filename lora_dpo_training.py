@@ -169,7 +169,7 @@ def main():
         outcome,
         script="lora",
         model=model_args.model_name_or_path,
-        reference=reference,
+        reference=args.adapter if args.adapter and not args.merge_first else base_name,
         dataset=args.dataset_name,
         replies=(prompts, before, after),
         beside=lambda unfinished: note_base(unfinished, base_name, model_args.model_revision, fingerprint),

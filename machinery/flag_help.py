@@ -55,3 +55,22 @@ ADAPTER_FLAGS = {
     "use_dora": "train length and direction of the weights apart: for very low ranks, slower",
     "load_in_4bit": "QLoRA: the base in half a byte a weight; needs bitsandbytes",
 }
+
+EVALUATION_FLAGS = {
+    "model_name_or_path": "the model to evaluate: a run's folder, a model's or an adapter's, or a hub name",
+    "dataset_name": "the pairs to hold it to (default: those of its run)",
+    "dataset_test_split": FLAGS["dataset_test_split"],
+    "dataset_format": FLAGS["dataset_format"],
+    "columns": FLAGS["columns"],
+    "output_dir": "where the report goes; the default takes a number rather than overwrite anything",
+    "overwrite_output_dir": "replace what is in --output_dir",
+    "beta": "scales the rewards (default: the run's)",
+    "num_eval_prompts": "how many held-out prompts are answered: the intervals shrink with its square root",
+    "max_new_tokens": FLAGS["max_new_tokens"],
+    "per_device_eval_batch_size": "answers that are written at a time",
+    "max_length": "given answers are cut where prompt and answer have more tokens",
+    "seed": "all sampling; the same for every model",
+    "config": FLAGS["config"],
+    "traceback": FLAGS["traceback"],
+    "help_all": FLAGS["help_all"],
+}

@@ -1,0 +1,198 @@
+"""Is the model better? By how much, how sure is that, at what price, and for which prompts is it not?
+
+    python dpo_evaluation.py
+
+evaluates the newest run in runs/ against its own reference (trains the basic one first if there is none): about a minute
+on two CPU cores. The loss of a training cannot tell: it is about answers that are in a file. Here both models write
+answers to the same held-out prompts, a judge compares them, and every number comes with its interval. You see (figures
+differ by seed and machine)
+
+EVALUATION_OUTPUT
+
+and in report.html the same with figures and all answers side by side.
+
+Try next:
+
+    python dpo_evaluation.py --models runs/basic runs/lora          # several against one reference, and each other
+    python dpo_evaluation.py --judge human                          # you are the judge: a blind table to fill in
+    python dpo_evaluation.py --judge_url http://localhost:8000/v1 --judge_model NAME       # a language model is
+    python dpo_evaluation.py --help
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from demo.world import is_known, true_reward
+from dpo_utils import (
+    PROJECT,
+    TutorialArguments,
+    UserError,
+    claim_output_dir,
+    is_same_tokenizer,
+    load_any,
+    load_preferences,
+    pair_logps,
+    parse_args,
+    pick_prompts,
+    run,
+    sample_completions,
+    say,
+    sequence_logps,
+)
+from machinery.evaluation import add_scores, choose_judge, compare, decide
+from machinery.evaluation_report import Report
+from machinery.flag_help import EVALUATION_FLAGS
+from machinery.preference_data import PLAIN_CHAT_TEMPLATE
+from machinery.preference_metrics import PairLogps, preference_metrics, reply_metrics
+from machinery.run_comparison import newest_trained, run_facts, train_basic
+from machinery.statistics import bootstrap_mean
+
+# For every model. More prompts narrow the intervals; more answers a prompt do too, but less and less.
+EVALUATION = dict(num_eval_prompts=200, per_device_eval_batch_size=64)
+DEMO = dict(dataset_name="demo", max_new_tokens=96)
+
+
+@dataclass
+class EvaluationArguments(TutorialArguments):
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "several models: one table, and each against each other"}
+    )
+    reference: str | None = field(
+        default=None, metadata={"help": "the model they started from (default: what their run has noted)"}
+    )
+    num_samples: int = field(default=4, metadata={"help": "answers a prompt and model"})
+    temperature: float = field(
+        default=1.0, metadata={"help": "1 is what the KL is defined on; lower writes likelier answers, 0 the likeliest"}
+    )
+    judge: str = field(
+        default="auto", metadata={"help": "truth (the demo), reward_model, endpoint, human, none; auto: what fits"}
+    )
+    judge_model: str | None = field(
+        default=None, metadata={"help": "a reward model; with --judge_url the name of a language model there"}
+    )
+    judge_url: str | None = field(
+        default=None, metadata={"help": "an OpenAI-compatible endpoint; its key is read from DPO_JUDGE_API_KEY"}
+    )
+    judge_budget: int | None = field(default=None, metadata={"help": "the most requests to the endpoint"})
+    answers: str | None = field(default=None, metadata={"help": "the blind table of --judge human, filled in"})
+
+
+def main():
+    args, training_args, model_args = parse_args(
+        __doc__,
+        DEMO,
+        arguments=EvaluationArguments,
+        defaults=EVALUATION,
+        takes_adapters=True,
+        flags=EVALUATION_FLAGS,
+        needs_data=False,
+    )
+    started, seed, device = time.time(), training_args.seed, training_args.device
+    if args.num_samples < 1 or args.temperature < 0:
+        raise UserError("--num_samples must be at least 1, and --temperature at least 0.")
+
+    # What: the models, the reference they started from, the pairs they are held to. A run has noted all three.
+    names = args.models or ([model_args.model_name_or_path] if args.names_model else [])
+    names = names or [newest_trained(Path("runs")) or train_basic(PROJECT / "basic_dpo_training.py")]
+    facts = run_facts(names[0])
+    reference_name = args.reference or facts.get("reference")
+    dataset = args.source if args.names_data else facts.get("dataset")
+    if reference_name is None or dataset is None:
+        raise UserError(f"{names[0]} has no metrics.json to tell: add --reference and --dataset_name.")
+    say(f"Evaluating {', '.join(names)} against {reference_name} on {dataset}")
+
+    # Data: the held-out pairs, and their prompts.
+    reference, tokenizer = load_any(reference_name, **model_args.init_kwargs)
+    reference.to(device)
+    train_pairs, eval_pairs, _ = load_preferences(dataset, tokenizer, **args.data_kwargs)
+    pairs = train_pairs if eval_pairs is None else eval_pairs
+    prompts = pick_prompts(pairs, args.num_eval_prompts)
+    claim_output_dir(training_args, None if args.names_output_dir else "runs/evaluation")
+    truth = true_reward if all(is_known(prompt) for prompt in prompts) else None
+    judge = choose_judge(
+        args.judge,
+        truth=truth,
+        model=args.judge_model,
+        url=args.judge_url,
+        budget=args.judge_budget,
+        answers=args.answers,
+        folder=Path(training_args.output_dir),
+        seed=seed,
+        device=device,
+    )
+
+    def write_answers(model, its_tokenizer, label: str) -> list[list]:
+        """num_samples answers to each prompt, sampled with the same seed for every model."""
+        repeated = [prompt for prompt in prompts for _ in range(args.num_samples)]
+        sampling = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=seed)
+        batch_size = training_args.per_device_eval_batch_size
+        flat = sample_completions(
+            model, its_tokenizer, repeated, **sampling, batch_size=batch_size, progress=f"{label} answers"
+        )
+        return [flat[start : start + args.num_samples] for start in range(0, len(flat), args.num_samples)]
+
+    def logps_of(model, answers: list[list]) -> np.ndarray:
+        """log model(answer | prompt) of each answer, (prompts, answers)."""
+        rows = [(answer.prompt_ids, answer.ids) for row in answers for answer in row]
+        return sequence_logps(model, rows, tokenizer.pad_token_id).numpy().reshape(len(answers), -1)
+
+    # The reference: how likely it finds the given answers, what it writes itself, and how likely it finds that.
+    ref_chosen, ref_rejected, *lengths = pair_logps(reference, pairs, tokenizer, training_args.max_length)
+    ref_answers = write_answers(reference, tokenizer, "the reference")
+    ref_logps = logps_of(reference, ref_answers)
+
+    # The models: the same, one after the other.
+    results, written = [], {reference_name: ref_answers}
+    for name in dict.fromkeys(names):
+        policy, its_tokenizer = load_any(name, **model_args.init_kwargs)
+        policy.to(device)
+        if its_tokenizer.chat_template is None and not isinstance(prompts[0], str):
+            its_tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded
+        answers = written[name] = write_answers(policy, its_tokenizer, name)
+        its = run_facts(name)
+        beta = its.get("beta", training_args.beta)  # a reward is beta * (log policy - log reference)
+        result = {"model": name, "beta": beta, "trained_from": its.get("reference")}
+        result["measured"] = reply_metrics(answers) | reply_metrics(ref_answers, "_reference")
+        results.append(result)
+        if not is_same_tokenizer(its_tokenizer, tokenizer):
+            say(
+                f"{name} has another tokenizer than {reference_name}: no log-prob can be compared, so rewards and KL are left out."
+            )
+            continue
+        chosen, rejected, *_ = pair_logps(policy, pairs, tokenizer, training_args.max_length)
+        result["given"] = PairLogps(*map(np.asarray, (chosen, rejected, ref_chosen, ref_rejected, *lengths)))
+        scores = [pairs[column] for column in ("score_chosen", "score_rejected") if column in pairs.column_names]
+        result["measured"] |= preference_metrics(result["given"], beta, scores if len(scores) == 2 else None)
+        result["implicit"] = beta * (logps_of(policy, ref_answers) - ref_logps)  # its reward of the reference's answers
+        if args.temperature == 1:
+            # KL(policy || reference): the mean of log policy - log reference over what the policy itself writes
+            drift = logps_of(policy, answers) - logps_of(reference, answers)
+            result["measured"]["kl"] = bootstrap_mean(drift.mean(axis=1))
+
+    # The judge: every model against the reference, and each against each other.
+    names = [result["model"] for result in results]
+    matches = [(name, reference_name) for name in names] + [(new, old) for old, new in combinations(names, 2)]
+    outcomes = [compare(judge, prompts, written[old], written[new], new, old) for new, old in matches]
+    decide(outcomes)
+    for result, outcome in zip(results, outcomes, strict=False):
+        add_scores(result, outcome)
+
+    # Result: verdicts in words, a table, and report.html with all answers side by side.
+    report = Report(results, outcomes, reference_name, judge, prompts, written, pairs, eval_pairs is not None)
+    report.show()
+    made = {"command": " ".join(["python", *sys.argv]), "seed": str(seed), "dataset": str(dataset)}
+    files = report.write(Path(training_args.output_dir), made | {"seconds": f"{time.time() - started:.0f}"})
+    for problem in {outcome.problem for outcome in outcomes if outcome.problem}:
+        raise UserError(f"{problem}. What needs no judge is in {files}.")
+    say(f"""
+What to look at   {files}
+What to try next  more prompts (--num_eval_prompts), another judge (--judge human), several models (--models a b)""")
+
+
+if __name__ == "__main__":
+    run(main)
