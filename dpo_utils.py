@@ -102,6 +102,9 @@ class TutorialConfig(DPOConfig):
 
     max_prompt_length: int | None = field(default=None, metadata={"help": "Longest templated prompt, in tokens."})
     shared_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once instead of twice."})
+    reference_cache: str | None = field(
+        default="runs/.cache/reference", metadata={"help": "Where precomputed reference log-probs are kept."}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
 
 

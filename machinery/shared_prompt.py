@@ -15,7 +15,7 @@ Use it without the rest of this project by putting it where `trl.DPOTrainer` was
 
     trainer = SharedPromptDPOTrainer(model=policy, args=args, train_dataset=pairs, processing_class=tokenizer)
 
-With `args.train_sampling_strategy = "group_by_length"` batches are made of rows of like length.
+Needs reference_cache.py beside it. With `args.train_sampling_strategy = "group_by_length"` batches are made of rows of like length.
 
 It steps aside, and says why, where its result would not be the same: `trainer.shared_prompt_refusal` holds the
 reason or None. `args.shared_prompt = False` turns it off.
@@ -32,6 +32,8 @@ from torch.utils.data import Sampler
 from transformers.utils import logging
 from trl import DPOTrainer
 
+from machinery.reference_cache import CachedReference
+
 logger = logging.get_logger(__name__)
 
 # The mask is made for these two; others (FlashAttention) take no mask of this form.
@@ -39,7 +41,7 @@ ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
-class SharedPromptDPOTrainer(DPOTrainer):
+class SharedPromptDPOTrainer(CachedReference, DPOTrainer):
     """TRL's DPO trainer with a forward pass that computes each prompt once. Same arguments, losses and metrics."""
 
     shared_prompt_refusal: str | None = "not set up yet"
@@ -56,7 +58,8 @@ class SharedPromptDPOTrainer(DPOTrainer):
 
     def _get_train_sampler(self, train_dataset=None):
         pairs = self.train_dataset if train_dataset is None else train_dataset
-        return self._length_groups(pairs, self.args.train_batch_size) or super()._get_train_sampler(train_dataset)
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return self._length_groups(pairs, group) or super()._get_train_sampler(train_dataset)
 
     def _get_eval_sampler(self, eval_dataset):
         return self._length_groups(eval_dataset, self.args.eval_batch_size) or super()._get_eval_sampler(eval_dataset)
@@ -67,6 +70,8 @@ class SharedPromptDPOTrainer(DPOTrainer):
         columns = [pairs[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
         lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]  # of the shared rows
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        # What all processes together take for a step is one group, so their number changes no batch.
+        group *= self.args.world_size
         return LengthGroups(lengths, group, seed, epoch=lambda: int(self.state.epoch or 0))
 
     def _share_prompts(self) -> None:

@@ -374,8 +374,6 @@ def test_two_processes_train_as_one(tmp_path):
         "ipo",
         "--beta",
         "1",
-        "--train_sampling_strategy",
-        "sequential",
     ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
     histories = []
