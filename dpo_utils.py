@@ -231,6 +231,12 @@ def _check(args: TutorialArguments, training_args: TutorialConfig, losses: Colle
             raise UserError(f"--{name} must be above 0, not {value}.")
     if not training_args.learning_rate >= 0:
         raise UserError(f"--learning_rate must not be negative, and is {training_args.learning_rate}.")
+    started, connected = int(os.environ.get("WORLD_SIZE", 1)), PartialState().num_processes
+    if started != connected:  # each would train alone, and both write into one folder
+        raise UserError(
+            f"{started} processes were started, and this one knows of {connected}. Start them by accelerate launch "
+            "--config_file recipes/accelerate/ddp.yaml, or cpu.yaml without GPUs."
+        )
     prompt, whole = training_args.max_prompt_length, training_args.max_length
     if prompt is not None and whole is not None and prompt >= whole:
         raise UserError(

@@ -1,0 +1,100 @@
+"""Every recipe is read to its last key, and several processes train what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import PROJECT, SHORT
+
+import basic_dpo_training
+import lora_dpo_training
+from dpo_utils import parse_args
+from machinery.command_line import CommandLine
+
+RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
+LAUNCHERS = sorted((PROJECT / "recipes" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_means_what_it_says(recipe):
+    said = yaml.safe_load(recipe.read_text())
+    command = next(line for line in recipe.read_text().splitlines() if "--config recipes/" in line)
+    assert f"--config recipes/{recipe.name}" in command
+    how = {}
+    script = basic_dpo_training
+    if "lora_dpo_training.py" in command:
+        script = lora_dpo_training
+        how = dict(arguments=lora_dpo_training.LoraArguments, defaults=lora_dpo_training.LORA, takes_adapters=True)
+    parsed = parse_args("", script.DEMO, ["--config", str(recipe)], **how)
+    for name, value in said.items():
+        holders = [part for part in parsed if hasattr(part, name)]
+        assert holders, name
+        got = getattr(holders[0], name)
+        assert (got[0] if isinstance(got, list) and not isinstance(value, list) else got) == value, name
+    if "--config_file" in command:
+        assert (PROJECT / command.split("--config_file ")[1].split()[0]).exists()
+
+
+@pytest.mark.parametrize("config", LAUNCHERS, ids=lambda path: path.stem)
+def test_accelerate_knows_every_key_of_a_launcher_s_file(config):
+    loaded = load_config_from_file(str(config))
+    assert loaded.num_processes >= 2
+    for name, value in yaml.safe_load(config.read_text()).items():
+        assert hasattr(loaded, name), name
+        if isinstance(value, dict):
+            assert getattr(loaded, name) == value
+
+
+def losses(folder: Path) -> list[float]:
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [logs["loss"] for logs in state["log_history"] if "loss" in logs]
+
+
+def launch(script, *words, launcher=None):
+    start = [sys.executable]
+    if launcher:
+        start += ["-m", "accelerate.commands.launch", "--config_file", str(launcher)]
+    return subprocess.run([*start, script, *map(str, words)], cwd=PROJECT, capture_output=True, text=True, timeout=400,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def test_two_processes_are_one_with_the_same_global_batch_and_one_writer(tmp_path):
+    done = launch("basic_dpo_training.py", *SHORT, "--output_dir", tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    words = (*SHORT, "--per_device_train_batch_size", 2, "--save_strategy", "steps", "--save_steps", 2)
+    two = PROJECT / "recipes" / "accelerate" / "cpu.yaml"
+    done = launch("basic_dpo_training.py", *words, "--output_dir", tmp_path / "two", launcher=two)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
+    assert done.stdout.count("The model is in") == 1
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert metrics["pairs_train"] == 2048
+    # a checkpoint of two processes goes on in one, and ends where two would have
+    (tmp_path / "two" / "metrics.json").unlink()
+    [last] = [path for path in (tmp_path / "two").glob("checkpoint-*") if path.name == "checkpoint-4"]
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    done = launch("basic_dpo_training.py", *SHORT, "--output_dir", tmp_path / "two", "--resume_from_checkpoint")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from step 2" in done.stdout
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(call, monkeypatch):
+    build = CommandLine.build
+
+    def build_alone(self):
+        built = build(self)  # here a process finds out how many others there are
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        return built
+
+    monkeypatch.setattr(CommandLine, "build", build_alone)
+    code, _, error = call("basic_dpo_training", *SHORT)
+    assert code == 2
+    assert "2 processes were started, and this one knows of 1" in error
