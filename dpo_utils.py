@@ -62,6 +62,7 @@ from machinery.preference_data import Refused, find_splits, load_pairs, stream_p
 from machinery.safe_text import completions_page, visible
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
+from machinery.token_budget import COUPLED
 from machinery.warning_list import WarningList
 
 Turn = dict  # {"role": "user", "content": "..."}
@@ -102,6 +103,10 @@ class TutorialConfig(DPOConfig):
 
     max_prompt_length: int | None = field(default=None, metadata={"help": "Longest templated prompt, in tokens."})
     shared_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once instead of twice."})
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "A batch with more tokens is split into accumulated parts, with the same gradient."},
+    )
     reference_cache: str | None = field(
         default="runs/.cache/reference", metadata={"help": "Where precomputed reference log-probs are kept."}
     )
@@ -224,7 +229,7 @@ def _device_settings(said) -> dict:
 def _check(args: TutorialArguments, training_args: TutorialConfig, losses: Collection[str], needs_data: bool) -> None:
     """Refuse values that would fail late or pass silently."""
     above_zero = "beta num_train_epochs per_device_train_batch_size per_device_eval_batch_size max_length "
-    above_zero += "gradient_accumulation_steps max_prompt_length num_eval_prompts max_new_tokens"
+    above_zero += "gradient_accumulation_steps max_tokens_per_batch max_prompt_length num_eval_prompts max_new_tokens"
     for name in above_zero.split():
         value = getattr(args, name) if hasattr(args, name) else getattr(training_args, name)
         if value is not None and not value > 0:
@@ -248,6 +253,11 @@ def _check(args: TutorialArguments, training_args: TutorialConfig, losses: Colle
     except LossError as error:
         more = " (custom_loss_dpo.py has more, and takes your own)" if losses is LOSS_TYPES else ""
         raise UserError(f"{error}{more}") from error
+    coupled = set(COUPLED) & set(training_args.loss_type)
+    if training_args.max_tokens_per_batch and coupled:
+        raise UserError(
+            f"--max_tokens_per_batch splits batches, and the loss {min(coupled)} couples the pairs of one: its gradient would change."
+        )
     if args.source is None and needs_data:
         raise UserError(
             "--dataset_name is missing: name a file, a folder or a hub dataset with prompt, chosen, rejected."

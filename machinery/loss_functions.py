@@ -87,6 +87,8 @@ def loss_from_flags(
         check_names([args.beside], known, "--beside")
     if args.loss_file or names == ["your_loss"]:
         check_loss(loss, names[0], training_args.beta)
+    if training_args.max_tokens_per_batch and couples_pairs(loss):
+        raise LossError(f"--max_tokens_per_batch splits batches, and the loss {names[0]} couples the pairs of one")
     if training_args.label_smoothing == 0 and {"cdpo", "robust"} & set(names):
         logger.warning("--label_smoothing is 0, with which cdpo and robust are sigmoid.")
     for option in ("f_divergence_type", "ld_alpha", "use_weighting"):
@@ -207,6 +209,13 @@ def uses_reference(loss: Callable) -> bool:
     pair = made_up_pairs()
     moved = pair | {name: pair[name] * 1.7 - 3.1 for name in LOGPS[2:]}
     return not torch.equal(loss(beta=0.1, **pair), loss(beta=0.1, **moved))
+
+
+def couples_pairs(loss: Callable) -> bool:
+    """Whether a pair's loss depends on the other pairs of its batch: found out by leaving half of them away."""
+    pair = made_up_pairs()
+    half = {name: values[::2] for name, values in pair.items()}
+    return not torch.allclose(loss(beta=0.1, **pair)[::2], loss(beta=0.1, **half), equal_nan=True)
 
 
 def made_up_pairs(count: int = 64) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ Use it without the rest of this project by putting it where `trl.DPOTrainer` was
 
     trainer = SharedPromptDPOTrainer(model=policy, args=args, train_dataset=pairs, processing_class=tokenizer)
 
-Needs reference_cache.py beside it. With `args.train_sampling_strategy = "group_by_length"` batches are made of rows of like length.
+Needs reference_cache.py and token_budget.py beside it. With `args.train_sampling_strategy = "group_by_length"` batches are made of rows of like length.
 
 It steps aside, and says why, where its result would not be the same: `trainer.shared_prompt_refusal` holds the
 reason or None. `args.shared_prompt = False` turns it off.
@@ -33,6 +33,7 @@ from transformers.utils import logging
 from trl import DPOTrainer
 
 from machinery.reference_cache import CachedReference
+from machinery.token_budget import TokenBudget
 
 logger = logging.get_logger(__name__)
 
@@ -41,7 +42,7 @@ ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
-class SharedPromptDPOTrainer(CachedReference, DPOTrainer):
+class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
     """TRL's DPO trainer with a forward pass that computes each prompt once. Same arguments, losses and metrics."""
 
     shared_prompt_refusal: str | None = "not set up yet"

@@ -66,7 +66,18 @@ def launch(script, *words, launcher=None):
 def test_two_processes_are_one_with_the_same_global_batch_and_one_writer(tmp_path):
     done = launch("basic_dpo_training.py", *SHORT, "--output_dir", tmp_path / "one")
     assert done.returncode == 0, done.stderr
-    words = (*SHORT, "--per_device_train_batch_size", 2, "--save_strategy", "steps", "--save_steps", 2)
+    # batches of two pairs, some of them in two parts
+    words = (
+        *SHORT,
+        "--per_device_train_batch_size",
+        2,
+        "--max_tokens_per_batch",
+        200,
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        2,
+    )
     two = PROJECT / "recipes" / "accelerate" / "cpu.yaml"
     done = launch("basic_dpo_training.py", *words, "--output_dir", tmp_path / "two", launcher=two)
     assert done.returncode == 0, done.stderr
