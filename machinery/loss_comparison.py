@@ -35,7 +35,7 @@ COLUMNS = {
     "reward_accuracy": "accuracy",
     "chosen_logp_change": "chosen logp",
     "reply_tokens_after": "tokens a reply",
-    "train_seconds": "seconds",
+    "train_seconds": "training, s",
 }
 
 
@@ -186,6 +186,9 @@ def best_of_n(sample_rewards: Callable[[int], list[float]], seeds: list[int], ca
 def loss_table(report: dict) -> str:
     """A row a loss and beta."""
     rows = {_name(run): _by_seed(run) for run in report["runs"]}
+    for outcomes in rows.values():  # of the time the mean alone: how busy the machine was is no draw from anything
+        mean = sum(outcome["train_seconds"] for outcome in outcomes) / len(outcomes)
+        outcomes[:] = [outcome | {"train_seconds": mean} for outcome in outcomes]
     before = [{"true_reward_after": value, "win_rate": 0.5, "kl": 0.0} for value in report["before"]]
     head, line, *lines = markdown(
         {"before training | ": before} | rows, COLUMNS, "loss | beta", with_interval

@@ -44,7 +44,7 @@ def plot_frontier(report: dict, path: Path | str) -> None:
             linewidth=1.3,
             elinewidth=0.7,
             color=colours(number % colours.N),
-            label=name,
+            label=name if len(runs) > 1 else None,  # a single point has its name beside it
         )
         if len(runs) > 1:
             for run, x, y in zip(runs, kl, reward, strict=True):
@@ -61,12 +61,14 @@ def plot_frontier(report: dict, path: Path | str) -> None:
         axes.plot([entry["kl"] for entry in best], rewards, "k^--", markersize=5, label="best of n, by the truth")
         for n, entry, reward in zip(report["best_of_n"], best, rewards, strict=True):
             axes.annotate(f"n={n}", (entry["kl"], reward), fontsize=7, xytext=(-8, 7), textcoords="offset points")
+    means = [mean_interval(run["true_reward_after"])[0] for run in report["runs"]]
+    axes.set_ylim(min(before, *means) - 0.4, max(means) + 0.7)  # an interval of three seeds can be wider than the scale
     axes.set_xscale("log")
     axes.set_xlabel("KL from the reference, nats a reply (log scale; small numbers at the points are beta)")
     axes.set_ylabel("true reward of held-out replies")
     axes.set_title(f"What is won, and how far from the reference ({len(report['seeds'])} seed(s), 95% intervals)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2 if len(losses) > 8 else 1)
+    axes.legend(fontsize=8, loc="lower right")
     _save(figure, path)
 
 
