@@ -1,0 +1,329 @@
+"""How many pairs a second, against TRL as `trl dpo` sets it and against TRL tuned by hand, on the same model and rows?
+
+    python benchmarks/speed.py                                   # the main case, three rounds: about 25 minutes on two cores
+    python benchmarks/speed.py --cases long_prompt short_prompt --rounds 1
+    python benchmarks/speed.py --cases all                       # the whole grid: hours on two cores
+    python benchmarks/speed.py --small                           # a model of two million parameters: does it run at all?
+
+A round trains the same few batches with each contender in a process of its own, in turn:
+
+    stock    TRL with its own settings: gradient checkpointing, the reference asked at every step
+    tuned    TRL without checkpointing, in the best precision, the reference asked beforehand
+    ours     this project's trainer with the same precision: prompts once, rows of like length, the reference beforehand
+    exact    ours in float32 with the batches of stock, to compare the losses
+
+Prints pairs and tokens a second (the time to ask the reference of a first run counted in), peak memory, and useful
+operations a second as a share of what a large matrix product reaches on this machine: each prompt counted once, nothing
+that is computed again counted at all. Writes benchmarks/results/speed.json and speed.png.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+OUT = PROJECT / "benchmarks" / "results"
+CONTENDERS = ("stock", "tuned", "ours", "exact")
+
+# Tokens of prompts and completions on average, vocabulary, adapter or not.
+CASES = {
+    "long_prompt": dict(prompt=226, completion=68),
+    "short_prompt": dict(prompt=68, completion=68),
+    "long_completion": dict(prompt=48, completion=192),
+    "multi_turn": dict(prompt=640, completion=64),
+    "small_vocabulary": dict(prompt=226, completion=68, vocabulary=4_000),
+    "large_vocabulary": dict(prompt=226, completion=68, vocabulary=128_000),
+    "lora": dict(prompt=226, completion=68, lora=True),
+}
+SHAPES = {  # 25 million parameters with 32,000 tokens, and one to try things on
+    "normal": dict(hidden_size=384, intermediate_size=1152, num_hidden_layers=6, num_attention_heads=6, head_dim=64),
+    "small": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32),
+}
+
+
+def main() -> None:
+    """Run the rounds, print the table, write results and figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, "all"], default=["long_prompt"])
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one that is not")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(train(*options.one, options)))
+        return
+    cases = list(CASES) if "all" in options.cases else options.cases
+    jobs = [(case, name) for case in cases for _ in range(options.rounds) for name in options.contenders]
+    results = {case: {name: [] for name in options.contenders} for case in cases}
+    peaks = matrix_peaks()
+    for case, name in tqdm(jobs, desc="trainings"):
+        results[case][name].append(run(case, name, options))
+    report = {"machine": machine(), "peaks": peaks, "batch": options.batch, "steps": options.steps, "cases": results}
+    for case in cases:
+        print(f"\n{case}: {CASES[case]}")
+        show(results[case], peaks)
+    OUT.mkdir(exist_ok=True)
+    (OUT / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(report, OUT / "speed.png")
+
+
+def run(case: str, name: str, options) -> dict:
+    """One training in a process of its own."""
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        case,
+        name,
+        "--steps",
+        str(options.steps),
+        "--batch",
+        str(options.batch),
+    ]
+    done = subprocess.run([*command, *["--small"] * options.small], capture_output=True, text=True, cwd=PROJECT)
+    if done.returncode:
+        raise SystemExit(f"{case}, {name}: {done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(results: dict[str, list[dict]], peaks: dict[str, float]) -> None:
+    """A line a contender: medians over the rounds, and the ratio to the others round by round."""
+    print(f"  {'':<8}{'pairs/s':>9}{'tokens/s':>10}{'memory':>10}{'useful':>8}   times as fast as stock, tuned")
+    for name, rounds in results.items():
+        middle = {
+            key: statistics.median(r[key] for r in rounds) for key in ("pairs_per_second", "tokens_per_second", "peak")
+        }
+        share = statistics.median(r["useful_flops_per_second"] / peaks[r["precision"]] for r in rounds)
+        ratios = "   ".join(ratio(rounds, results[other]) for other in ("stock", "tuned") if other in results)
+        print(
+            f"  {name:<8}{middle['pairs_per_second']:>9.2f}{middle['tokens_per_second']:>10.0f}"
+            f"{middle['peak'] / 1e6:>7.0f} MB{share:>8.0%}   {ratios}"
+        )
+    if "stock" in results and "exact" in results:
+        gap = max(
+            abs(a - b) / abs(a)
+            for one, other in zip(results["stock"], results["exact"], strict=True)
+            for a, b in zip(one["losses"], other["losses"], strict=True)
+        )
+        print(f"  largest relative difference of the losses of stock and exact: {gap:.1e}")
+
+
+def ratio(ours: list[dict], theirs: list[dict]) -> str:
+    """How many times as fast, lowest to highest over the rounds."""
+    ratios = sorted(a["pairs_per_second"] / b["pairs_per_second"] for a, b in zip(ours, theirs, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+# --- One training ----------------------------------------------------------------------------------------------------
+
+
+def train(case: str, name: str, options) -> dict:
+    """Train a few steps with one contender, and measure."""
+    import torch
+    from peft import LoraConfig
+    from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    from machinery import memory
+    from machinery.shared_prompt import SharedPromptDPOTrainer
+
+    shape = dict(vocabulary=32_000, lora=False) | CASES[case]
+    vocabulary = 2_000 if options.small else shape["vocabulary"]
+    is_ours, is_fast = name in ("ours", "exact"), name in ("tuned", "ours")
+    tokenizer = word_tokenizer(vocabulary)
+    steps = options.steps + 1
+    pairs = made_up_pairs(shape, options.batch * steps, vocabulary)
+    torch.manual_seed(0)
+    size = SHAPES["small" if options.small else "normal"]
+    config = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=2, tie_word_embeddings=True, **size)
+    policy = Qwen3ForCausalLM(config)
+    reference = None
+    if not is_fast and not shape["lora"]:
+        reference = Qwen3ForCausalLM(config)
+        reference.load_state_dict(policy.state_dict())
+    memory.give_back_freed_memory()
+    memory.reset_peak()
+    args = DPOConfig(
+        output_dir="/tmp/speed",
+        use_cpu=not torch.accelerator.is_available(),
+        bf16=is_fast,
+        gradient_checkpointing=name == "stock",
+        precompute_ref_log_probs=is_fast,
+        per_device_train_batch_size=options.batch,
+        max_length=4096,
+        max_steps=steps,
+        train_sampling_strategy="group_by_length" if name == "ours" else "sequential",
+        learning_rate=1e-4,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+    )
+    asked = []  # seconds that asking the reference beforehand took
+
+    class Contender(SharedPromptDPOTrainer if is_ours else DPOTrainer):
+        def _precompute_ref_logps(self, *args, **kwargs):
+            started = time.perf_counter()
+            pairs = super()._precompute_ref_logps(*args, **kwargs)
+            asked.append(time.perf_counter() - started)
+            return pairs
+
+    trainer = Contender(
+        model=policy,
+        ref_model=reference,
+        args=args,
+        train_dataset=pairs,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if shape["lora"] else None,
+    )
+    ticks = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            ticks.append(time.perf_counter())
+
+    trainer.add_callback(Clock())
+    trainer.train()
+    count = options.batch * options.steps
+    seconds = ticks[-1] - ticks[0] + sum(asked) * options.steps / steps
+    lengths = [[len(row[column].split()) for column in ("prompt", "chosen", "rejected")] for row in pairs]
+    tokens = sum(map(sum, lengths)) / len(lengths)  # a pair, its prompt once
+    start = 0 if memory.uses_gpu() else memory.START
+    return {
+        "pairs_per_second": count / seconds,
+        "tokens_per_second": count * tokens / seconds,
+        "peak": memory.peak_since_reset() - start,
+        "precision": "bf16" if is_fast else "fp32",
+        "useful_flops_per_second": count * useful_flops(policy, lengths, shape["lora"]) / seconds,
+        "losses": [logs["loss"] for logs in trainer.state.log_history if "loss" in logs],
+        "steps_aside": getattr(trainer, "shared_prompt_refusal", None),
+    }
+
+
+def word_tokenizer(vocabulary: int):
+    """A tokenizer for which a word is a token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"</s>": 0, "<unk>": 1} | {f"w{n}": n for n in range(2, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", unk_token="<unk>")
+
+
+def made_up_pairs(shape: dict, count: int, vocabulary: int):
+    """Pairs whose lengths scatter as real ones do: log-normal, a standard deviation of half the mean."""
+    from datasets import Dataset
+
+    rng = random.Random(0)
+    spread = math.sqrt(math.log(1 + 0.5**2))
+
+    def text(mean: float) -> str:
+        length = max(2, round(rng.lognormvariate(math.log(mean) - spread**2 / 2, spread)))
+        return " ".join(f"w{rng.randrange(2, vocabulary)}" for _ in range(length))
+
+    rows = [
+        {
+            "prompt": text(shape["prompt"]),
+            "chosen": " " + text(shape["completion"]),
+            "rejected": " " + text(shape["completion"]),
+        }
+        for _ in range(count)
+    ]
+    return Dataset.from_list(rows)
+
+
+def useful_flops(policy, lengths: list[list[int]], is_lora: bool) -> float:
+    """Operations that a pair takes at least, on average: one forward of the reference, and forward and backward of the policy.
+
+    Two a parameter and token of the blocks, two a parameter of the head and completion token, four a layer, dimension and
+    pair of positions that attend to each other. A backward pass is two forwards; with an adapter one, since the frozen
+    weights need no gradient.
+    """
+    config = policy.config
+    blocks = sum(p.numel() for name, p in policy.named_parameters() if "embed" not in name and "lora" not in name)
+    width = config.num_attention_heads * config.head_dim
+    total = 0.0
+    for prompt, chosen, rejected in lengths:
+        seen = prompt**2 / 2 + sum(answer * prompt + answer**2 / 2 for answer in (chosen, rejected))
+        forward = 2 * blocks * (prompt + chosen + rejected) + 4 * config.num_hidden_layers * width * seen
+        forward += 2 * config.hidden_size * config.vocab_size * (chosen + rejected)
+        total += forward * (3 if is_lora else 4)
+    return total / len(lengths)
+
+
+# --- The machine -----------------------------------------------------------------------------------------------------
+
+
+def matrix_peaks() -> dict[str, float]:
+    """Operations a second of a large matrix product, the best of several, by precision."""
+    import torch
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    size = 8192 if device.type != "cpu" else 2048
+    peaks = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        best = 0.0
+        for _ in range(8):
+            started = time.perf_counter()
+            (a @ b)[0, 0].item()
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        peaks[name] = best
+    return peaks
+
+
+def machine() -> str:
+    """What it was measured on."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores"
+
+
+def plot(report: dict, path: Path) -> None:
+    """Bars of pairs a second, a group a case, with the range over the rounds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cases, names = list(report["cases"]), [name for name in CONTENDERS if name != "exact"]
+    figure, axes = plt.subplots(figsize=(2.5 + 1.6 * len(cases), 4))
+    for place, name in enumerate(names):
+        for number, case in enumerate(cases):
+            speeds = [round_["pairs_per_second"] for round_ in report["cases"][case].get(name, [])]
+            if speeds:
+                middle = statistics.median(speeds)
+                bars = [[middle - min(speeds)], [max(speeds) - middle]]
+                x = number + 0.27 * (place - 1)
+                axes.bar(x, middle, 0.25, yerr=bars, color=f"C{place}", label=name if number == 0 else None)
+                axes.text(x, middle, f"{middle:.2f}", ha="center", va="bottom", fontsize=7)
+    axes.set_xticks(range(len(cases)), cases)
+    axes.set_ylabel("pairs a second")
+    axes.set_title(f"Training on {report['machine']}, {report['batch']} pairs a batch")
+    axes.legend()
+    axes.grid(axis="y", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
