@@ -66,7 +66,7 @@ def plot_frontier(report: dict, path: Path | str) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("KL from the reference, nats a reply (log scale; small numbers at the points are beta)")
     axes.set_ylabel("true reward of held-out replies")
-    axes.set_title(f"What is won, and how far from the reference ({len(report['seeds'])} seed(s), 95% intervals)")
+    axes.set_title(f"What is won, and how far from the reference ({_seeds(report)})")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     _save(figure, path)
@@ -88,10 +88,15 @@ def plot_noise(report: dict, path: Path | str) -> None:
     )
     axes.set_xlabel("share of labels flipped, besides the 14% that are wrong anyway")
     axes.set_ylabel("true reward of held-out replies")
-    axes.set_title(f"Wrong labels ({len(report['seeds'])} seed(s), 95% intervals)")
+    axes.set_title(f"Wrong labels ({_seeds(report)})")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     _save(figure, path)
+
+
+def _seeds(report: dict) -> str:
+    count = len(report["seeds"])
+    return f"{count} seeds, 95% intervals" if count > 1 else "1 seed"
 
 
 def _bars(halves: tuple[float, ...]) -> list[float] | None:
