@@ -158,7 +158,8 @@ def parse_args(
         if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
             paths = {"model_name_or_path": "demo/model", "dataset_name": demo["dataset_name"]}
             parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
-            parser.fill((by_loss or {}).get(parser.value("loss_type")[0], {}))
+            if not getattr(said, "loss_file", None):
+                parser.fill((by_loss or {}).get(parser.value("loss_type")[0], {}))
         parser.fill(_device_settings(said))
         args, training_args, model_args, mixture = parser.build()
     except ValueError as error:

@@ -478,13 +478,19 @@ def test_a_cache_that_cannot_be_written_is_known_before_anything_is_paid(endpoin
 
 
 def test_ctrl_c_leaves_the_cache_whole(endpoint, make, tmp_path):
+    # A shell starts what it puts in the background with SIGINT ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt(body):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         return "slow"
 
     endpoint.script = [None, None, None, interrupt]
-    with pytest.raises(KeyboardInterrupt):
-        make(concurrency=1, timeout=60).judge(PAIRS)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make(concurrency=1, timeout=60).judge(PAIRS)
+    finally:
+        signal.signal(signal.SIGINT, before)
     lines = (tmp_path / "cache.jsonl").read_text().splitlines()
     assert [set(json.loads(line)) for line in lines] == [{"key", "answer"}] * 3
     assert wins(make().judge(PAIRS)) == [1, 0, 0.5]
