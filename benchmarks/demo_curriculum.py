@@ -9,8 +9,6 @@ and not repeated. Prints a Markdown table of the mean over the seeds and, in bra
 """
 
 import argparse
-import json
-import random
 import sys
 from pathlib import Path
 
@@ -19,6 +17,7 @@ sys.path.insert(0, str(PROJECT))
 
 from basic_dpo_training import DEMO
 from machinery.grid import markdown, run_grid, spread
+from machinery.loss_comparison import write_pairs
 
 OUT = PROJECT / "runs" / "curriculum"
 FLIPPED = 0.3
@@ -58,25 +57,11 @@ def main() -> None:
         data = ["--dataset_name", str(OUT / "data-flipped-seed{seed}")] if is_flipped else []
         cases[case] = ("basic_dpo_training.py", [*flags.format(rate3=rate).split(), *data])
     for seed in options.seeds:
-        flipped_data(seed)
+        write_pairs(OUT / f"data-flipped-seed{seed}", seed, flipped=FLIPPED)
     results = run_grid(cases, options.seeds, OUT)
     before = [outcome["true_reward_before"] for outcomes in results.values() for outcome in outcomes]
     head, line, *rows = markdown({CASES[case][0]: results[case] for case in cases}, COLUMNS).splitlines()
     print("\n".join([head, line, f"| before training | {spread(before)} | 0.50 | 0.00 | | | |", *rows]))
-
-
-def flipped_data(seed: int) -> Path:
-    """The demo's pairs with chosen and rejected exchanged in 30% of the training rows."""
-    folder = OUT / f"data-flipped-seed{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(seed)
-    rows = [json.loads(line) for line in (PROJECT / "demo" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    for row in rows:
-        if rng.random() < FLIPPED:
-            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "test.jsonl").write_bytes((PROJECT / "demo" / "test.jsonl").read_bytes())
-    return folder
 
 
 if __name__ == "__main__":

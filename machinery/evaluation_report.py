@@ -20,7 +20,9 @@ import numpy as np
 
 from machinery.evaluation import Outcome
 from machinery.html_report import bars_svg, calibration_svg, histogram_svg, scatter_svg, write_report
+from machinery.judges import as_text
 from machinery.preference_metrics import by_category, calibration_bins, half_for_ties, margins
+from machinery.run_folder import complete_file
 
 # key, what it is, how it is written; a _reference twin stands in the reference's column
 WRITTEN = (
@@ -150,8 +152,10 @@ class Report:
             + f", Python {platform.python_version()}",
         }
         write_report(folder / "report.html", self.page(made))
-        _write(folder / "generations.jsonl", "".join(json.dumps(row) + "\n" for row in self.generations()))
-        _write(folder / "metrics.json", json.dumps(self.metrics() | made, indent=2, allow_nan=False))
+        with complete_file(folder / "generations.jsonl") as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.generations())
+        with complete_file(folder / "metrics.json") as file:
+            json.dump(self.metrics() | made, file, indent=2, allow_nan=False)
         return f"{folder}/report.html (open it in a browser), generations.jsonl, metrics.json"
 
     def metrics(self) -> dict:
@@ -188,7 +192,7 @@ class Report:
                     verdict = judged[place] if place < len(judged) else None
                     scores = verdict.scores if verdict and verdict.scores else (None, None)
                     rows.append({
-                        "prompt": _as_text(prompt),
+                        "prompt": as_text(prompt),
                         "category": categories[number],
                         "win": verdict.win if verdict else None,
                         "reason": verdict.reason if verdict else None,
@@ -312,12 +316,6 @@ def _cell(values: tuple[float, float, float] | None, form: str) -> str:
     return format(value, form) if (low, high) == (value, value) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def _as_text(prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in prompt)
-
-
 def _commit() -> str:
     """The commit of this project, and whether its files have been changed since; "unknown" without git."""
     here = Path(__file__).resolve().parent
@@ -331,9 +329,3 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done[0] + (" with changes" if done[1] else "")
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

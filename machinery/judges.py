@@ -54,7 +54,7 @@ class Verdict(NamedTuple):
     scores: tuple[float, float] | None
 
 
-def _as_text(prompt: Prompt) -> str:
+def as_text(prompt: Prompt) -> str:
     """A prompt for people and judges to read, each turn under its role."""
     if isinstance(prompt, str):
         return prompt
@@ -403,7 +403,7 @@ def _swapped(comparison: Comparison) -> Comparison:
 
 def _question(order: Comparison, number: str) -> str:
     """The instruction and, between marks, the data: a mark carries a number that the texts cannot foresee."""
-    parts = {"conversation": _as_text(order.prompt), "answer A": order.first, "answer B": order.second}
+    parts = {"conversation": as_text(order.prompt), "answer A": order.first, "answer B": order.second}
     marked = [f"<{name} {number}>\n{text}\n</{name} {number}>" for name, text in parts.items()]
     return "\n\n".join([INSTRUCTION, *marked, "Now the short reason, then the line with the verdict."])
 
@@ -457,7 +457,7 @@ def write_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison], s
         for row, entry in enumerate(key, start=1):
             prompt, first, second = comparisons[entry["comparison"]]
             answers = (second, first) if entry["swapped"] else (first, second)
-            writer.writerow([row, *map(_defused, (_as_text(prompt), *answers)), ""])
+            writer.writerow([row, *map(_defused, (as_text(prompt), *answers)), ""])
     key_path.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
 
 

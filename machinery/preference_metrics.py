@@ -104,11 +104,6 @@ def calibration_error(margin: np.ndarray, bins: int = BINS) -> float:
     return sum(b["count"] * abs(b["observed"] - b["predicted"]) for b in found) / len(margin)
 
 
-def accuracy_by_category(margin: np.ndarray, categories: list[str]) -> list[tuple[str, float, float, float, int]]:
-    """Accuracy in each category, (name, value, low, high, count), the lowest first."""
-    return by_category(half_for_ties(margin), categories)
-
-
 def by_category(outcomes, categories: list[str]) -> list[tuple[str, float, float, float, int]]:
     """A rate in each category, (name, value, low, high, count), the lowest first. outcomes: 0 to 1, one a row."""
     outcomes, found = np.asarray(outcomes, dtype=float), []
