@@ -47,6 +47,7 @@ DEMO = dict(
     train_sampling_strategy="group_by_length",  # batches of rows of like length: less padding
     max_length=512,  # the demo's longest row has 250 tokens: nothing is cut
     gradient_checkpointing=False,  # the activations of so small a model fit anywhere
+    bf16=False,  # for so small a model conversions cost what faster products save
     logging_steps=4,
     eval_strategy="steps",
     eval_steps=16,
@@ -61,7 +62,8 @@ def main():
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
     policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    # (With --precompute_ref_log_probs TRL asks the untrained policy beforehand, and no second model is kept.)
+    # It never changes, so TRL asks it once, before training, when the policy still is the reference; what it says is
+    # kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
     reference = None
     if not training_args.precompute_ref_log_probs:
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)

@@ -54,6 +54,7 @@ DEMO = dict(
     train_sampling_strategy="group_by_length",  # batches of rows of like length: less padding
     max_length=512,  # NEW: the spoilt copy has longer rows, and the report says which
     gradient_checkpointing=False,  # the activations of so small a model fit anywhere
+    bf16=False,  # for so small a model conversions cost what faster products save
     logging_steps=4,
     eval_strategy="steps",
     eval_steps=16,
@@ -92,7 +93,8 @@ def main():
         tokenizer = load_tokenizer(model_args.model_name_or_path) if looks_at_tokens else None
     else:
         policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    # (With --precompute_ref_log_probs TRL asks the untrained policy beforehand, and no second model is kept.)
+    # It never changes, so TRL asks it once, before training, when the policy still is the reference; what it says is
+    # kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
     reference = None
     if not training_args.precompute_ref_log_probs and not args.check_only:
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)

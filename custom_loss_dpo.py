@@ -357,6 +357,7 @@ DEMO = dict(
     train_sampling_strategy="group_by_length",  # batches of rows of like length: less padding
     max_length=512,  # the demo's longest row has 250 tokens: nothing is cut
     gradient_checkpointing=False,  # the activations of so small a model fit anywhere
+    bf16=False,  # for so small a model conversions cost what faster products save
     logging_steps=4,
     eval_strategy="steps",
     eval_steps=16,

@@ -57,7 +57,9 @@ from machinery.length_figure import plot_lengths
 from machinery.log_lines import NonFiniteLoss, PreviewReply, show_log_lines
 from machinery.loss_functions import LossError, check_names
 from machinery.memory import give_back_freed_memory, peak_memory_bytes
+from machinery.memory_estimate import choose_checkpointing
 from machinery.model_files import check_architecture, check_model_folder
+from machinery.precision import prefers_bf16
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
 from machinery.safe_text import completions_page, visible
 from machinery.shorten import shorten_prompt
@@ -103,6 +105,7 @@ class TutorialConfig(DPOConfig):
 
     max_prompt_length: int | None = field(default=None, metadata={"help": "Longest templated prompt, in tokens."})
     shared_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once instead of twice."})
+    precompute_ref_log_probs: bool = field(default=True, metadata={"help": "Ask the reference once, before training."})
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={"help": "A batch with more tokens is split into accumulated parts, with the same gradient."},
@@ -149,7 +152,7 @@ def parse_args(
     parser = CommandLine((arguments, TutorialConfig, ModelConfig, DatasetMixtureConfig), description, shown)
     try:
         said = parser.read(list(sys.argv[1:] if argv is None else argv))
-        parser.fill(defaults or {})
+        parser.fill(_device_settings(said) | (defaults or {}))
         if getattr(said, "adapter", None) and said.model_name_or_path is None:
             said.model_name_or_path = base_of_adapter(check_adapter(said.adapter))
             if said.model_name_or_path is None:
@@ -160,7 +163,7 @@ def parse_args(
             parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
             if not getattr(said, "loss_file", None):
                 parser.fill((by_loss or {}).get(parser.value("loss_type")[0], {}))
-        parser.fill(_device_settings(said))
+        is_open = parser.value("gradient_checkpointing") is None and parser.value("activation_checkpointing") is None
         args, training_args, model_args, mixture = parser.build()
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -169,6 +172,7 @@ def parse_args(
     args.names_output_dir = said.output_dir is not None
     args.names_model = said.model_name_or_path is not None
     args.names_data = said.dataset_name is not None or bool(mixture.datasets)
+    training_args.checkpointing_if_needed = is_open
     model_args.init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -216,15 +220,19 @@ def _from_here(path: str) -> str:
 
 
 def _device_settings(said) -> dict:
-    """Defaults that depend on the machine. Without them TRL asks for bf16 on a CPU, and refuses."""
+    """Defaults that depend on the machine and on what was said. Without them TRL asks for bf16 anywhere, and refuses."""
     has_accelerator = torch.accelerator.is_available() and not said.use_cpu
-    likes_bf16 = has_accelerator and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     settings = {
         "use_cpu": not has_accelerator,
         "disable_tqdm": not sys.stderr.isatty(),
         "logging_nan_inf_filter": False,  # it would log an older loss in place of a NaN
+        "gradient_checkpointing": None,  # where memory asks for it, see `show_start`
     }
-    return settings if likes_bf16 or said.bf16 or said.fp16 else settings | {"bf16": False}
+    if said.bf16 is None and not said.fp16:
+        settings["bf16"] = prefers_bf16(torch.accelerator.current_accelerator() if has_accelerator else "cpu")
+    if said.dataset_streaming or said.sync_ref_model:  # rows that pass by once, a reference that moves
+        settings["precompute_ref_log_probs"] = False
+    return settings
 
 
 def _check(args: TutorialArguments, training_args: TutorialConfig, losses: Collection[str], needs_data: bool) -> None:
@@ -572,6 +580,7 @@ def show_start(trainer, reference: str) -> None:
         say(f"  {name:<9}>{visible(trainer.processing_class.decode(ids[mask]))}<")
 
     say(f"\nReference: {reference}")
+    say(f"Precision: {trainer.args.mixed_precision.replace('no', 'fp32')}. {choose_checkpointing(trainer)}")
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         say("The weights are sharded, so the first loss that is logged must tell: it should be ln 2 = 0.6931.")
         return
@@ -592,8 +601,9 @@ def show_start(trainer, reference: str) -> None:
             f"The policy is not the reference: before training their log-probs already differ by {drift / trainer.beta:.3g}. "
             "A checkpoint or an adapter was loaded into one of them only."
         )
-    is_dpo = trainer.args.loss_type == ["sigmoid"] and abs(loss - math.log(2)) < 0.05
-    meaning = " = ln 2" if is_dpo else ""
+    meaning, off = "", abs(loss - math.log(2))
+    if trainer.args.loss_type == ["sigmoid"] and off < 0.05:
+        meaning = " = ln 2" if off < 5e-5 else f" = ln 2, but for what {trainer.args.mixed_precision} rounds off"
     say(
         f"Loss before training: {loss:.4f}{meaning}, because the policy still is the reference and every margin is 0.\n"
     )

@@ -1,9 +1,10 @@
 """How many pairs a second, against TRL as `trl dpo` sets it and against TRL tuned by hand, on the same model and rows?
 
-    python benchmarks/speed.py                                   # the main case, three rounds: about 25 minutes on two cores
+    python benchmarks/speed.py                                    # the main case, three rounds
     python benchmarks/speed.py --cases long_prompt short_prompt --rounds 1
-    python benchmarks/speed.py --cases all                       # the whole grid: hours on two cores
-    python benchmarks/speed.py --small                           # a model of two million parameters: does it run at all?
+    python benchmarks/speed.py --cases shapes --out shapes        # every shape of data, vocabulary and training
+    python benchmarks/speed.py --cases length batch --out growth  # how it grows
+    python benchmarks/speed.py --small                            # a model of two million parameters: does it run at all?
 
 A round trains the same few batches with each contender in a process of its own, in turn:
 
@@ -14,13 +15,15 @@ A round trains the same few batches with each contender in a process of its own,
 
 Prints pairs and tokens a second (the time to ask the reference of a first run counted in), peak memory, and useful
 operations a second as a share of what a large matrix product reaches on this machine: each prompt counted once, nothing
-that is computed again counted at all. Writes benchmarks/results/speed.json and speed.png.
+that is computed again counted at all. "Kept" is what a batch's forward pass keeps for its backward pass. Writes
+benchmarks/results/NAME.json and NAME.png.
 """
 
 import argparse
 import json
 import math
 import os
+import platform
 import random
 import statistics
 import subprocess
@@ -35,8 +38,9 @@ sys.path.insert(0, str(PROJECT))
 OUT = PROJECT / "benchmarks" / "results"
 CONTENDERS = ("stock", "tuned", "ours", "exact")
 
-# Tokens of prompts and completions on average, vocabulary, adapter or not.
-CASES = {
+# Tokens of prompts and completions on average (the first two: shapes as of HH's dialogues and of short questions),
+# and what differs from 25 million parameters, 32,000 tokens and 8 pairs a batch.
+SHAPES = {
     "long_prompt": dict(prompt=226, completion=68),
     "short_prompt": dict(prompt=68, completion=68),
     "long_completion": dict(prompt=48, completion=192),
@@ -45,7 +49,13 @@ CASES = {
     "large_vocabulary": dict(prompt=226, completion=68, vocabulary=128_000),
     "lora": dict(prompt=226, completion=68, lora=True),
 }
-SHAPES = {  # 25 million parameters with 32,000 tokens, and one to try things on
+TINY = dict(size="small", vocabulary=2_000)
+LENGTH = {f"length_{n}": dict(prompt=n * 3 // 5, completion=n // 5, batch=4, **TINY) for n in (64, 256, 1024, 4096)}
+BATCH = {f"batch_{n}": dict(prompt=226, completion=68, batch=n, **TINY) for n in (1, 4, 16, 64)}
+ROWS = {f"rows_{n}": dict(prompt=12, completion=4, rows=n, **TINY) for n in (1_000, 10_000, 100_000, 1_000_000)}
+GROUPS = {"shapes": list(SHAPES), "length": list(LENGTH), "batch": list(BATCH), "rows": list(ROWS)}
+CASES = SHAPES | LENGTH | BATCH | ROWS
+SIZES = {  # 25 million parameters with 32,000 tokens, and one to try things on
     "normal": dict(hidden_size=384, intermediate_size=1152, num_hidden_layers=6, num_attention_heads=6, head_dim=64),
     "small": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32),
 }
@@ -54,30 +64,30 @@ SHAPES = {  # 25 million parameters with 32,000 tokens, and one to try things on
 def main() -> None:
     """Run the rounds, print the table, write results and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=[*CASES, "all"], default=["long_prompt"])
+    parser.add_argument("--cases", nargs="+", choices=[*GROUPS, *CASES], default=["long_prompt"])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one that is not")
-    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--out", default="speed", metavar="NAME")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(train(*options.one, options)))
         return
-    cases = list(CASES) if "all" in options.cases else options.cases
+    cases = [case for name in options.cases for case in GROUPS.get(name, [name])]
     jobs = [(case, name) for case in cases for _ in range(options.rounds) for name in options.contenders]
     results = {case: {name: [] for name in options.contenders} for case in cases}
     peaks = matrix_peaks()
     for case, name in tqdm(jobs, desc="trainings"):
         results[case][name].append(run(case, name, options))
-    report = {"machine": machine(), "peaks": peaks, "batch": options.batch, "steps": options.steps, "cases": results}
+    report = {"machine": machine(), "peaks": peaks, "steps": options.steps, "cases": results}
     for case in cases:
         print(f"\n{case}: {CASES[case]}")
         show(results[case], peaks)
     OUT.mkdir(exist_ok=True)
-    (OUT / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(report, OUT / "speed.png")
+    (OUT / f"{options.out}.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(report, OUT / f"{options.out}.png")
 
 
 def run(case: str, name: str, options) -> dict:
@@ -90,10 +100,9 @@ def run(case: str, name: str, options) -> dict:
         name,
         "--steps",
         str(options.steps),
-        "--batch",
-        str(options.batch),
+        *["--small"] * options.small,
     ]
-    done = subprocess.run([*command, *["--small"] * options.small], capture_output=True, text=True, cwd=PROJECT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
     if done.returncode:
         raise SystemExit(f"{case}, {name}: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -101,16 +110,19 @@ def run(case: str, name: str, options) -> dict:
 
 def show(results: dict[str, list[dict]], peaks: dict[str, float]) -> None:
     """A line a contender: medians over the rounds, and the ratio to the others round by round."""
-    print(f"  {'':<8}{'pairs/s':>9}{'tokens/s':>10}{'memory':>10}{'useful':>8}   times as fast as stock, tuned")
+    print(
+        f"  {'':<8}{'pairs/s':>9}{'tokens/s':>10}{'memory':>10}{'kept':>10}{'useful':>8}   times as fast as stock, tuned"
+    )
     for name, rounds in results.items():
         middle = {
-            key: statistics.median(r[key] for r in rounds) for key in ("pairs_per_second", "tokens_per_second", "peak")
+            key: statistics.median(r[key] for r in rounds)
+            for key in ("pairs_per_second", "tokens_per_second", "peak", "kept")
         }
         share = statistics.median(r["useful_flops_per_second"] / peaks[r["precision"]] for r in rounds)
         ratios = "   ".join(ratio(rounds, results[other]) for other in ("stock", "tuned") if other in results)
         print(
             f"  {name:<8}{middle['pairs_per_second']:>9.2f}{middle['tokens_per_second']:>10.0f}"
-            f"{middle['peak'] / 1e6:>7.0f} MB{share:>8.0%}   {ratios}"
+            f"{middle['peak'] / 1e6:>7.0f} MB{middle['kept'] / 1e6:>7.0f} MB{share:>8.0%}   {ratios}"
         )
     if "stock" in results and "exact" in results:
         gap = max(
@@ -138,32 +150,38 @@ def train(case: str, name: str, options) -> dict:
     from trl import DPOConfig, DPOTrainer
 
     from machinery import memory
+    from machinery.memory_estimate import kept_for_backward
+    from machinery.precision import prefers_bf16
     from machinery.shared_prompt import SharedPromptDPOTrainer
+    from machinery.token_budget import pair_lengths
 
-    shape = dict(vocabulary=32_000, lora=False) | CASES[case]
-    vocabulary = 2_000 if options.small else shape["vocabulary"]
+    shape = dict(vocabulary=32_000, lora=False, batch=8, rows=0, size="normal") | CASES[case]
+    if options.small:
+        shape |= TINY
+    vocabulary, batch = shape["vocabulary"], shape["batch"]
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     is_ours, is_fast = name in ("ours", "exact"), name in ("tuned", "ours")
     tokenizer = word_tokenizer(vocabulary)
     steps = options.steps + 1
-    pairs = made_up_pairs(shape, options.batch * steps, vocabulary)
+    pairs = made_up_pairs(shape, max(batch * steps, shape["rows"]), vocabulary)
     torch.manual_seed(0)
-    size = SHAPES["small" if options.small else "normal"]
+    size = SIZES[shape["size"]]
     config = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=2, tie_word_embeddings=True, **size)
+    bf16 = is_fast and prefers_bf16(device)
     policy = Qwen3ForCausalLM(config)
     reference = None
     if not is_fast and not shape["lora"]:
         reference = Qwen3ForCausalLM(config)
         reference.load_state_dict(policy.state_dict())
-    memory.give_back_freed_memory()
     memory.reset_peak()
     args = DPOConfig(
         output_dir="/tmp/speed",
         use_cpu=not torch.accelerator.is_available(),
-        bf16=is_fast,
+        bf16=bf16,
         gradient_checkpointing=name == "stock",
-        precompute_ref_log_probs=is_fast,
-        per_device_train_batch_size=options.batch,
-        max_length=4096,
+        precompute_ref_log_probs=is_fast and not shape["rows"],
+        per_device_train_batch_size=batch,
+        max_length=16_384,
         max_steps=steps,
         train_sampling_strategy="group_by_length" if name == "ours" else "sequential",
         learning_rate=1e-4,
@@ -173,7 +191,7 @@ def train(case: str, name: str, options) -> dict:
         disable_tqdm=True,
         seed=0,
     )
-    asked = []  # seconds that asking the reference beforehand took
+    asked, tokens = [], []  # seconds that asking the reference beforehand took; tokens a step, prompts once
 
     class Contender(SharedPromptDPOTrainer if is_ours else DPOTrainer):
         def _precompute_ref_logps(self, *args, **kwargs):
@@ -181,6 +199,10 @@ def train(case: str, name: str, options) -> dict:
             pairs = super()._precompute_ref_logps(*args, **kwargs)
             asked.append(time.perf_counter() - started)
             return pairs
+
+        def training_step(self, model, inputs, *args, **kwargs):
+            tokens.append(sum(pair_lengths(inputs, is_shared=True)))
+            return super().training_step(model, inputs, *args, **kwargs)
 
     trainer = Contender(
         model=policy,
@@ -200,16 +222,22 @@ def train(case: str, name: str, options) -> dict:
 
     trainer.add_callback(Clock())
     trainer.train()
-    count = options.batch * options.steps
-    seconds = ticks[-1] - ticks[0] + sum(asked) * options.steps / steps
-    lengths = [[len(row[column].split()) for column in ("prompt", "chosen", "rejected")] for row in pairs]
-    tokens = sum(map(sum, lengths)) / len(lengths)  # a pair, its prompt once
     start = 0 if memory.uses_gpu() else memory.START
+    peak = memory.peak_since_reset() - start
+    lengths = [[len(row[column]) for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
+               for row in trainer.train_dataset.select(range(min(len(pairs), 1_000)))]  # fmt: skip
+    tokens_a_pair = sum(map(sum, lengths)) / len(lengths)  # its prompt once
+    # The contenders take the rows in other orders, so what is timed is tokens, and a pair is its mean number of them.
+    timed = sum(tokens[1:])
+    seconds = ticks[-1] - ticks[0] + sum(asked) * timed / sum(tokens)
+    count = timed / tokens_a_pair
+    rows = [trainer.train_dataset[number] for number in range(batch)]
     return {
         "pairs_per_second": count / seconds,
-        "tokens_per_second": count * tokens / seconds,
-        "peak": memory.peak_since_reset() - start,
-        "precision": "bf16" if is_fast else "fp32",
+        "tokens_per_second": timed / seconds,
+        "peak": peak,
+        "kept": kept_for_backward(trainer, rows, checkpointing=name == "stock"),
+        "precision": "bf16" if bf16 else "fp32",
         "useful_flops_per_second": count * useful_flops(policy, lengths, shape["lora"]) / seconds,
         "losses": [logs["loss"] for logs in trainer.state.log_history if "loss" in logs],
         "steps_aside": getattr(trainer, "shared_prompt_refusal", None),
@@ -295,7 +323,9 @@ def machine() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores"
+    described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or 'a CPU'}"
 
 
 def plot(report: dict, path: Path) -> None:
@@ -318,7 +348,7 @@ def plot(report: dict, path: Path) -> None:
                 axes.text(x, middle, f"{middle:.2f}", ha="center", va="bottom", fontsize=7)
     axes.set_xticks(range(len(cases)), cases)
     axes.set_ylabel("pairs a second")
-    axes.set_title(f"Training on {report['machine']}, {report['batch']} pairs a batch")
+    axes.set_title(f"Training on {report['machine']}", fontsize=9)
     axes.legend()
     axes.grid(axis="y", alpha=0.3)
     figure.tight_layout()

@@ -53,6 +53,22 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: see proc(5)
 
 
+def free_bytes() -> int:
+    """What is left: of the GPU's memory, or of what the system or the process's control group allows."""
+    if uses_gpu():
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free = psutil.virtual_memory().available
+    for limit, used in (  # control groups, version 2 and 1
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return max(free, 1)
+
+
 def memory_in_use() -> int:
     """What is allocated on the GPU, or resident, now."""
     return torch.cuda.memory_allocated() if uses_gpu() else psutil.Process().memory_info().rss

@@ -1,5 +1,6 @@
 """What a training will need in memory, before it starts, and what it took, after it.
 
+    print(choose_checkpointing(trainer))  # turns gradient checkpointing on where memory is short
     estimate = estimate_memory(trainer)
     trainer.train()
     measured = measure_memory(trainer)
@@ -12,8 +13,11 @@ The runtime is what the process holds besides: code that was loaded, and the ker
 """
 
 import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
 
 from machinery import memory
+from machinery.row_lengths import row_lengths
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "runtime")
 STATES_PER_PARAMETER = {"sgd": 0, "lion": 1, "lion_32bit": 1, "adafactor": 0}  # all others as AdamW: two
@@ -28,18 +32,40 @@ def estimate_memory(trainer) -> dict[str, int]:
     trainable = [p for p in trainer.model.parameters() if p.requires_grad]
     width = 1 if any(mark in optimizer for mark in ONE_BYTE_STATES) else None
     counted["optimizer"] = sum(states * p.numel() * (width or p.element_size()) for p in trainable)
-    lengths = [
-        sum(len(row[part]) for part in ("prompt_ids", "chosen_ids", "rejected_ids")) for row in trainer.train_dataset
-    ]
-    longest = trainer.train_dataset[max(range(len(lengths)), key=lengths.__getitem__)]
-    per_pair = in_full = _kept_for_backward(trainer, longest, checkpointing=False)
+    longest = trainer.train_dataset[int(row_lengths(trainer.train_dataset).argmax())]
+    per_pair = in_full = kept_for_backward(trainer, [longest], checkpointing=False)
     if trainer.args.gradient_checkpointing:
-        per_pair = _kept_for_backward(trainer, longest, checkpointing=True)
+        per_pair = kept_for_backward(trainer, [longest], checkpointing=True)
     # the backward pass works on one layer at a time: its gradients, or what of it is computed again
     per_pair += in_full // trainer.model.config.get_text_config().num_hidden_layers
     standing = memory.memory_in_use() - memory.START - counted["weights"] - counted["reference"]
     runtime = 0 if memory.uses_gpu() else max(0, standing)
     return counted | {"activations": per_pair * trainer.args.per_device_train_batch_size, "runtime": runtime}
+
+
+def choose_checkpointing(trainer) -> str:
+    """Turn gradient checkpointing on where `args.checkpointing_if_needed` and memory is short; returns what was chosen.
+
+    Without checkpointing the training must fit into nine tenths of what is free now, on every process.
+    """
+    args, why = trainer.args, ""
+    if getattr(args, "checkpointing_if_needed", False) and not args.gradient_checkpointing:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not isinstance(trainer.train_dataset, Dataset):
+            is_short, why = True, ", because what it would save cannot be foreseen"
+        else:
+            try:
+                estimate = estimate_memory(trainer)
+                needed = sum(estimate[part] for part in ("gradients", "optimizer", "activations"))
+            except torch.OutOfMemoryError:
+                needed = float("inf")
+            free = memory.free_bytes()
+            worst_needed, worst_free = max(gather_object([(needed, free)]), key=lambda pair: pair[0] / pair[1])
+            is_short = worst_needed > 0.9 * worst_free
+            why = f": about {worst_needed / 1e9:.1f} GB more would be needed without it, {worst_free / 1e9:.1f} GB are free"
+        if is_short:
+            args.gradient_checkpointing = args.activation_checkpointing = True
+            args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = {"use_reentrant": False}
+    return f"Gradient checkpointing: {'on' if args.gradient_checkpointing else 'off'}{why}."
 
 
 def measure_memory(trainer, peak: int, start: int) -> dict[str, int]:
@@ -92,8 +118,8 @@ def _bytes(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _kept_for_backward(trainer, row: dict, checkpointing: bool) -> int:
-    """The bytes that a forward pass over one pair keeps for the backward pass, parameters aside."""
+def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
+    """The bytes that a forward pass over a batch of pairs keeps for the backward pass, parameters aside."""
     model, args = trainer.model, trainer.args
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
@@ -110,7 +136,7 @@ def _kept_for_backward(trainer, row: dict, checkpointing: bool) -> int:
     model.train()
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with torch.random.fork_rng(), hooks, trainer.compute_loss_context_manager():
-        trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator([row])))
+        trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
     model.train(was_training)
     if checkpointing:
         model.gradient_checkpointing_disable()  # the training switches it on itself

@@ -10,7 +10,7 @@ or, in a trainer of TRL's with `args.precompute_ref_log_probs` and the folder as
 
 The key is a hash of all weights that the reference is made of, of the tokens of all rows and of the settings, so another
 model, another row or another length is another file. A file names its own checksum. Old files go when the folder grows
-beyond 1 GB (some 100 million pairs).
+beyond 1 GB (some 100 million pairs). Needs row_lengths.py beside it.
 """
 
 import hashlib
@@ -28,8 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from machinery.row_lengths import TOKEN_COLUMNS, row_lengths
+
 MOST_BYTES = 1_000_000_000
-TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def reference_key(model: nn.Module, dataset: Dataset, settings: dict, adapter: str | None = None) -> str:
@@ -102,12 +103,11 @@ class CachedReference:
                 kept = [load_logps(Path(folder), key, len(dataset))]
             broadcast_object_list(kept)
         if kept[0] is None:
-            lengths = [sum(map(len, ids)) for ids in zip(*(dataset[column] for column in TOKEN_COLUMNS), strict=True)]
-            order = sorted(range(len(dataset)), key=lambda row: -lengths[row])  # too little memory shows at once
-            done = super()._precompute_ref_logps(dataset.select(order), name, batch_size)
+            order = row_lengths(dataset).argsort(descending=True, stable=True)  # too little memory shows at once
+            done = super()._precompute_ref_logps(dataset.select(order.tolist()), name, batch_size)
             kept[0] = tuple(torch.empty(len(dataset)) for _ in range(2))
             for values, column in zip(kept[0], ("ref_chosen_logps", "ref_rejected_logps"), strict=True):
-                values[torch.tensor(order)] = torch.tensor(done[column])
+                values[order] = torch.tensor(done[column])
             if key is not None:
                 save_logps(Path(folder), key, *kept[0])
         chosen, rejected = kept[0]

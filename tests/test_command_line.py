@@ -32,7 +32,7 @@ def test_for_another_model_the_defaults_are_trls():
     _, training_args, _ = parsed("--model_name_or_path", "some/model", "--dataset_name", "some/data")
     assert training_args.learning_rate == 1e-6
     assert training_args.max_length == 1024
-    assert training_args.gradient_checkpointing is True
+    assert training_args.checkpointing_if_needed
 
 
 def test_the_users_value_wins_over_the_demo_under_either_name_of_a_flag():
