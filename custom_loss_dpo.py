@@ -432,6 +432,8 @@ def main(argv=None):
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
     policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
+    # It never changes, so TRL asks it once, before training, when the policy still is the reference; what it says is
+    # kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
     reference = None
     if needs_reference and not training_args.precompute_ref_log_probs and not model_args.use_peft:
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)

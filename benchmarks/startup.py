@@ -2,8 +2,9 @@
 
     python benchmarks/startup.py               # three rounds, about two minutes
 
-Each figure is the wall time of a process of its own, from its start to its end, the contenders in turn. Prints the medians
-and their range, and writes benchmarks/results/startup.json.
+Each figure is the wall time of a process of its own, from its start to its end, the contenders in turn. The basic script
+asks the reference about all pairs before the first step, `trl dpo` does so step by step; with --no_precompute_ref_log_probs
+they do the same. Prints the medians and their range, and writes benchmarks/results/startup.json.
 """
 
 import argparse
@@ -37,12 +38,16 @@ def main() -> None:
         "trl dpo --help": [trl, "dpo", "--help"],
         "basic_dpo_training.py --help": [*script, "--help"],
         "trl dpo, one step": [trl, "dpo", *demo, *ONE_STEP],
+        "basic_dpo_training.py --no_precompute_ref_log_probs, one step": [
+            *script, *ONE_STEP, "--num_eval_prompts", "1", "--no_precompute_ref_log_probs",
+        ],
         "basic_dpo_training.py, one step": [*script, *ONE_STEP, "--num_eval_prompts", "1"],
     }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for name in tqdm([name for _ in range(options.rounds) for name in commands], desc="processes"):
         with tempfile.TemporaryDirectory() as folder:
             extra = ["--output_dir", folder] if name.endswith("one step") else []
+            extra += ["--reference_cache", f"{folder}/cache"] if extra and name.startswith("basic") else []
             started = time.perf_counter()
             done = subprocess.run([*commands[name], *extra], cwd=PROJECT, capture_output=True, text=True)
             seconds[name].append(time.perf_counter() - started)
