@@ -21,6 +21,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from pathlib import Path
@@ -50,6 +51,7 @@ from machinery.command_line import CommandLine
 from machinery.curves import plot_training
 from machinery.data_doctor import tokenise
 from machinery.data_tables import print_report
+from machinery.flag_checks import check_environment, check_values
 from machinery.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.interrupts import SaveOnSignal
 from machinery.judges import JudgeError
@@ -58,7 +60,7 @@ from machinery.log_lines import NonFiniteLoss, PreviewReply, show_log_lines
 from machinery.loss_functions import LossError, check_names
 from machinery.memory import give_back_freed_memory, peak_memory_bytes
 from machinery.memory_estimate import choose_checkpointing
-from machinery.model_files import check_architecture, check_model_folder
+from machinery.model_files import check_architecture, check_model_folder, check_vocabulary, check_weights
 from machinery.precision import prefers_bf16
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
 from machinery.safe_text import completions_page, visible
@@ -73,6 +75,7 @@ Prompt = str | list[Turn]
 PROJECT = Path(__file__).resolve().parent
 logger = logging.getLogger("dpo")
 heard_warnings = WarningList("dpo", "trl", "transformers")
+made_folders: list[Path] = []  # by claim_output_dir, the innermost first
 
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
@@ -164,7 +167,9 @@ def parse_args(
             if not getattr(said, "loss_file", None):
                 parser.fill((by_loss or {}).get(parser.value("loss_type")[0], {}))
         is_open = parser.value("gradient_checkpointing") is None and parser.value("activation_checkpointing") is None
+        check_environment()
         args, training_args, model_args, mixture = parser.build()
+        check_values(args, training_args, model_args)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -173,6 +178,7 @@ def parse_args(
     args.names_model = said.model_name_or_path is not None
     args.names_data = said.dataset_name is not None or bool(mixture.datasets)
     training_args.checkpointing_if_needed = is_open
+    _check(args, training_args, losses, needs_data)
     model_args.init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -183,7 +189,6 @@ def parse_args(
     if takes_adapters and (model_args.load_in_4bit or model_args.load_in_8bit):
         model_args.init_kwargs["quantization_config"] = get_quantization_config(model_args)
     training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
-    _check(args, training_args, losses, needs_data)
     args.data_kwargs = {
         "train_split": args.dataset_train_split,
         "test_split": args.dataset_test_split,
@@ -237,16 +242,8 @@ def _device_settings(said) -> dict:
 
 def _check(args: TutorialArguments, training_args: TutorialConfig, losses: Collection[str], needs_data: bool) -> None:
     """Refuse values that would fail late or pass silently."""
-    above_zero = "beta num_train_epochs per_device_train_batch_size per_device_eval_batch_size max_length "
-    above_zero += "gradient_accumulation_steps max_tokens_per_batch max_prompt_length num_eval_prompts max_new_tokens"
-    for name in above_zero.split():
-        value = getattr(args, name) if hasattr(args, name) else getattr(training_args, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} must be above 0, not {value}.")
-    if not training_args.learning_rate >= 0:
-        raise UserError(f"--learning_rate must not be negative, and is {training_args.learning_rate}.")
-    started, connected = int(os.environ.get("WORLD_SIZE", 1)), PartialState().num_processes
-    if started != connected:  # each would train alone, and both write into one folder
+    started, connected = os.environ.get("WORLD_SIZE", "1"), PartialState().num_processes
+    if started != str(connected):  # each would train alone, and both write into one folder
         raise UserError(
             f"{started} processes were started, and this one knows of {connected}. Start them by accelerate launch "
             "--config_file recipes/accelerate/ddp.yaml, or cpu.yaml without GPUs."
@@ -273,8 +270,12 @@ def _check(args: TutorialArguments, training_args: TutorialConfig, losses: Colle
         )
     if args.dataset_train_split == args.dataset_test_split:
         raise UserError(f"--dataset_train_split and --dataset_test_split are both {args.dataset_test_split}.")
+    if training_args.reference_cache and Path(training_args.reference_cache).is_file():
+        raise UserError(f"--reference_cache {training_args.reference_cache} is a file, and must be a folder.")
     if args.names_output_dir:
         folder = Path(training_args.output_dir)
+        if len(os.fsencode(folder.name)) > 255:
+            raise UserError(f"--output_dir {folder.name[:40]}... is longer than a file system takes (255 bytes).")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--output_dir {folder} is a file.")
         if run_folder.holds_run(folder) and not (
@@ -300,6 +301,10 @@ def run(main) -> None:
         code, text = _explain(error)
         if code is None:
             raise  # a fault of ours
+        if code == 2 and PartialState().is_main_process:
+            for folder in made_folders:  # nothing is in it yet, or it stays
+                with suppress(OSError):
+                    folder.rmdir()
         if "--traceback" in sys.argv:
             traceback.print_exc()
         print(text, file=sys.stderr)
@@ -325,12 +330,22 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
             "--gradient_accumulation_steps; --gradient_checkpointing true; --precompute_ref_log_probs; lower "
             "--max_length and --max_prompt_length; train an adapter instead."
         )
-    # TRL refuses combinations of settings in its trainer's constructor.
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    is_refusal = Path(where.filename).name == "dpo_trainer.py" and where.name == "__init__"
-    if isinstance(error, (ValueError, NotImplementedError)) and is_refusal:
+    if _is_refusal(error):
         return 2, f"error: {error}"
     return None, ""
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a library says no to settings: in the trainer's constructor, in TRL's loss, or for want of a package."""
+    frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    file, function = frames[-1]
+    if file.parent in (PROJECT, PROJECT / "machinery") or "torch" in file.parts:
+        return False
+    if isinstance(error, ImportError):
+        return True
+    constructs = any(file.name == "dpo_trainer.py" and function == "__init__" for file, function in frames)
+    is_loss = file.name == "dpo_trainer.py" and function == "_compute_loss"
+    return isinstance(error, (ValueError, NotImplementedError, RuntimeError, OSError)) and (constructs or is_loss)
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
@@ -354,18 +369,29 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
         config = AutoConfig.from_pretrained(name, **hub_kwargs)
         check_architecture(config)
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, config=config, use_safetensors=True, output_loading_info=True, **init_kwargs
+            name,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **init_kwargs,
         )
         if model.num_parameters() > 50e6 and not torch.accelerator.is_available():
             give_back_freed_memory()
         tokenizer = load_tokenizer(name, **hub_kwargs)
+        for key, in_file, in_config in sorted(report["mismatched_keys"])[:1]:
+            raise ValueError(f"{key} is {tuple(in_file)} in the file, and {tuple(in_config)} by config.json")
+        if report["missing_keys"]:
+            some = sorted(report["missing_keys"])
+            raise ValueError(f"it lacks {len(some)} of the model's weights (first: {some[0]}); they would be random")
+        check_weights(model)
+        check_vocabulary(model, tokenizer)
+    except (UserError, torch.OutOfMemoryError, MemoryError):
+        raise
     except SafetensorError as error:
         raise UserError(f"{name}: a safetensors file is damaged ({error}). Copy it again.") from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # a broken configuration makes the libraries fail anywhere
         raise UserError(f"--model_name_or_path {name} cannot be loaded: {_first_line(error)}.") from error
-    if report["missing_keys"]:
-        some = sorted(report["missing_keys"])
-        raise UserError(f"{name} lacks {len(some)} of the model's weights (first: {some[0]}); they would be random.")
     return model, tokenizer
 
 
@@ -396,7 +422,7 @@ def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer, with a pad token. Raises UserError where it has no EOS, or is not there."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a broken file makes the libraries fail anywhere
         raise UserError(f"{name}: its tokenizer cannot be loaded: {_first_line(error)}.") from error
     if tokenizer.eos_token is None:
         raise UserError(f"{name}: its tokenizer has no EOS token, so the model could not learn to stop.")
@@ -413,7 +439,9 @@ def is_same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBa
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """What an error says, without the lines that explain it."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first).rstrip(".")
 
 
 def load_preferences(
@@ -440,7 +468,10 @@ def load_preferences(
     # Bars for what takes seconds, none for what takes a moment.
     is_small = isinstance(source, str) and Path(source).exists() and _size(Path(source)) < 20e6
     (datasets.disable_progress_bars if is_small else datasets.enable_progress_bars)()
-    loaded = source if isinstance(source, str) else get_dataset(source)
+    try:
+        loaded = source if isinstance(source, str) else get_dataset(source)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"datasets, the mixture of the recipe: {_first_line(error)}.") from error
     try:
         splits, others = find_splits(loaded, train_split, test_split, config, streaming)
         if streaming:
@@ -548,8 +579,11 @@ def claim_output_dir(training_args: TutorialConfig, default: str | None) -> None
     if PartialState().is_main_process:
         try:
             named = None if default is not None else training_args.output_dir
+            wanted = Path(named or default)
+            missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
             resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
             choice[:2] = run_folder.choose_folder(named, default, resume, replace)
+            made_folders[:] = missing if named else [Path(choice[0]), *missing]
         except (OSError, ValueError) as error:
             choice[2] = str(error)
     folder, checkpoint, refusal = broadcast_object_list(choice)

@@ -11,8 +11,11 @@ get wrong is a ValueError.
 
 import argparse
 import difflib
+import json
 import os
+import re
 from pathlib import Path
+from typing import get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -32,17 +35,30 @@ class CommandLine(TrlParser):
                 action.nargs, action.const = "?", "newest"  # TRL wants a value; a user who gives none means the newest
 
     def error(self, message: str):
+        message = re.sub(r"/--[\w-]+", "", message).rstrip(".")  # the second spelling of a flag tells nobody anything
         raise ValueError(message[:1].upper() + message[1:] + ". See --help.")
+
+    def _check_value(self, action, value):
+        """As argparse does, but with the nearest choice instead of fifty."""
+        nearest = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
+        if action.choices is not None and value not in action.choices and nearest:
+            raise argparse.ArgumentError(action, f"{value!r} is not known: did you mean {nearest[0]}?")
+        super()._check_value(action, value)
 
     def read(self, argv: list[str]) -> argparse.Namespace:
         """Read recipe and flags, refuse unknown ones; returns all values as the user or the defaults have them."""
         if {"-h", "--help", "--help_all"} & set(argv):
             print(self._everything() if "--help_all" in argv else self._what_matters())
             raise SystemExit(0)
-        self.argv, self.recipe = read_recipe(argv)
-        unknown = self.set_defaults_with_config(**self.recipe)[::2]
+        self.argv, recipe, path = read_recipe(argv)
+        actions = {action.dest: action for action in reversed(self._actions)}  # of --bf16 and --no_bf16 the first
+        for name, value in recipe.items():
+            if name not in actions:
+                self._refuse(f"--{name}", f"--config {path}: ")
+            self.recipe[name] = self._as_said(actions[name], value, f"--config {path}: {name}")
+        self.set_defaults_with_config(**self.recipe)
         said, rest = self.parse_known_args(self.argv)
-        for flag in (*unknown, *(word for word in rest if word.startswith("--"))):
+        for flag in (word for word in rest if word.startswith("--")):
             self._refuse(flag.split("=")[0])
         if rest:
             raise ValueError(f"{rest[0]!r} on the command line belongs to no flag.")
@@ -60,14 +76,41 @@ class CommandLine(TrlParser):
         """The dataclasses; what they refuse is a ValueError too."""
         try:
             return self.parse_args_into_dataclasses(self.argv, look_for_args_file=False)
+        except json.JSONDecodeError as error:
+            said = [*zip(self.argv[1:], self.argv, strict=False), *((v, f"--{k}") for k, v in self.recipe.items())]
+            flag = next((name for value, name in said if value == error.doc), "A value")
+            raise ValueError(f"{flag} {error.doc} is not JSON: {error.msg}, column {error.colno}") from error
         except (TypeError, ImportError, NotImplementedError) as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(str(error).strip(". ")) from error
 
-    def _refuse(self, flag: str):
+    def _as_said(self, action: argparse.Action, value, where: str):
+        """A recipe's value as if it stood on the command line, where argparse looks at type and choices."""
+        hints = {name: str(hint) for owner in self.dataclass_types for name, hint in get_type_hints(owner).items()}
+        types = hints.get(action.dest, "")
+        is_mixture = action.dest == "datasets" and isinstance(value, list) and all(isinstance(v, dict) for v in value)
+        is_none = value is None and ("None" in types or "Optional" in types)
+        if is_none or is_mixture or (isinstance(value, dict) and "dict" in types):
+            return value
+        if value is False and "no" in (action.choices or ()):
+            return "no"  # YAML reads the word as false
+        takes_list = action.nargs == "+"
+        values = value if takes_list and isinstance(value, list) and value else [value]
+        for part in values:
+            if isinstance(part, (list, dict)) or part is None:
+                kind = {list: "a list", dict: "a mapping"}.get(type(part), "empty")
+                raise ValueError(f"{where} is {kind}, and wants {'names or numbers' if takes_list else 'one value'}.")
+            if "\0" in str(part):
+                raise ValueError(f"{where} holds a character that no name has (code 0).")
+        try:
+            return self._get_values(action, [str(part) for part in values])
+        except argparse.ArgumentError as error:
+            raise ValueError(f"{where}: {error.message.rstrip('.')}.") from error
+
+    def _refuse(self, flag: str, where: str = ""):
         known = {name for name in self._option_string_actions if "-" not in name[2:]}
         nearest = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), known, n=1)
         raise ValueError(
-            f"There is no flag {flag}: " + (f"did you mean {nearest[0]}?" if nearest else "see --help_all.")
+            f"{where}There is no flag {flag}: " + (f"did you mean {nearest[0]}?" if nearest else "see --help_all.")
         )
 
     def _what_matters(self) -> str:
@@ -78,23 +121,48 @@ class CommandLine(TrlParser):
         return self.description_text + "\n\n" + self.format_help()
 
 
-def read_recipe(argv: list[str]) -> tuple[list[str], dict]:
-    """Take `--config FILE` out of a command line and read the YAML file; its `env` goes into the environment."""
+def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
+    """Take `--config FILE` out of a command line and read the YAML file; its `env` goes into the environment.
+
+    Returns the rest of the command line, the names and values of the file, and its name.
+    """
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in argv:
-        return argv, {}
+        return argv, {}, None
     place = argv.index("--config")
     if place + 1 == len(argv):
         raise ValueError("--config needs the name of a YAML file.")
     path = argv[place + 1]
+    if "--config" in argv[place + 2 :]:
+        raise ValueError(f"--config stands twice on the command line, the first time with {path}: one recipe is read.")
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        recipe = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Recipe)
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"--config {path} must hold names and values, one a line, as in `beta: 0.1`.")
-    for name, value in (recipe.pop("env", None) or {}).items():
-        os.environ[name] = str(value)
-    return argv[:place] + argv[place + 2 :], recipe
+    for name in recipe:
+        if not isinstance(name, str):
+            raise ValueError(f"--config {path}: {name!r} is no name of a flag.")
+    environment = recipe.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise ValueError(f"--config {path}: env must hold names and values, as in `env: {{NCCL_DEBUG: INFO}}`.")
+    for name, value in environment.items():
+        try:
+            os.environ[name] = str(value)
+        except (TypeError, ValueError, OSError) as error:
+            raise ValueError(f"--config {path}: env cannot set {name!r} ({error}).") from error
+    return argv[:place] + argv[place + 2 :], recipe, path
+
+
+class _Recipe(yaml.SafeLoader):
+    """YAML's safe loader, which makes plain values only, and takes no name twice: the first would be lost in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1 and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{name} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)

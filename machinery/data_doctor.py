@@ -418,7 +418,10 @@ def tokenise(prompt, chosen, rejected, tokenizer, tools: str | None = None, kwar
     return alone[:length], whole[0][length:], whole[1][length:], alone[length:]
 
 
-TEMPLATE_ERRORS = (jinja2.TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+# A template is a program that came with a model: it can fail in any of these ways.
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+)  # fmt: skip
 
 
 def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = None, tools=None, kwargs=None) -> dict:
@@ -429,6 +432,9 @@ def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = No
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": reason}
     start, *answers, rest = parts
+    if answers[0] == answers[1]:
+        text = "in tokens both answers are the same" if answers[0] else "it leaves the answers out"
+        return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": text}
     lengths = [len(ids) for ids in parts[:3]]
     flags, text = [], ""
     if max_length is not None and lengths[0] >= max_length:

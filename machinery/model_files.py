@@ -1,13 +1,18 @@
 """Look at a model folder before anything is loaded from it, and say what is wrong with it in one sentence.
 
     check_model_folder("my_model")     # ValueError: "my_model holds pickled weights only ..."
-    check_architecture(config)                    # ValueError: "it is BertForMaskedLM ..."
+    check_architecture(config)         # ValueError: "it is BertForMaskedLM ..."
+    check_weights(model)               # ValueError: "its weights are not all numbers ..."
+    check_vocabulary(model, tokenizer) # ValueError: "its tokenizer has 1,000 tokens, and the model embeds 500 ..."
 
 Weights are read from safetensors alone: a pickled file can run any code when it is loaded.
 """
 
-from pathlib import Path
+import json
+from pathlib import Path, PurePath
 
+import torch
+from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -24,6 +29,16 @@ def check_model_folder(name: str) -> None:
         if "adapter_config.json" in files:
             raise ValueError(f"{name} holds an adapter without its base model; lora_dpo_training.py takes adapters")
         raise ValueError(f"{name} holds no model: there is no config.json in it")
+    if not isinstance(_read_json(path / "config.json"), dict):
+        raise ValueError(f"{name}/config.json is no JSON object")
+    if "model.safetensors.index.json" in files:
+        index = _read_json(path / "model.safetensors.index.json")
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict):
+            raise ValueError(f"{name}/model.safetensors.index.json has no weight_map")
+        for shard in shards.values():
+            if PurePath(str(shard)).is_absolute() or ".." in PurePath(str(shard)).parts:
+                raise ValueError(f"{name}/model.safetensors.index.json leads out of its folder, to {shard}")
     if not any(file.endswith(".safetensors") for file in files):
         if any(file.endswith((".bin", ".pt", ".pth")) for file in files):
             raise ValueError(
@@ -35,7 +50,40 @@ def check_model_folder(name: str) -> None:
 
 def check_architecture(config: PreTrainedConfig) -> None:
     """Accept causal language models, also those of remote code. Raises ValueError that names the architecture."""
-    architecture = (config.architectures or ["a model that does not say what it is"])[0]
+    named = config.architectures
+    architecture = named[0] if isinstance(named, list) and named else "a model that does not say what it is"
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and not is_remote:
         raise ValueError(f"it is {architecture}, which is not a causal language model")
+
+
+@torch.no_grad()
+def check_weights(model: nn.Module) -> None:
+    """Accept weights that are all finite numbers. Raises ValueError that names the first that is not."""
+    for name, weight in model.named_parameters():
+        if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16) or weight.is_meta:
+            continue  # quantised, or not here
+        if not weight.sum(dtype=torch.float32).isfinite():  # one NaN or infinity makes the sum one
+            raise ValueError(f"its weights are not all numbers: there is a NaN or an infinity in {name}")
+
+
+def check_vocabulary(model: nn.Module, tokenizer) -> None:
+    """Accept a tokenizer whose tokens the model embeds. Raises ValueError where it belongs to another model.
+
+    Some models carry a few tokens, for images say, beyond their embedding. One in a hundred is none of these.
+    """
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
+    if rows is not None and (len(tokenizer) > 1.01 * rows or max(ends) >= rows):
+        raise ValueError(
+            f"its tokenizer has {len(tokenizer):,} tokens, and the model embeds {rows:,}: it belongs to another model, or a "
+            "token was added to it and not to the model (model.resize_token_embeddings)"
+        )
+
+
+def _read_json(path: Path):
+    """What a JSON file holds; None where it holds none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -24,7 +24,7 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from machinery import pair_store
-from machinery.data_doctor import KEEPABLE, Checkup, token_facts
+from machinery.data_doctor import KEEPABLE, TEMPLATE_ERRORS, Checkup, token_facts
 from machinery.data_files import RowSource, open_splits, wrap_splits
 from machinery.data_tables import summary, to_look_at
 from machinery.preference_shapes import PAIRINGS, SHAPES, Shape, make_pairs, recognise, shape_of_converter
@@ -253,7 +253,7 @@ def _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_l
         facts["flags"].append("number_changed")
     try:
         formatted = format_pair(pair, tokenizer, as_turns, max_prompt_length)
-    except ValueError as error:
+    except TEMPLATE_ERRORS as error:
         formatted = format_pair(pair, tokenizer, as_turns)
         facts |= {"flags": [*facts["flags"], "prompt_too_long"], "text": str(error)}
     if index % step == 0 and not facts["flags"]:
