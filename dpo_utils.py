@@ -75,7 +75,7 @@ Prompt = str | list[Turn]
 PROJECT = Path(__file__).resolve().parent
 logger = logging.getLogger("dpo")
 heard_warnings = WarningList("dpo", "trl", "transformers")
-made_folders: list[Path] = []  # by claim_output_dir, the innermost first
+made_folders: list[Path] = []  # by claim_output_dir of the first process, the innermost first
 
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def run(main) -> None:
         code, text = _explain(error)
         if code is None:
             raise  # a fault of ours
-        if code == 2 and PartialState().is_main_process:
+        if code == 2:
             for folder in made_folders:  # nothing is in it yet, or it stays
                 with suppress(OSError):
                     folder.rmdir()
@@ -400,8 +400,16 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
     try:
         folder = check_adapter(name)
         check_base(folder, weights_fingerprint(base))
-        return PeftModel.from_pretrained(base, folder, is_trainable=True)
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+        if any("missing adapter keys" in str(warning.message) for warning in said):
+            raise AdapterError("it lacks some of the adapter's weights; they would be random")
+        check_weights(model)
+        return model
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a broken file makes the libraries fail anywhere
         raise UserError(f"--adapter {name} on {base.config._name_or_path}: {_first_line(error)}.") from error
 
 

@@ -49,10 +49,18 @@ def check_adapter(name: str) -> Path:
 
 def base_of_adapter(folder: Path) -> str | None:
     """The name or path of the base model, as the adapter has it."""
+    return _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+
+
+def _read_object(path: Path) -> dict:
+    """What a JSON file holds. Raises AdapterError where it is no object."""
     try:
-        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{folder}/adapter_config.json cannot be read") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path} is no JSON object")
+    return content
 
 
 def weights_fingerprint(model: nn.Module) -> str | None:
@@ -92,9 +100,9 @@ def check_base(folder: Path, fingerprint: str | None) -> None:
     """Compare a base with the one noted beside the adapter, where one is. Raises AdapterError where they differ."""
     if not (folder / NOTE).is_file() or fingerprint is None:
         return
-    noted = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    if noted["fingerprint"] not in (None, fingerprint):
-        raise AdapterError(f"{folder} was trained on another base, {noted['name']}: the weights differ")
+    noted = _read_object(folder / NOTE)
+    if noted.get("fingerprint") not in (None, fingerprint):
+        raise AdapterError(f"{folder} was trained on another base, {noted.get('name')}: the weights differ")
 
 
 def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, saved: list[str] | None = None) -> None:

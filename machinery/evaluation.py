@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from machinery.judges import (
@@ -123,7 +124,6 @@ def choose_judge(
         return ScoreJudge(f"the reward model {model}", _load_reward_model(model, device))
     if url is None or model is None:
         raise JudgeError("--judge endpoint needs --judge_url and --judge_model")
-    cache.parent.mkdir(parents=True, exist_ok=True)
     return EndpointJudge(url, model, key_from_environment(), cache, budget)
 
 
@@ -133,7 +133,9 @@ def _load_reward_model(name: str, device) -> Callable:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a broken file makes the libraries fail anywhere
         raise JudgeError(f"--judge_model {name} cannot be loaded: {str(error).splitlines()[0].rstrip('.')}") from error
     if report["missing_keys"]:
         raise JudgeError(

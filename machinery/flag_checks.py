@@ -36,7 +36,7 @@ RANGES: dict[str, tuple[Callable, str]] = (
 )
 NEVER_EMPTY = (
     "model_name_or_path dataset_name dataset_train_split dataset_test_split output_dir adapter reference save_cleaned "
-    "answers judge_model judge_url"
+    "answers judge_model judge_url models"
 ).split()
 DICTIONARIES = "model_init_kwargs gradient_checkpointing_kwargs lr_scheduler_kwargs".split()
 # What Transformers may choose the best checkpoint by, with or without eval_ before it.
@@ -59,7 +59,7 @@ def check_values(*configurations) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        if name in NEVER_EMPTY and value == "":
+        if name in NEVER_EMPTY and (value == "" or (isinstance(value, list) and "" in value)):
             raise ValueError(f"--{name} is empty: leave it out, or give it a value")
         if name in DICTIONARIES and not isinstance(value, dict):
             raise ValueError(f'--{name} {value}: it is written as JSON, as in {{"name": 1}}')

@@ -60,6 +60,9 @@ def compare(
     """
     if kind not in ("losses", "noise", "length"):
         raise LossError(f"--compare {kind}: there are losses (the default), noise and length")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise LossError(f"--seeds {seed}: a seed is at least 0 and below 2**32")
     losses = losses or DEFAULT_LOSSES.get(kind) or [name for name in known if name != "your_loss"]
     check_names(losses, known, "--losses")
     folder = folder / kind if folder.name == "compare" else folder

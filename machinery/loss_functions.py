@@ -146,7 +146,7 @@ def load_loss(where: str) -> Callable:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         raise LossError(f"--loss_file {path} cannot be run: {_in_one_line(error)}") from error
     loss = getattr(module, name, None)
     if not inspect.isfunction(loss):

@@ -77,6 +77,8 @@ def run_facts(folder: str) -> dict:
         facts = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    if not isinstance(facts, dict):
+        return {}
     if facts.get("reference") == "none":  # it was trained without one: what it started from is the measure
         facts["reference"] = facts["model"]
     return facts

@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -17,6 +18,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 SHORT = ("--max_steps", 4, "--per_device_train_batch_size", 4, "--num_eval_prompts", 4, "--max_new_tokens", 8,
          "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
 TEXTS = ["the cat sat on the mat", "a dog ran over the hill", "User: Assistant: what is it? it is a cat, no, a dog."]
+
+# For tests without a number of their own: --hypothesis-profile=long tries 5,000 examples instead of 40.
+for name, count in (("short", 40), ("long", 5_000)):
+    settings.register_profile(name, max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("short")
 
 
 @pytest.fixture(scope="session", autouse=True)
