@@ -57,6 +57,7 @@ from machinery.flag_help import EVALUATION_FLAGS
 from machinery.preference_data import PLAIN_CHAT_TEMPLATE
 from machinery.preference_metrics import PairLogps, preference_metrics, reply_metrics
 from machinery.run_comparison import newest_trained, run_facts, train_basic
+from machinery.safe_text import without_secrets
 from machinery.statistics import bootstrap_mean
 
 # For every model. More prompts narrow the intervals; more answers a prompt do too, but less and less.
@@ -192,7 +193,7 @@ def main():
     # Result: verdicts in words, a table, and report.html with all answers side by side.
     report = Report(results, outcomes, reference_name, judge, prompts, written, pairs, eval_pairs is not None)
     report.show()
-    made = {"command": " ".join(["python", *sys.argv]), "seed": str(seed), "dataset": str(dataset)}
+    made = {"command": " ".join(["python", *without_secrets(sys.argv)]), "seed": str(seed), "dataset": str(dataset)}
     files = report.write(Path(training_args.output_dir), made | {"seconds": f"{time.time() - started:.0f}"})
     for problem in {outcome.problem for outcome in outcomes if outcome.problem}:
         raise UserError(f"{problem}. What needs no judge is in {files}.")

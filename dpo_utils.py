@@ -63,7 +63,7 @@ from machinery.memory_estimate import choose_checkpointing
 from machinery.model_files import check_architecture, check_model_folder, check_vocabulary, check_weights
 from machinery.precision import prefers_bf16
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
-from machinery.safe_text import completions_page, visible
+from machinery.safe_text import completions_page, inert_record, printable, visible
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
 from machinery.token_budget import COUPLED
@@ -74,6 +74,7 @@ Prompt = str | list[Turn]
 
 PROJECT = Path(__file__).resolve().parent
 logger = logging.getLogger("dpo")
+logger.addFilter(inert_record)
 heard_warnings = WarningList("dpo", "trl", "transformers")
 made_folders: list[Path] = []  # by claim_output_dir of the first process, the innermost first
 
@@ -173,6 +174,8 @@ def parse_args(
     except ValueError as error:
         raise UserError(str(error)) from error
 
+    if training_args.hub_token:  # it would be written into training_args.bin, beside the weights
+        os.environ["HF_TOKEN"], training_args.hub_token = training_args.hub_token, None
     args.source = mixture if mixture.datasets else args.dataset_name
     args.names_output_dir = said.output_dir is not None
     args.names_model = said.model_name_or_path is not None
@@ -288,9 +291,9 @@ def _check(args: TutorialArguments, training_args: TutorialConfig, losses: Colle
 
 
 def say(*words) -> None:
-    """Print, on the first of several processes only."""
+    """Print, on the first of several processes only, and nothing that a terminal would obey."""
     if PartialState().is_main_process:
-        print(*words, flush=True)
+        print(printable(" ".join(map(str, words))), flush=True)
 
 
 def run(main) -> None:
@@ -306,8 +309,8 @@ def run(main) -> None:
                 with suppress(OSError):
                     folder.rmdir()
         if "--traceback" in sys.argv:
-            traceback.print_exc()
-        print(text, file=sys.stderr)
+            print(printable(traceback.format_exc()), file=sys.stderr)
+        print(printable(text), file=sys.stderr)
         raise SystemExit(code) from None
 
 

@@ -134,6 +134,7 @@ def _open_files(name: str, files: list[Path]) -> RowSource:
 
 def _open_folder(name: str, path: Path) -> dict[str, RowSource]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        _check_inside(path)
         try:
             saved = load_from_disk(str(path))
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
@@ -154,6 +155,19 @@ def _open_folder(name: str, path: Path) -> dict[str, RowSource]:
         for split in dict.fromkeys(SPLIT_WORDS.values())
         if split in shards
     }
+
+
+def _check_inside(folder: Path) -> None:
+    """Refuse a saved dataset that names splits or files outside of its own folder."""
+    for about in (*folder.rglob("dataset_dict.json"), *folder.rglob("state.json")):
+        try:
+            content = json.loads(about.read_text(encoding="utf-8"))
+            named = content["splits"] if "splits" in content else [file["filename"] for file in content["_data_files"]]
+            inside = [".." not in Path(name).parts and not Path(name).is_absolute() for name in named]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{folder} is a saved dataset that cannot be read: {about.name} is broken") from error
+        if not all(inside):
+            raise ValueError(f"{about} leads out of its folder, to {named[inside.index(False)]}")
 
 
 def _data_files(paths: Iterable[Path], folder: Path) -> list[Path]:

@@ -12,11 +12,11 @@ from rich.text import Text
 def print_report(report: dict, name: str, console: Console | None = None) -> None:
     """Print the whole report of one split. Texts from the data are printed as they are, without markup."""
     console = console or Console(highlight=False)
-    console.print(Text(f"\n{name}: {report['shape']}", style="bold"))
+    console.print(Text(f"\n{visible(name)}: {visible(report['shape'])}", style="bold"))
     console.print(f"{summary(report)}; {report['distinct_prompts']:,} distinct prompts{_turns(report)}\n")
     if report["scores"]:
         counts = ", ".join(f"{count:,} of {score}" for score, count in report["scores"].items())
-        console.print(f"Scores or labels of the answers (good is 1, bad is 0): {counts}\n")
+        console.print(Text(f"Scores or labels of the answers (good is 1, bad is 0): {visible(counts)}\n"))
     if report["findings"]:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for column, justify in (("finding", "left"), ("count", "right"), ("share", "right"), ("", "left")):
@@ -29,7 +29,7 @@ def print_report(report: dict, name: str, console: Console | None = None) -> Non
         console.print(table)
         for finding in report["findings"].values():
             if finding["detail"]:
-                text = f"  {finding['first']}: {visible(finding['detail'])}"
+                text = f"  {visible(finding['first'])}: {visible(finding['detail'])}"
                 console.print(Text(text, style="dim"))
     else:
         console.print("No finding.")

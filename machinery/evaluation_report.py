@@ -23,6 +23,7 @@ from machinery.html_report import bars_svg, calibration_svg, histogram_svg, scat
 from machinery.judges import as_text
 from machinery.preference_metrics import by_category, calibration_bins, half_for_ties, margins
 from machinery.run_folder import complete_file
+from machinery.safe_text import printable
 
 # key, what it is, how it is written; a _reference twin stands in the reference's column
 WRITTEN = (
@@ -68,25 +69,29 @@ class Report:
     is_held_out: bool = True
 
     def show(self) -> None:
-        """Print the tables and the verdicts."""
+        """Print the tables and the verdicts, and nothing that a terminal would obey."""
+
+        def show(text: str) -> None:
+            print(printable(text))
+
         for title, rows in (("What the models write", WRITTEN), ("What they make of the given pairs", GIVEN)):
             table = self.table(rows)
             if not table:
                 continue
             widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-            print(f"\n{title}")
+            show(f"\n{title}")
             for row in table:
-                print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+                show("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if len(self.results) > 1:
-            print("\nEach against each other, win rate of the row against the column")
-            print(self.round_robin())
+            show("\nEach against each other, win rate of the row against the column")
+            show(self.round_robin())
         print()
         for outcome in self.outcomes:
-            print(f"{outcome.model} against {outcome.against}: {outcome.word.upper()}")
+            show(f"{outcome.model} against {outcome.against}: {outcome.word.upper()}")
             for sentence in outcome.sentences:
-                print(f"  {sentence}")
+                show(f"  {sentence}")
         for caveat in self.caveats():
-            print(f"Note: {caveat}")
+            show(f"Note: {caveat}")
 
     def table(self, rows: tuple) -> list[list[str]]:
         """Header and rows of strings: the reference's column first, where it has its own figures."""

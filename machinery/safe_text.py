@@ -1,13 +1,39 @@
 """Show text that a model or a data file wrote, so that nothing in it is obeyed by a terminal or a Markdown reader.
 
 print(visible(reply))                                   # one line, control characters as \\n, \\x1b
+print(printable(message))                               # the same, with its lines as they are
+logger.addFilter(inert_record)                          # and for all that a logger says
 page = completions_page(prompts, replies_before, replies_after)
+command = " ".join(without_secrets(sys.argv))           # --hub_token ***
 """
+
+import logging
+import re
 
 
 def visible(text: str) -> str:
     """A text on one line, with what does not print written as Python writes it."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def printable(text: str) -> str:
+    """A text of several lines, with what does not print written as Python writes it."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def inert_record(record: logging.LogRecord) -> bool:
+    """A filter for a logger: everything is let through, with names of files and texts of rows made inert."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
+def without_secrets(words: list[str]) -> list[str]:
+    """A command line to be shown, with *** in the place of a token."""
+    hidden = [re.sub(r"^(--\w*hub[_-]token=).*", r"\1***", word) for word in words]
+    flags = ["", *words[:-1]]
+    return [
+        "***" if re.fullmatch(r"--\w*hub[_-]token", flag) else word for flag, word in zip(flags, hidden, strict=True)
+    ]
 
 
 def completions_page(prompts: list, before: list, after: list) -> str:
@@ -23,5 +49,7 @@ def completions_page(prompts: list, before: list, after: list) -> str:
         page.append(f"## {number}\n")
         for label, text in [*labelled, ("before", old.text), ("after", new.text)]:
             lines = (visible(line) for line in str(text).split("\n"))
-            page.append(f"{label}\n\n" + "\n".join(f"    {line}" for line in lines) + "\n")
+            page.append(
+                re.sub(r"[^\w -]", "?", str(label)) + "\n\n" + "\n".join(f"    {line}" for line in lines) + "\n"
+            )
     return "\n".join(page)

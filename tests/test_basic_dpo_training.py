@@ -7,14 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import PROJECT, SHORT, run_script
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PAIRS = [
     {"prompt": f"what is it? {'it is ' * n}", "chosen": "a cat, no, a dog.", "rejected": "the mat" + " over" * n}
@@ -217,134 +215,3 @@ def test_a_loss_that_is_no_number_ends_with_1_and_a_remedy(pairs_file, tmp_path,
     assert "training failed" in error
     assert "--learning_rate" in error
     assert not (tmp_path / "out" / "metrics.json").exists()
-
-
-# --- Bad input ---
-
-
-def folder_without_weights(tmp_path):
-    shutil.copytree(PROJECT / "demo" / "model", tmp_path / "m")
-    (tmp_path / "m" / "model.safetensors").unlink()
-    return tmp_path / "m"
-
-
-def pickled_weights(tmp_path):
-    folder = folder_without_weights(tmp_path)
-    torch.save(load_file(PROJECT / "demo" / "model" / "model.safetensors"), folder / "pytorch_model.bin")
-    return folder
-
-
-def damaged_weights(tmp_path):
-    shutil.copytree(PROJECT / "demo" / "model", tmp_path / "m")
-    weights = tmp_path / "m" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    return tmp_path / "m"
-
-
-def half_the_weights(tmp_path):
-    shutil.copytree(PROJECT / "demo" / "model", tmp_path / "m")
-    weights = load_file(tmp_path / "m" / "model.safetensors")
-    save_file(dict(list(weights.items())[:10]), tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
-    return tmp_path / "m"
-
-
-def no_causal_model(tmp_path):
-    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=99)
-    BertForMaskedLM(config).save_pretrained(tmp_path / "m")
-    return tmp_path / "m"
-
-
-def an_adapter(tmp_path):
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "adapter_config.json").write_text("{}")
-    return tmp_path / "m"
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda tmp_path: tmp_path / "nothing", ["no model folder"]),
-        (lambda tmp_path: "README.md", ["README.md", "no model folder"]),
-        (lambda tmp_path: tmp_path, ["no config.json"]),
-        (lambda tmp_path: "no-such-org/no-such-model", ["no-such-org/no-such-model"]),
-        (folder_without_weights, ["holds no weights"]),
-        (pickled_weights, ["pickled", "safetensors"]),
-        (damaged_weights, ["safetensors", "damaged"]),
-        (half_the_weights, ["lacks", "random"]),
-        (no_causal_model, ["BertForMaskedLM", "not a causal language model"]),
-        (an_adapter, ["adapter", "lora_dpo_training.py"]),
-    ],
-)
-def test_a_bad_model_is_named(make, words, tmp_path, call):
-    name = make(tmp_path)
-    code, _, error = call("basic_dpo_training", "--model_name_or_path", name, "--dataset_name", "demo")
-    assert code == 2
-    assert "Traceback" not in error
-    assert all(word in error for word in [str(name), *words])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("nothing.jsonl", None, ["no file or folder"]),
-        ("a.jsonl", "", ["empty"]),
-        ("a.json", "[]", ["no rows"]),
-        ("a.jsonl", '{"question": "a", "answer": "b"}\n', ["--columns prompt=...", "question, answer"]),
-        ("a.jsonl", '{"prompt": "a", "chosen": 7, "rejected": "c"}\n', ["line 1", "'chosen' is a number"]),
-        ("a.jsonl", '{"prompt": "a", "chosen": null, "rejected": "c"}\n', ["chosen (always null)", "--columns"]),
-        ("a.jsonl", json.dumps(PAIRS[0]) + "\n{broken\n", ["line 2", "not JSON"]),
-        ("a.txt", "hello", ["a.txt", ".jsonl"]),
-    ],
-)
-def test_bad_data_are_named_with_row_or_line(name, content, words, tmp_path, call):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    code, _, error = call("basic_dpo_training", "--dataset_name", tmp_path / name, "--output_dir", tmp_path / "out")
-    assert code == 2
-    assert "Traceback" not in error
-    assert all(word in error for word in [name, *words])
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, call):
-    (tmp_path / "file").write_text("x")
-    code, _, error = call("basic_dpo_training", "--output_dir", tmp_path / "file" / "out")
-    assert code == 2
-    assert "file" in error
-    assert "Traceback" not in error
-
-
-def test_a_wrong_split_is_named_with_those_there_are(call, tmp_path):
-    code, _, error = call("basic_dpo_training", "--dataset_train_split", "trian", "--output_dir", tmp_path / "out")
-    assert code == 2
-    assert "'trian'" in error
-    assert "train, test" in error
-
-
-def test_what_trl_refuses_is_one_sentence_too(call, tmp_path):
-    code, _, error = call("basic_dpo_training", "--loss_type", "exo_pair", "--output_dir", tmp_path / "out")
-    assert code == 2
-    assert "label" in error.lower()
-    assert "Traceback" not in error
-
-
-def test_an_error_in_a_subprocess_has_no_traceback_unless_asked_for():
-    for words, has_traceback in (((), False), (("--traceback",), True)):
-        done = run_script("basic_dpo_training.py", "--beta", "-1", *words)
-        assert done.returncode == 2
-        assert "--beta must be above 0" in done.stderr
-        assert ("Traceback" in done.stderr) == has_traceback
-
-
-def test_pickles_are_not_even_opened(tmp_path, call):
-    """A pickle that would leave a trace if it were loaded."""
-
-    class Trace:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "trace",))
-
-    folder = folder_without_weights(tmp_path)
-    torch.save({"weight": Trace()}, folder / "pytorch_model.bin")
-    assert call("basic_dpo_training", "--model_name_or_path", folder, "--dataset_name", "demo")[0] == 2
-    time.sleep(0.1)
-    assert not (tmp_path / "trace").exists()

@@ -51,46 +51,6 @@ def test_every_setting_of_the_demo_is_a_flag():
     parsed(*(word for name, value in DEMO.items() for word in (f"--{name}", str(value))))
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--learning_rat", "1", "--leaning_rate", "1"], ["--leaning_rate", "did you mean --learning_rate?"]),
-        (["--qwertz", "1"], ["--qwertz", "--help_all"]),
-        (["--beta", "-0.1"], ["--beta", "above 0", "-0.1"]),
-        (["--beta", "0"], ["--beta", "above 0"]),
-        (["--beta", "much"], ["beta", "much"]),
-        (["--learning_rate", "-1"], ["--learning_rate", "negative"]),
-        (["--max_prompt_length", "512", "--max_length", "512"], ["--max_prompt_length 512", "--max_length 512"]),
-        (["--loss_type", "sigmoit"], ["sigmoit", "did you mean sigmoid"]),
-        (["--loss_type", "sigmoid", "ipo", "--loss_weights", "1"], ["loss_weights"]),
-        (["--use_peft"], ["lora_dpo_training.py"]),
-        (["--load_in_4bit"], ["lora_dpo_training.py"]),
-        (["--model_name_or_path", "some/model"], ["--dataset_name"]),
-        (["--config"], ["--config", "YAML"]),
-        (["--config", "no_such.yaml"], ["no_such.yaml", "cannot be read"]),
-        (["stray"], ["stray"]),
-        (["--output_dir", "README.md"], ["README.md", "is a file"]),
-    ],
-)
-def test_a_mistake_is_one_sentence_that_names_it(words, expected):
-    with pytest.raises(UserError) as error:
-        parsed(*words)
-    assert all(part in str(error.value) for part in expected)
-
-
-@pytest.mark.parametrize("content", ["beta: [", "- beta", "beta"])
-def test_a_recipe_that_is_no_mapping_is_refused(content, tmp_path):
-    (tmp_path / "r.yaml").write_text(content)
-    with pytest.raises(UserError, match=r"r\.yaml"):
-        parsed("--config", str(tmp_path / "r.yaml"))
-
-
-def test_an_unknown_name_in_a_recipe_is_refused(tmp_path):
-    (tmp_path / "r.yaml").write_text("bata: 0.1\n")
-    with pytest.raises(UserError, match="--bata: did you mean --beta"):
-        parsed("--config", str(tmp_path / "r.yaml"))
-
-
 def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(UserError, match="already holds a run"):

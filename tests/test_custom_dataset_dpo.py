@@ -115,30 +115,6 @@ def test_a_converter_in_the_script_is_named_by_the_format(call, tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--columns", "prompt"), "--columns prompt: names are given as in prompt=question"),
-        (("--columns", "prompt=ask"), "there is no column ask; there are question, response_j, response_k"),
-        (("--dataset_format", "shargpt"), "--dataset_format shargpt: there are auto, openai"),
-        (("--dataset_format", "sharegpt"), "are not of the shape sharegpt"),
-        (("--pairing", "some"), "--pairing some: there are best_worst, best_random, all"),
-        (("--keep_findings", "roles"), "--keep_findings roles: there are empty_answer"),
-        (("--held_out_share", "1"), "--held_out_share must be at least 0 and below 1"),
-        (("--dataset_streaming",), "--check_only reads all rows"),
-        (("--dataset_train_split", "dev"), "there is no split 'dev' in it, but train"),
-        (("--dataset_test_split", "train"), "are both train"),
-    ],
-)
-def test_a_wrong_flag_is_one_sentence(words, said, call, data_file, tmp_path):
-    common = ("--check_only", "--dataset_name", data_file, "--output_dir", tmp_path / "out")
-    code, _, error = call("custom_dataset_dpo", *common, *words)
-    assert code == 2
-    assert said in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
 def test_every_training_script_takes_every_shape(call, tmp_path, data_file, base_model_folder):
     code, _, error = call("basic_dpo_training", *SHORT, "--dataset_name", data_file, "--model_name_or_path",
                           base_model_folder, "--output_dir", tmp_path / "out", "--report_to", "none")  # fmt: skip

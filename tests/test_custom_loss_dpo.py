@@ -478,46 +478,6 @@ def test_a_good_one_is_taken(tmp_path):
     assert torch.allclose(own(beta=0.3, **pair), loss_named("sigmoid")(beta=0.3, **pair))
 
 
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        ("--loss_type dpo", ["--loss_type dpo is not known", "dpop"]),
-        ("--loss_type sigmoid sft --loss_weights 1", ["loss_weights"]),
-        ("--loss_type dpop --loss_kwargs lambda=5", ["--loss_kwargs lambda", "dpop has lambda_"]),
-        ("--loss_type sigmoid --loss_kwargs lambda_=5", ["sigmoid has no hyperparameters"]),
-        ("--loss_type dpop --loss_kwargs lambda_", ["name=number"]),
-        ("--loss_type dpop --loss_kwargs lambda_=-1", ["lambda_ of dpop must be at least 0, and is -1"]),
-        ("--loss_type cdpo --label_smoothing 0.5", ["label_smoothing of cdpo must be at least 0 and below 0.5"]),
-        ("--loss_type robust --label_smoothing 0.7", ["label_smoothing"]),
-        ("--loss_type discopop --discopop_tau -1", ["discopop_tau"]),
-        ("--loss_type apo_zero --f_divergence_type js_divergence", ["f_divergence_type"]),
-        ("--loss_type simpo --f_divergence_type js_divergence", ["--f_divergence_type is TRL's"]),
-        ("--loss_type dpop --use_weighting", ["--use_weighting is TRL's"]),
-        ("--loss_file nowhere.py:loss", ["--loss_file nowhere.py", "no such file"]),
-        ("--loss_file my_losses", ["name a file and a function"]),
-        ("--beside dpo", ["--beside dpo", "dpop"]),
-        ("--compare everything", ["--compare everything", "noise"]),
-        ("--compare --losses sigmoit", ["sigmoit", "sigmoid"]),
-        ("--compare --betas x", ["--betas x"]),
-        ("--compare --betas 0", ["--betas 0"]),
-    ],
-)
-def test_bad_input_is_one_sentence(words, parts, call, tmp_path, monkeypatch):
-    code, output, error = call("custom_loss_dpo", *words.split(), "--output_dir", tmp_path / "out")
-    assert code == 2, output
-    assert error.startswith("error: ")
-    assert error.count("\n") <= 2
-    for part in parts:
-        assert part in error
-    assert not list((tmp_path / "out").glob("*.safetensors"))
-
-
-def test_the_basic_script_says_where_more_losses_are(call):
-    code, _, error = call("basic_dpo_training", "--loss_type", "dpop")
-    assert code == 2
-    assert "custom_loss_dpo.py" in error
-
-
 # --- Comparisons ---
 
 

@@ -344,35 +344,3 @@ def test_without_a_run_the_basic_one_is_trained_first(call, trained, tmp_path, m
     assert code == 0, error
     assert "Evaluating runs/basic" in output
     assert (tmp_path / "runs" / "evaluation" / "report.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        (["--judge", "oracle"], ["--judge oracle", "reward_model"]),
-        (["--judge", "endpoint"], ["--judge_url"]),
-        (["--judge", "reward_model"], ["--judge_model"]),
-        (["--judge_model", "nowhere/at_all"], ["--judge_model nowhere/at_all"]),
-        (["--judge_model", "demo/model"], ["no reward model"]),
-        (["--num_eval_prompts", 0], ["--num_eval_prompts"]),
-        (["--num_samples", 0], ["--num_samples"]),
-        (["--temperature", -1], ["--temperature"]),
-        (["--reference", "no/such/model"], ["no/such/model"]),
-        (["--answers", "gone.csv"], ["gone.csv"]),
-    ],
-)
-def test_bad_input_is_one_sentence(words, parts, call, tmp_path):
-    code, _, error = call(
-        "dpo_evaluation", "--model_name_or_path", "demo/model", "--reference", "demo/model", "--dataset_name", "demo", *FEW,
-        *words, "--output_dir", tmp_path,
-    )  # fmt: skip
-    assert code == 2, error
-    assert "Traceback" not in error
-    for part in parts:
-        assert part in error
-
-
-def test_a_model_without_a_run_needs_reference_and_data(call, tmp_path):
-    code, _, error = call("dpo_evaluation", "--model_name_or_path", "demo/model", "--output_dir", tmp_path)
-    assert code == 2
-    assert "--reference" in error

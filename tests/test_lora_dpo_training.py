@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from conftest import PROJECT, SHORT, run_script
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from dpo_utils import LOSS_TYPES, UserError, load_model, load_tokenizer, sample_completions, sequence_kl, show_start
@@ -297,57 +296,6 @@ def test_targets_that_match_nothing_are_named_with_those_there_are(base_model_fo
     with pytest.raises(ValueError, match="q_porj matches nothing; there are c_attn, c_fc, c_proj, or all-linear"):
         check_targets(model, ["c_attn", "q_porj"], 8)
     check_targets(model, "all-linear", 8)
-
-
-def another_base(tmp_path):
-    torch.manual_seed(9)
-    config = LlamaConfig.from_pretrained(PROJECT / "demo" / "model")
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(PROJECT / "demo" / "model" / name, tmp_path / "other")
-    return tmp_path / "other"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--lora_r", "0"], "--lora_r must be at least 1"),
-        (["--lora_target_modules", "q_porj"], "q_porj matches nothing; there are down_proj"),
-        (["--lora_target_modules", "lm_head"], "no adapter on the head"),
-        (["--lora_modules_to_save", "lm_head"], "no adapter on the head"),
-        (["--adapter", "demo/model"], "holds a full model, not an adapter: name it by --model_name_or_path"),
-        (["--adapter", "nothing"], "--adapter nothing is no folder"),
-        (["--adapter", "demo"], "--adapter demo holds no adapter"),
-        (["--model_name_or_path", "{run}", "--dataset_name", "demo"], "holds an adapter without its base model"),
-        (
-            ["--adapter", "{run}", "--model_name_or_path", "{other}", "--dataset_name", "demo"],
-            "was trained on another base",
-        ),
-        (["--merge_first"], "--merge_first needs --adapter"),
-        (["--load_in_4bit"], "bitsandbytes"),
-        (["--load_in_4bit", "--load_in_8bit"], "8 bit and 4 bit"),
-    ],
-)
-def test_a_mistake_is_one_sentence(words, said, call, tmp_path, demo_run):
-    paths = {"run": demo_run[0], "other": another_base(tmp_path) if "{other}" in words else ""}
-    words = [word.format(**paths) for word in words]
-    code, _, error = call("lora_dpo_training", *words, "--output_dir", tmp_path / "out")
-    assert code == 2
-    assert said in error
-    assert "Traceback" not in error
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_adapter_whose_base_is_gone_says_so(call, tmp_path, demo_run):
-    shutil.copytree(demo_run[0], tmp_path / "a", ignore=shutil.ignore_patterns("merged", "checkpoint-*"))
-    path = tmp_path / "a" / "adapter_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"base_model_name_or_path": "/nowhere/base"}))
-    code, _, error = call(
-        "lora_dpo_training", "--adapter", tmp_path / "a", "--dataset_name", "demo", "--output_dir", tmp_path / "o"
-    )
-    assert code == 2
-    assert "/nowhere/base is no model folder" in error
 
 
 def test_dropout_that_does_nothing_is_said(call, tmp_path):
