@@ -166,11 +166,12 @@ def parse_args(
             paths = {"model_name_or_path": "demo/model", "dataset_name": demo["dataset_name"]}
             parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
             if not getattr(said, "loss_file", None):
-                parser.fill((by_loss or {}).get(parser.value("loss_type")[0], {}))
-        is_open = parser.value("gradient_checkpointing") is None and parser.value("activation_checkpointing") is None
+                parser.fill((by_loss or {}).get(parser.values()["loss_type"][0], {}))
+        values = parser.values()
+        is_open = values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None
         check_environment()
+        check_values(values)
         args, training_args, model_args, mixture = parser.build()
-        check_values(args, training_args, model_args)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -68,9 +68,9 @@ class CommandLine(TrlParser):
         """Set defaults for what neither the command line nor the recipe says."""
         self.set_defaults_with_config(**{name: value for name, value in defaults.items() if name not in self.recipe})
 
-    def value(self, name: str):
-        """What a flag is set to so far."""
-        return getattr(self.parse_known_args(self.argv)[0], name)
+    def values(self) -> dict:
+        """What all flags are set to so far."""
+        return vars(self.parse_known_args(self.argv)[0])
 
     def build(self) -> tuple:
         """The dataclasses; what they refuse is a ValueError too."""
@@ -80,7 +80,7 @@ class CommandLine(TrlParser):
             said = [*zip(self.argv[1:], self.argv, strict=False), *((v, f"--{k}") for k, v in self.recipe.items())]
             flag = next((name for value, name in said if value == error.doc), "A value")
             raise ValueError(f"{flag} {error.doc} is not JSON: {error.msg}, column {error.colno}") from error
-        except (TypeError, ImportError, NotImplementedError) as error:
+        except (TypeError, AttributeError, ArithmeticError, ImportError, NotImplementedError) as error:
             raise ValueError(str(error).strip(". ")) from error
 
     def _as_said(self, action: argparse.Action, value, where: str):

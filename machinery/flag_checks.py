@@ -1,7 +1,7 @@
 """Refuse values of flags that would fail late, or pass in silence and spoil the run.
 
     check_environment()                            # ValueError: "The environment variable RANK is 'x', no number ..."
-    check_values(script_args, training_args)       # ValueError: "--beta must be above 0, not -1.0"
+    check_values({"beta": -1.0})                   # ValueError: "--beta must be above 0, not -1.0"
 
 Transformers and TRL check some of theirs when the configuration is built; these are the others. Every message names the
 flag, the value, and what it may be.
@@ -53,15 +53,14 @@ def check_environment() -> None:
             )
 
 
-def check_values(*configurations) -> None:
-    """Look at the fields of configurations, those that they have. Raises ValueError for the first that cannot be."""
-    values = {name: value for part in configurations for name, value in vars(part).items()}
+def check_values(values: dict) -> None:
+    """Look at the values of flags by their names. Raises ValueError for the first that cannot be."""
     for name, value in values.items():
         if value is None:
             continue
         if name in NEVER_EMPTY and (value == "" or (isinstance(value, list) and "" in value)):
             raise ValueError(f"--{name} is empty: leave it out, or give it a value")
-        if name in DICTIONARIES and not isinstance(value, dict):
+        if name in DICTIONARIES and not (isinstance(value, dict) or str(value).startswith("{")):
             raise ValueError(f'--{name} {value}: it is written as JSON, as in {{"name": 1}}')
         if name in RANGES:
             is_right, words = RANGES[name]

@@ -190,6 +190,7 @@ FLAGS = {
     "rate_infinite": Case(BASIC, "--learning_rate 1e999", ("--learning_rate must be at least 0, not inf",)),
     "epochs_infinite": Case(BASIC, "--num_train_epochs inf", ("--num_train_epochs",)),
     "steps_minus_5": Case(BASIC, "--max_steps -5", ("--max_steps must be above 0, or -1",)),
+    "logging_infinite": Case(BASIC, "--logging_steps inf", ("--logging_steps must be above 0, not inf",)),
     "seed_too_large": Case(BASIC, "--seed 99999999999", ("--seed must be at least 0 and below 2**32",)),
     "warmup_negative": Case(BASIC, "--warmup_steps -1", ("warmup_steps",)),
     "adam_beta": Case(BASIC, "--adam_beta1 2", ("--adam_beta1 must be at least 0 and below 1",)),
