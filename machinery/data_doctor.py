@@ -91,6 +91,7 @@ FINDINGS = {
         "Trained on another context than is met when generating. See the tail below the table.",
     ),
     "doubled_bos": Finding(False, "two BOS tokens", "The template and the tokenizer both add one."),
+    "doubled_eos": Finding(False, "two EOS tokens at the end", "The template writes one, and the text another."),
     "no_eos": Finding(False, "no EOS at the end of what is trained on", "The model will not learn to stop."),
     "unknown_tokens": Finding(False, "texts with unknown tokens", "The tokenizer cannot write this text."),
 }
@@ -447,6 +448,8 @@ def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = No
     if tokenizer.bos_token_id is not None and start[:2] == [tokenizer.bos_token_id] * 2:
         flags.append("doubled_bos")
     # some templates write a line break behind the EOS, hence the last three
+    if any([tokenizer.eos_token_id] * 2 in (ids[-3:-1], ids[-2:]) for ids in answers):
+        flags.append("doubled_eos")
     if any(tokenizer.eos_token_id not in ids[-3:] for ids in answers):
         flags.append("no_eos")
     unknown = 0

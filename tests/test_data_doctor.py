@@ -204,6 +204,7 @@ def with_template(tokenizer, template):
         ("{% for m in messages %}{{ m['content'] + '</s>' }}{% endfor %}{% if add_generation_prompt %}!{% endif %}",
          "prompt_not_prefix"),
         ("{{ '</s></s>' }}{% for m in messages %}{{ m['content'] + '</s>' }}{% endfor %}", "doubled_bos"),
+        ("{% for m in messages %}{{ m['content'] + '</s></s>' }}{% endfor %}", "doubled_eos"),
     ],
 )  # fmt: skip
 def test_template_problems_are_found(template, flag, base_tokenizer):
