@@ -39,6 +39,7 @@ from dpo_utils import (
     PROJECT,
     TutorialArguments,
     UserError,
+    base_of,
     claim_output_dir,
     is_same_tokenizer,
     load_any,
@@ -112,6 +113,8 @@ def main():
     dataset = args.source if args.names_data else facts.get("dataset")
     if reference_name is None or dataset is None:
         raise UserError(f"{names[0]} has no metrics.json to tell: add --reference and --dataset_name.")
+    for name in (reference_name, *names):
+        base_of(name)  # better to fail now than after the reference has written its answers
     say(f"Evaluating {', '.join(names)} against {reference_name} on {dataset}")
 
     # Data: the held-out pairs, and their prompts.

@@ -419,15 +419,27 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
 
 def load_any(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a full model, or an adapter's folder as its base with the adapter merged into it, to be used and not trained."""
-    if not (Path(name) / "adapter_config.json").is_file():
+    base = base_of(name)
+    if base is None:
         return load_model(name, **init_kwargs)
+    model, tokenizer = load_model(base, **init_kwargs)
+    return load_adapter(model, name).merge_and_unload(), tokenizer
+
+
+def base_of(name: str) -> str | None:
+    """The base of an adapter's folder; None for a full model. Raises UserError where neither can be loaded."""
+    if not (Path(name) / "adapter_config.json").is_file():
+        try:
+            check_model_folder(name)
+        except ValueError as error:
+            raise UserError(f"{error}.") from error
+        return None
     base = base_of_adapter(check_adapter(name))
     if base is None:
         raise UserError(f"The adapter {name} does not name its base.")
     if not Path(base).is_dir() and Path(base).is_absolute():
         raise UserError(f"The base of the adapter {name} is gone: {base}.")
-    model, tokenizer = load_model(base, **init_kwargs)
-    return load_adapter(model, name).merge_and_unload(), tokenizer
+    return base
 
 
 def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
