@@ -55,6 +55,7 @@ PAGES = [PROJECT / "README.md", PROJECT / "demo" / "README.md", *sorted((PROJECT
 KEYS = ("from", "within", "depends", "made", "code")
 NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 GAP = "..."
+WIDTH = 110  # of the terminal that commands print for
 
 
 class BuildError(Exception):
@@ -219,7 +220,10 @@ def run(command: str) -> tuple[str, Path]:
         program, *words = shlex.split(part)
         if program != "python":
             raise BuildError(f"a mark's command begins with python, not with {program}")
-        done = subprocess.run([sys.executable, *words], cwd=scratch, capture_output=True, encoding="utf-8")
+        environment = os.environ | {"COLUMNS": str(WIDTH)}
+        done = subprocess.run(
+            [sys.executable, *words], cwd=scratch, env=environment, capture_output=True, encoding="utf-8"
+        )
         if done.returncode:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing printed"]
             raise BuildError(f"{part} ended with {done.returncode}: {last[0]}")
@@ -290,6 +294,9 @@ def shorten(lines: list[str], shown: list[str]) -> list[str]:
         if line.strip() == GAP:
             made.append(line)
             is_behind_gap = True
+            continue
+        if is_behind_gap and not line.strip():
+            made.append(line)  # space around the gap; it says nothing about where to go on
             continue
         if is_behind_gap or number == 0:
             while position < len(lines) and not _reads_like(lines[position], line):
