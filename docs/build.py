@@ -380,8 +380,8 @@ def check(block: Block) -> list[str]:
 
 def rebuild(page: Path, number: int) -> bool:
     """Make one block of a page anew and write the page. Whether anything has changed."""
-    block = read_blocks(page)[number]  # read again: the blocks above may have grown
-    body = make(block)
+    body = make(read_blocks(page)[number])
+    block = read_blocks(page)[number]  # read again: a run takes long, and somebody may have written on
     if block.is_compared and not differs(block.body, body, block.options.get("within", "")):
         return False  # the same within the tolerance: the page stays
     if not block.is_compared:
