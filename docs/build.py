@@ -160,17 +160,18 @@ def figure_path(block: Block) -> Path:
 # --- What a block depends on -----------------------------------------------------------------------------------------
 
 
-def code_hash(depends: str) -> str:
+def code_hash(depends: str, project: Path | None = None) -> str:
     """Ten hex digits over files, folders and "file.py:name"; Python by its syntax tree without docstrings."""
+    project = project or PROJECT
     digest = hashlib.sha256()
     for word in depends.split():
         path, _, name = word.partition(":")
-        if not (PROJECT / path).exists():
+        if not (project / path).exists():
             raise BuildError(f"depends names {path}, which does not exist")
-        files = sorted((PROJECT / path).rglob("*")) if (PROJECT / path).is_dir() else [PROJECT / path]
+        files = sorted((project / path).rglob("*")) if (project / path).is_dir() else [project / path]
         for file in files:
             if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(str(file.relative_to(PROJECT)).encode())
+                digest.update(str(file.relative_to(project)).encode())
                 digest.update(python_outline(file, name) if file.suffix == ".py" else file.read_bytes())
     return digest.hexdigest()[:10]
 
@@ -181,7 +182,7 @@ def python_outline(file: Path, name: str = "") -> bytes:
     if name:
         nodes = [node for node in nodes if name in _names(node)]
         if not nodes:
-            raise BuildError(f"depends names {name}, which {file.relative_to(PROJECT)} does not have")
+            raise BuildError(f"depends names {name}, which {file.name} does not have")
     return repr(_outline(nodes)).encode()
 
 
@@ -385,7 +386,10 @@ def rebuild(page: Path, number: int) -> bool:
     if block.is_compared and not differs(block.body, body, block.options.get("within", "")):
         return False  # the same within the tolerance: the page stays
     if not block.is_compared:
-        block.options |= {"made": date.today().isoformat(), "code": code_hash(block.options["depends"])}
+        block.options |= {
+            "made": date.today().isoformat(),
+            "code": code_hash(block.options["depends"], run(block.command)[1]),
+        }  # the code that ran
     lines = [*block.lines[: block.start], *body, *block.lines[block.end :]]
     lines[block.mark_line] = block.mark()
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -99,7 +99,7 @@ def draw(path, policies, best, reference, reward, beta):
         bottom += heights
     arrival.set(xlim=(0, 300), xlabel="step", ylabel="probability")
     arrival.set_title(f"training arrives at the optimum (dotted), beta {beta:g}", fontsize=10)
-    arrival.legend(fontsize=8, loc="center right")
+    arrival.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.62))
     table.set_xlabel("beta: the price of leaving the reference falls from left to right")
     table.set_title("the optimum for each beta", fontsize=10)
     table.tick_params(axis="x", labelsize=8)

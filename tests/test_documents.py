@@ -169,7 +169,7 @@ def blocks():
 
 
 @pytest.mark.parametrize("block", blocks())
-def test_what_a_page_shows_is_what_its_command_prints_or_as_old_as_its_code(block):
+def test_what_a_page_shows_is_what_its_command_prints_and_no_older_than_its_code(block):
     assert not docs_build.check(block)
 
 
