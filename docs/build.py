@@ -171,7 +171,7 @@ def code_hash(depends: str, project: Path | None = None) -> str:
         files = sorted((project / path).rglob("*")) if (project / path).is_dir() else [project / path]
         for file in files:
             if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(str(file.relative_to(project)).encode())
+                digest.update(file.relative_to(project).as_posix().encode())
                 digest.update(python_outline(file, name) if file.suffix == ".py" else file.read_bytes())
     return digest.hexdigest()[:10]
 
@@ -386,10 +386,8 @@ def rebuild(page: Path, number: int) -> bool:
     if block.is_compared and not differs(block.body, body, block.options.get("within", "")):
         return False  # the same within the tolerance: the page stays
     if not block.is_compared:
-        block.options |= {
-            "made": date.today().isoformat(),
-            "code": code_hash(block.options["depends"], run(block.command)[1]),
-        }  # the code that ran
+        code = code_hash(block.options["depends"], run(block.command)[1])  # of the copy: the code that ran
+        block.options |= {"made": date.today().isoformat(), "code": code}
     lines = [*block.lines[: block.start], *body, *block.lines[block.end :]]
     lines[block.mark_line] = block.mark()
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
