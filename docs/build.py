@@ -364,8 +364,9 @@ def complaints(block: Block) -> list[str]:
     if script not in {word.partition(":")[0] for word in depends.split()}:
         wrong.append(f"{block.where}: depends must name {script} among what the block comes from")
     elif block.options.get("code") != code_hash(depends):
-        made = block.options.get("made", "never")
-        wrong.append(f"{block.where}: made {made}, and the code has changed since; {mend} makes it anew")
+        made = block.options.get("made")
+        why = f"made {made}, and the code has changed since" if made else "marked, and not yet made from its mark"
+        wrong.append(f"{block.where}: {why}; {mend} makes it anew")
     return wrong
 
 
