@@ -4,7 +4,7 @@
     loading            load_model, load_preferences              a policy, its tokenizer, its pairs
     formatting         format_pair, show_pairs                   what is trained on, as text, turns and tokens
     before training    claim_output_dir, show_start              what the model will see; the loss is ln 2
-    during training    watch                                     a progress bar, a short log line, a reply now and then
+    during training    watch                                     a short log line, a reply now and then, a word when it goes wrong
     generating         sample_completions, sequence_logps        what the model says, and how likely that is
     after training     report_change, save_run                   tables, files, figures
 
@@ -68,6 +68,7 @@ from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
 from machinery.token_budget import COUPLED
 from machinery.warning_list import WarningList
+from machinery.watcher import StoppedOnWarning, Watcher
 
 Turn = dict  # {"role": "user", "content": "..."}
 Prompt = str | list[Turn]
@@ -118,6 +119,7 @@ class TutorialConfig(DPOConfig):
         default="runs/.cache/reference", metadata={"help": "Where precomputed reference log-probs are kept."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
+    stop_on_warning: bool = field(default=False, metadata={"help": "End the training at the watcher's first warning."})
 
 
 LOSS_TYPES = (
@@ -327,6 +329,8 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
             f"training failed: {error}. The last checkpoint is untouched. Lower --learning_rate, use --bf16 rather than "
             "--fp16, and look for empty or broken pairs."
         )
+    if isinstance(error, StoppedOnWarning):
+        return 1, f"training stopped {error}."
     is_cpu_full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_cpu_full:
         return 1, (
@@ -671,18 +675,28 @@ def show_start(trainer, reference: str) -> None:
 
 
 def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -> None:
-    """Give a trainer a progress bar, a short log line, a reply now and then, and a checkpoint on Ctrl-C.
+    """Give a trainer a progress bar, a short log line, a reply now and then, a checkpoint on Ctrl-C, and a watcher.
 
-    preview_prompt: the most likely reply to it is printed after an eighth, a quarter and half of the training.
+    preview_prompt: the most likely reply to it is printed after an eighth, a quarter and half of the training; the watcher
+    samples others, unseen. It warns of what goes wrong, and with `stop_on_warning` in the trainer's arguments ends there.
     """
 
     def reply(model) -> str:
         [completion] = sample_completions(model, tokenizer, [preview_prompt], temperature=0, max_new_tokens=64)
         return visible(completion.text)
 
+    def sample(model) -> list[tuple[list[int], bool]]:
+        replies = sample_completions(model, tokenizer, [preview_prompt] * 8, max_new_tokens=128)
+        return [(reply.ids, reply.is_finished) for reply in replies]
+
     show_log_lines(trainer)
     trainer.add_callback(PreviewReply(reply))
     trainer.add_callback(SaveOnSignal())
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.args.logging_first_step = True  # `show_start` could not compute the first loss, and the watcher reads it
+    has_reference = getattr(trainer, "needs_reference", True)
+    stop_on_warning = getattr(trainer.args, "stop_on_warning", False)
+    trainer.add_callback(Watcher(has_reference, stop_on_warning, sample))
 
 
 # --- Generating ------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ FLAGS = {
     "eval_strategy": "no, steps or epoch: when to measure on the held-out split",
     "eval_steps": "how often, with --eval_strategy steps",
     "logging_steps": "how often a line is printed",
+    "stop_on_warning": "end at the first warning of the watcher, with a checkpoint and exit code 1: for unattended runs",
     "num_eval_prompts": "how many held-out prompts are answered before and after training",
     "max_new_tokens": "the longest reply that is sampled, in tokens",
     "seed": "the order of the pairs and all sampling; the spread over seeds is your error bar",

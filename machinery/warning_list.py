@@ -4,10 +4,18 @@
     ...
     warnings.texts                                          # what was said, each text once
 
-It adds itself to the loggers and leaves what they print as it is.
+A logger that has a way to print keeps it. One that has none would have been printed by Python as a last resort, which ends
+where a handler listens; so it is printed here: on standard error, in lines, beside a progress bar and not into it, and by
+the first of several processes only.
 """
 
 import logging
+import os
+import shutil
+import sys
+import textwrap
+
+from tqdm.auto import tqdm
 
 
 class WarningList(logging.Handler):
@@ -23,3 +31,16 @@ class WarningList(logging.Handler):
         text = record.getMessage()
         if text not in self.texts:
             self.texts.append(text)
+        if not self._is_printed(record.name) and os.environ.get("RANK", "0") == "0":
+            width = min(120, shutil.get_terminal_size().columns)
+            indent = " " * len("warning  ")
+            tqdm.write(textwrap.fill(f"warning  {text}", width, subsequent_indent=indent), file=sys.stderr)
+
+    def _is_printed(self, name: str) -> bool:
+        """Whether a logger, or one above it, has another handler."""
+        logger = logging.getLogger(name)
+        while logger is not None:
+            if any(handler is not self for handler in logger.handlers):
+                return True
+            logger = logger.parent if logger.propagate else None
+        return False
