@@ -133,7 +133,7 @@ class Watcher(TrainerCallback):
         was_skipped = bool(getattr(optimizer, "step_was_skipped", False))
         self.skipped.append(was_skipped)
         if sum(self.skipped) >= SKIPPED[0]:
-            self._overflow(state, f"{sum(self.skipped)} of the last {len(self.skipped)} steps were skipped, because")
+            self._overflow(state, f"By step {state.global_step} {sum(self.skipped)} of the last {len(self.skipped)} steps were skipped:")
         self.updates += state.global_step > self.warm_at and not was_skipped
         if self.updates == 3 and not was_skipped:
             self._compare_parameters(state, model)
@@ -250,7 +250,7 @@ class Watcher(TrainerCallback):
             cure = "fp16 ends at 65504, and the loss scale, halved each time, finds no place: use --bf16, or fp32."
         else:
             cure = "The next update makes every weight NaN: go back to the last checkpoint, with a lower --learning_rate."
-        self._say(state, "overflow", f"{how} the gradient is infinite or NaN (step {state.global_step}). {cure}")
+        self._say(state, "overflow", f"{how} the gradient is infinite or NaN. {cure}")
 
     def _stuck(self, state, logs) -> None:
         least, most = STUCK_STEPS
@@ -323,7 +323,7 @@ class Watcher(TrainerCallback):
         else:
             return
         seen = f"At step {state.global_step} the {where}chosen answers have lost {-chosen:.2f} nats a token against where they began"
-        if chosen < -DISPLACED and "displaced" not in self.said:
+        if chosen < -DISPLACED and not {"displaced", "beta"} & self.said.keys():  # one cause, one warning
             self._displaced(state, logs, seen, chosen)
         elif rejected < -RUNAWAY or (self.has_reference and chosen - rejected > RUNAWAY):
             self._say(
@@ -351,7 +351,6 @@ class Watcher(TrainerCallback):
                 state, "displaced", f"{seen}: a token is {1 - math.exp(chosen):.0%} less likely. Training lowers both answers and only minds "
                 f"their difference; what gains is text that nobody wrote (likelihood displacement, arXiv:2410.08847).{falls} {self._cure()}",
             )  # fmt: skip
-        self.said.setdefault("displaced", self.said.get("beta", ""))  # one cause, one warning
 
     def _cure(self) -> str:
         higher = "a higher --beta, " if self.has_reference else ""
