@@ -47,10 +47,10 @@ SECTIONS = {
 
 # Where the limits come from: about 190 runs of the demo (21 losses, betas, rates, ranks, shares of wrong labels, up to five
 # seeds). The page has the figures on both sides of each.
-WRONG_REFERENCE = 0.02  # nats a token at step 0, where it is 0 but for rounding (bfloat16: a few thousandths on average)
+WRONG_REFERENCE = (1e-3, 0.02)  # nats a token at step 0, where it is 0 but for rounding; in fp32, and in 16 bits
 WRONG_LOSS = 0.05  # relative; the losses at a log-ratio of 0 are known exactly
 DISPLACED = 0.3  # nats a token that the chosen answers have lost: each token a quarter less likely. Healthy: up to 0.2
-RUNAWAY = 1.5  # nats a token between the answers, or lost by the rejected ones. Healthy: up to 0.4
+RUNAWAY = 1.5  # nats a token that the rejected answers have lost. Healthy: up to 0.4
 FAINT = 0.5  # both rewards together, while DISPLACED: so small that a loss of their difference is still near its start
 IPO_TARGET = 1.5  # nats a token that IPO drives the answers apart, 1 / (2 beta). The demo's is 1
 UNMOVED = 0.05  # nats an answer, both together, after STUCK_STEPS. Healthy: 0.2 and more
@@ -121,6 +121,8 @@ class Watcher(TrainerCallback):
         self.chosen_tokens = self.rejected_tokens = None
         self._look_at_pairs(state, getattr(train_dataloader, "dataset", None))
         self.touched = _touch(model)
+        precisions = {parameter.dtype for parameter in model.parameters()}
+        self.is_exact = precisions == {torch.float32} and not (args.bf16 or args.fp16)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             self._say(
                 state, "frozen", "No parameter is trainable: every weight is frozen, and the training will change nothing. "
@@ -223,7 +225,7 @@ class Watcher(TrainerCallback):
             return
         ratios = abs(logs["rewards/chosen"]) + abs(logs["rewards/rejected"])
         distance = ratios / self.args.beta / (self.chosen_tokens + self.rejected_tokens)
-        if distance > WRONG_REFERENCE:
+        if distance > WRONG_REFERENCE[not self.is_exact]:
             self._say(
                 state, "wrong-reference", f"Before the first update policy and reference differ by {distance:.2g} nats a token; "
                 "they should be the same model. DPO would hold the policy to a model that it did not start from. Load the "
@@ -325,11 +327,10 @@ class Watcher(TrainerCallback):
         seen = f"At step {state.global_step} the {where}chosen answers have lost {-chosen:.2f} nats a token against where they began"
         if chosen < -DISPLACED and not {"displaced", "beta"} & self.said.keys():  # one cause, one warning
             self._displaced(state, logs, seen, chosen)
-        elif rejected < -RUNAWAY or (self.has_reference and chosen - rejected > RUNAWAY):
+        elif rejected < -RUNAWAY:
             self._say(
-                state, "runaway", f"At step {state.global_step} the {where}rejected answers have lost {-rejected:.2f} nats a token, and the chosen ones "
-                f"{-chosen:.2f}: the policy is running away from the reference. Replies break next. "
-                f"{self._cure()}",
+                state, "runaway", f"At step {state.global_step} the {where}rejected answers have lost {-rejected:.2f} nats a token (the chosen ones: "
+                f"{chosen:+.2f}): the policy is running away from the reference, and replies break next. {self._cure()}",
             )  # fmt: skip
 
     def _displaced(self, state, logs, seen: str, chosen: float) -> None:
@@ -387,19 +388,22 @@ class Watcher(TrainerCallback):
         """Whether three updates at the full rate have reached every trained tensor."""
         now = _touch(model)
         is_same = {name: torch.equal(values, now[name]) for name, values in self.touched.items() if name in now}
-        is_coarse = any(values.dtype in (torch.bfloat16, torch.float16) for values in self.touched.values())
+        # Adam's updates are about as large as the rate; beside a large enough number they round to nothing.
+        rate = self.args.learning_rate
+        fine = {n for n, v in self.touched.items() if rate > torch.finfo(v.dtype).eps * v.abs().max().item()}
         self.touched = {}
         shards = gather_object([is_same])  # of a sharded tensor each process holds a part, or none
         same = {name for shard in shards for name in shard if all(other.get(name, True) for other in shards)}
         total, some = len(set().union(*shards)), ", ".join(sorted(same)[:2])
-        if not same or (is_coarse and len(same) <= total / 2):
+        is_rounded = not same & fine
+        if not same or (is_rounded and len(same) <= total / 2):
             return
-        if self.args.learning_rate == 0:
+        if rate == 0:
             cause = "--learning_rate is 0."
-        elif is_coarse:
+        elif is_rounded:
             cause = (
-                f"The weights are stored in 16 bits, whose steps are wider than an update of {self.args.learning_rate:g}: load them "
-                "with --dtype float32 (--bf16 still computes in 16 bits), or train an adapter."
+                f"Updates of {rate:g} are lost in rounding. Weights stored in 16 bits need --dtype float32 (--bf16 still computes "
+                "in 16 bits) or an adapter; otherwise raise the rate."
             )
         else:
             cause = (

@@ -68,7 +68,7 @@ class Made:
 
 
 RULES = {
-    "wrong-reference": (dict(), [dict(step=1, chosen=0.0, rejected=-0.03, loss=0.69)], [dict(step=1, chosen=0.03, rejected=-0.03)]),
+    "wrong-reference": (dict(), [dict(step=1, chosen=0.0, rejected=-0.001)], [dict(step=1, chosen=0.002, rejected=-0.002)]),
     "first-loss": (dict(loss_type="hinge"), [dict(step=1, rejected=0, loss=1.0)], [dict(step=1, rejected=0, loss=0.69)]),
     "stuck": (dict(), [dict(step=60, rejected=-0.006)], [dict(step=60, rejected=-0.004)]),
     "coin": (dict(), [dict(step=s, rejected=-0.2, accuracy=0.56) for s in range(10, 61, 10)],
@@ -142,7 +142,7 @@ def test_fp16_steps_skipped_for_overflow(in_a_row, kinds, tmp_path):
     for number in range(1, 30):
         is_skipped = number <= in_a_row
         made.step(number, change=not is_skipped, skipped=is_skipped)
-        made.log(number, grad_norm=float("inf") if is_skipped else 1.0)
+        made.log(number, rejected=0.0, grad_norm=float("inf") if is_skipped else 1.0)
     assert made.kinds == kinds
     if kinds:
         assert "loss scale" in made.watcher.said["overflow"]
@@ -186,10 +186,14 @@ DEMO = PROJECT / "demo"
 
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, Dataset]:
-    """A part of the demo: short pairs, so that a step takes a tenth of a second."""
+    """The demo's shortest pairs, so that a step takes a tenth of a second."""
     splits = load_dataset("json", data_files={"train": str(DEMO / "train.jsonl"), "test": str(DEMO / "test.jsonl")})
-    splits = {name: split.filter(lambda row: len(row["prompt"]) == 1) for name, split in splits.items()}
-    return {"train": splits["train"].select(range(256)), "test": splits["test"].select(range(64))}
+
+
+    def shortest(split: Dataset, count: int) -> Dataset:
+        return split.select(sorted(range(len(split)), key=lambda number: len(str(split[number])))[:count])
+
+    return {"train": shortest(splits["train"], 256), "test": shortest(splits["test"], 128)}
 
 
 def flipped(split: Dataset) -> Dataset:
@@ -216,13 +220,13 @@ def train(tmp_path, train_pairs, eval_pairs=None, model=None, reference=None, ca
     return set(watcher.said)
 
 
-def adapter_that_is_switched_off():
-    """A trained adapter beside the active one: its tensors are trainable, and no answer goes through them."""
-    model = get_peft_model(load(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    model.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM"))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    return model
+class SwitchedOff(TrainerCallback):
+    """Lets the answers go around the adapter of one layer, whose tensors stay trainable."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        for name, module in model.named_modules():
+            if "layers.1." in name and hasattr(module, "_disable_adapters"):
+                module._disable_adapters = True
 
 
 def other_model():
@@ -230,24 +234,24 @@ def other_model():
     model = load()
     torch.manual_seed(0)
     for parameter in model.parameters():
-        parameter.data += 0.02 * parameter.data.std() * torch.randn_like(parameter) if parameter.ndim > 1 else 0
+        parameter.data += 0.2 * parameter.data.std() * torch.randn_like(parameter) if parameter.ndim > 1 else 0
     return model
 
 
 FAULTS = {
     "rate too high": ({"displaced"}, dict(learning_rate=3e-3)),
     "rate zero": ({"frozen"}, dict(learning_rate=0.0, max_steps=4)),
-    "rate too low": ({"stuck"}, dict(learning_rate=1e-8, max_steps=21)),
-    "adapter frozen": ({"frozen"}, dict(make_model=adapter_that_is_switched_off, max_steps=4)),
+    "rate too low": ({"stuck"}, dict(learning_rate=1e-7, max_steps=20)),
+    "adapter frozen in one layer": ({"frozen"}, dict(peft=True, callback=SwitchedOff(), max_steps=4)),
     "wrong reference": ({"wrong-reference"}, dict(make_reference=other_model, max_steps=2)),
-    "labels flipped in one split": ({"reversed"}, dict(flip=True, max_steps=24, per_device_train_batch_size=16, eval_strategy="steps", eval_steps=24)),
+    "labels flipped in one split": ({"reversed"}, dict(flip=True, max_steps=16, per_device_train_batch_size=16, learning_rate=1e-3, eval_strategy="steps", eval_steps=16)),
     "answers that are the same": ({"same-answers"}, dict(same=True, max_steps=2)),
-    "beta tiny": ({"beta"}, dict(beta=1e-3, learning_rate=2e-3)),
+    "beta tiny": ({"beta"}, dict(beta=1e-3, learning_rate=3e-3, max_steps=12)),
     "ipo with a beta for sums": ({"beta"}, dict(loss_type="ipo", beta=0.1, learning_rate=3e-3)),
-    "a marker in the chosen answers": ({"separated"}, dict(marker=True, max_steps=24)),
+    "a marker in the chosen answers": ({"separated"}, dict(marker=True, max_steps=12, logging_steps=3)),
     "weights in bfloat16": ({"frozen"}, dict(make_model=lambda: load().bfloat16(), learning_rate=1e-7, max_steps=4)),
-    "none: all weights": (set(), dict(max_steps=24)),
-    "none: an adapter": (set(), dict(peft=True, max_steps=24)),
+    "none: all weights": (set(), dict(max_steps=10)),
+    "none: an adapter": (set(), dict(peft=True, max_steps=10)),
 }  # fmt: skip
 
 
