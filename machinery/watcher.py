@@ -197,15 +197,13 @@ class Watcher(TrainerCallback):
 
     # --- What the trainer calls ---
 
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         self.args = args
         self.begun_at = state.global_step  # above 0 in a resumed run
         self.warm_at = max(self.begun_at, args.get_warmup_steps(state.max_steps))  # from here the rate is the full one
         self.step_zero = self._first_loss()
         self.logs: list[dict] = []  # of training
         self.held_out: list[dict] = []
-        held_out = getattr(eval_dataloader, "dataset", None)
-        self.held_out_pairs = len(held_out) if hasattr(held_out, "__len__") else None
         self.skipped = deque(maxlen=SKIPPED[1])
         self.updates = 0  # at the full rate
         self.chosen_tokens = self.rejected_tokens = None
@@ -230,7 +228,7 @@ class Watcher(TrainerCallback):
             self._compare_replies(state, _describe(self.sample(model)))
         self._stop_if_asked(state, control)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, eval_dataloader=None, **kwargs):
         if self.args is None:  # an evaluation without a training
             return
         if "loss" in logs:
@@ -242,7 +240,7 @@ class Watcher(TrainerCallback):
             self.held_out.append({"step": state.global_step} | logs)
             for check in (self._at_step_zero, self._distance):
                 check(state, logs, held_out=True)
-            self._worse_on_held_out(state, logs)
+            self._worse_on_held_out(state, logs, getattr(eval_dataloader, "dataset", None))
         self._stop_if_asked(state, control)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -393,12 +391,12 @@ class Watcher(TrainerCallback):
 
     # --- Held-out pairs ---
 
-    def _worse_on_held_out(self, state, logs) -> None:
+    def _worse_on_held_out(self, state, logs, pairs) -> None:
         step, accuracy = state.global_step, logs["rewards/accuracies"]
         measured = [log for log in self.held_out if log["step"] > 0]  # at step 0 all margins are ties
-        if not (self.has_reference and self.held_out_pairs and self.logs and measured):
+        if not (self.has_reference and self.logs and measured and hasattr(pairs, "__len__")):
             return
-        error = STANDARD_ERRORS * math.sqrt(0.25 / self.held_out_pairs)
+        error = STANDARD_ERRORS * math.sqrt(0.25 / len(pairs))
         best = max(measured, key=lambda log: log["rewards/accuracies"])
         training, then = (
             [log["rewards/accuracies"] for log in self.logs if log["step"] <= end][-4:] for end in (step, best["step"])
@@ -406,7 +404,7 @@ class Watcher(TrainerCallback):
         training, then = (sum(part) / len(part) if part else 1.0 for part in (training, then))
         if accuracy < 0.5 - error and training > 0.5:
             seen = f"At step {step} the policy is right about {training:.0%} of the latest training pairs and about "
-            self._say(state, "reversed", f"{seen}{accuracy:.0%} of {self.held_out_pairs} held-out ones.")
+            self._say(state, "reversed", f"{seen}{accuracy:.0%} of {len(pairs)} held-out ones.")
         elif accuracy < best["rewards/accuracies"] - error and training > then:
             seen = f"At step {step} the held-out accuracy is {accuracy:.2f}, while that of training rose to {training:.2f};"
             self._say(state, "overfit", f"{seen} at step {best['step']} it was {best['rewards/accuracies']:.2f}.")

@@ -29,7 +29,7 @@ TOKENS = 10  # of each made-up answer
 class Made:
     """A watched training of 100 steps that exists in its logs only. Distances are given in nats a token."""
 
-    def __init__(self, tmp_path, beta=0.1, pairs=None, held_out=400, made=None, model=None, **settings):
+    def __init__(self, tmp_path, beta=0.1, pairs=None, made=None, model=None, **settings):
         self.args = DPOConfig(
             str(tmp_path),
             use_cpu=True,
@@ -45,7 +45,7 @@ class Made:
         self.watcher = made or Watcher()
         self.watcher.on_train_begin(
             self.args, self.state, self.control, model=self.model,
-            train_dataloader=SimpleNamespace(dataset=pairs or [row]), eval_dataloader=SimpleNamespace(dataset=range(held_out)),
+            train_dataloader=SimpleNamespace(dataset=pairs or [row]),
         )  # fmt: skip
 
     def log(self, step, chosen=0.0, rejected=-0.01, accuracy=0.7, loss=0.69, held_out=False, epoch=0.5, **more):
@@ -53,9 +53,9 @@ class Made:
         scale = self.args.beta * TOKENS
         logs = {"loss": loss, "rewards/chosen": scale * chosen, "rewards/rejected": scale * rejected, "grad_norm": 1.0,
                 "rewards/accuracies": accuracy, "rewards/margins": scale * (chosen - rejected)} | more  # fmt: skip
-        self.watcher.on_log(
-            self.args, self.state, self.control, logs={f"eval_{k}": v for k, v in logs.items()} if held_out else logs
-        )
+        logs = {f"eval_{name}": value for name, value in logs.items()} if held_out else logs
+        pairs = SimpleNamespace(dataset=range(400))  # held-out: three standard errors are 0.075
+        self.watcher.on_log(self.args, self.state, self.control, logs=logs, eval_dataloader=pairs)
         return self
 
     def step(self, number, change=True, skipped=False):
@@ -109,7 +109,14 @@ def test_the_loss_of_0_and_the_two_faults_of_ipo_and_of_no_reference(tmp_path):
     for change, kinds in ((-2.9, set()), (-3.1, {"displaced"})):  # nats an answer of ten tokens
         made = Made(tmp_path, made=Watcher(has_reference=False))
         for step, logp in ((0, -40.0), (10, -40.0 + change)):
-            made.log(step, chosen=-4.0, rejected=-4.0, accuracy=0.3, held_out=True, **{"logps/chosen": logp, "logps/rejected": -40.0})
+            made.log(
+                step,
+                chosen=-4.0,
+                rejected=-4.0,
+                accuracy=0.3,
+                held_out=True,
+                **{"logps/chosen": logp, "logps/rejected": -40.0},
+            )
         assert made.kinds == kinds
 
 
