@@ -4,9 +4,9 @@
     ...
     warnings.texts                                          # what was said, each text once
 
-A logger that has a way to print keeps it. One that has none would have been printed by Python as a last resort, which ends
-where a handler listens; so it is printed here: on standard error, in lines, beside a progress bar and not into it, and by
-the first of several processes only.
+A logger that has a way to print keeps it. One that has none would have been printed by Python as a last resort, which
+ends where a handler listens; so it is printed here: on standard error, in lines, beside a progress bar and not into it,
+and by the first of several processes only.
 """
 
 import logging
@@ -32,9 +32,9 @@ class WarningList(logging.Handler):
         if text not in self.texts:
             self.texts.append(text)
         if not self._is_printed(record.name) and os.environ.get("RANK", "0") == "0":
-            width = min(120, shutil.get_terminal_size().columns)
-            indent = " " * len("warning  ")
-            tqdm.write(textwrap.fill(f"warning  {text}", width, subsequent_indent=indent), file=sys.stderr)
+            width, indent = min(120, shutil.get_terminal_size().columns), " " * len("warning  ")
+            text = textwrap.fill(f"warning  {text}", width, subsequent_indent=indent, break_on_hyphens=False)
+            tqdm.write(text, file=sys.stderr)
 
     def _is_printed(self, name: str) -> bool:
         """Whether a logger, or one above it, has another handler."""

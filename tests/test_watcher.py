@@ -284,10 +284,11 @@ def test_a_run_with_the_fault_is_told_so(name, pairs, tmp_path):
             load(), LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
         )
     made = {name: settings.pop(f"make_{name}")() for name in ("model", "reference") if f"make_{name}" in settings}
-    assert train(tmp_path, train_pairs, eval_pairs, **made, **settings) == kinds
+    said = train(tmp_path, train_pairs, eval_pairs, **made, **settings)
+    assert kinds <= said if kinds else not said  # a bad run may have more than one thing said of it
 
 
-def test_stop_on_warning_ends_with_1_one_sentence_and_a_checkpoint(tmp_path, call):
+def test_stop_on_warning_ends_with_1_one_sentence_and_a_checkpoint(tmp_path, call, caplog):
     folder = tmp_path / "out"
     code, _, error = call(
         "basic_dpo_training",
@@ -305,7 +306,7 @@ def test_stop_on_warning_ends_with_1_one_sentence_and_a_checkpoint(tmp_path, cal
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
     assert step < 10
     assert f"training stopped at step {step} of 40" in error.splitlines()[-1]
-    assert "--learning_rate is 0" in error.replace("\n         ", " ")
+    assert "--learning_rate is 0" in caplog.text
     assert not (folder / "metrics.json").exists()
 
 
