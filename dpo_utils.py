@@ -693,9 +693,7 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
     trainer.add_callback(PreviewReply(reply))
     trainer.add_callback(SaveOnSignal())
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        trainer.args.logging_first_step = (
-            True  # `show_start` could not compute the first loss, and the watcher reads it
-        )
+        trainer.args.logging_first_step = True  # `show_start` could not compute the first loss; the watcher reads it
     has_reference = getattr(trainer, "needs_reference", True)
     stop_on_warning = getattr(trainer.args, "stop_on_warning", False)
     trainer.add_callback(Watcher(has_reference, stop_on_warning, sample))
