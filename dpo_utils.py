@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import shutil
 import sys
 import traceback
@@ -46,10 +47,12 @@ from trl.trainer.utils import use_adapter
 
 from machinery import run_folder
 from machinery.adapters import AdapterError, base_of_adapter, check_adapter, check_base, weights_fingerprint
+from machinery.checkpoints import complete_checkpoints, is_checkpoint, newest_complete, read_manifest
 from machinery.command_line import CommandLine
 from machinery.curves import plot_training
 from machinery.data_doctor import tokenise
 from machinery.data_tables import print_report
+from machinery.failures import is_failed_write, is_out_of_memory, remedies
 from machinery.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.interrupts import SaveOnSignal
 from machinery.judges import JudgeError
@@ -59,6 +62,7 @@ from machinery.loss_functions import LossError, check_names
 from machinery.memory import give_back_freed_memory, peak_memory_bytes
 from machinery.model_files import check_architecture, check_model_folder
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
+from machinery.run_identity import describe_run, differences
 from machinery.safe_text import completions_page, visible
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
@@ -164,6 +168,18 @@ def parse_args(
         args, training_args, model_args, mixture = parser.build()
     except ValueError as error:
         raise UserError(str(error)) from error
+
+    if needs_data:  # a training script; to evaluate a checkpoint is fine
+        for flag, name in (
+            ("model_name_or_path", model_args.model_name_or_path),
+            ("adapter", getattr(args, "adapter", None)),
+        ):
+            if name and is_checkpoint(Path(name)):
+                raise UserError(
+                    f"--{flag} {name} is a checkpoint of a run: it would become the reference too, and the run would begin "
+                    f"anew from it. To go on with that run: --output_dir {Path(name).parent} --resume_from_checkpoint. Meant as "
+                    "a new start, its config.json, *.safetensors and tokenizer files belong into a folder of their own."
+                )
 
     args.source = mixture if mixture.datasets else args.dataset_name
     args.names_output_dir = said.output_dir is not None
@@ -303,26 +319,44 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
     if isinstance(error, (UserError, AdapterError, LossError, JudgeError)):
         text = str(error).rstrip(".")
         return 2, f"error: {text}" + ("" if text.endswith("?") else ".")
+    trainer = _watched[-1] if _watched else None
     if isinstance(error, KeyboardInterrupt):
-        return 130, "stopped by Ctrl-C outside of training; there is nothing to go on with"
-    if isinstance(error, NonFiniteLoss):
+        return 130, f"stopped by Ctrl-C outside of training. {_way_on(trainer)}"
+    if isinstance(error, (NonFiniteLoss, FloatingPointError)):
         return 1, (
-            f"training failed: {error}. The last checkpoint is untouched. Lower --learning_rate, use --bf16 rather than "
-            "--fp16, and look for empty or broken pairs."
+            f"training failed: {error}. {_way_on(trainer)} Lower --learning_rate, use --bf16 rather than --fp16, and look for "
+            "empty or broken pairs."
         )
-    is_cpu_full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_cpu_full:
-        return 1, (
-            "training failed: out of memory. In this order: halve --per_device_train_batch_size and double "
-            "--gradient_accumulation_steps; --gradient_checkpointing true; --precompute_ref_log_probs; lower "
-            "--max_length and --max_prompt_length; train an adapter instead."
+    if is_out_of_memory(error):
+        help_ = (
+            remedies(trainer, error)
+            if trainer
+            else "Not even the model fits: a smaller one, or --load_in_4bit in lora_dpo_training.py."
         )
+        return 1, f"training failed: out of memory. {help_}"
+    if trainer is not None and is_failed_write(error, Path(trainer.args.output_dir)):
+        return 1, f"writing failed: {_first_line(error)}. Nothing whole was overwritten. {_way_on(trainer)}"
+    if isinstance(error, pickle.UnpicklingError):
+        where = trainer.args.resume_from_checkpoint if trainer else "a file"
+        return 2, f"error: {where} holds a file that could run code when it is loaded, so it was not loaded."
     # TRL refuses combinations of settings in its trainer's constructor.
     where = traceback.extract_tb(error.__traceback__)[-1]
     is_refusal = Path(where.filename).name == "dpo_trainer.py" and where.name == "__init__"
     if isinstance(error, (ValueError, NotImplementedError)) and is_refusal:
         return 2, f"error: {error}"
     return None, ""
+
+
+_watched: list = []  # the trainer that `watch` was given: `run` tells of it when it fails
+
+
+def _way_on(trainer) -> str:
+    """Where a run that failed can go on from."""
+    folder = Path(trainer.args.output_dir) if trainer is not None else None
+    checkpoint = newest_complete(folder)[0] if folder is not None else None
+    if checkpoint is None:
+        return "No checkpoint was complete yet."
+    return f"{checkpoint} is complete: go on from it by --output_dir {folder} --resume_from_checkpoint."
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
@@ -536,21 +570,25 @@ def claim_output_dir(training_args: TutorialConfig, default: str | None) -> None
     default: the folder to take, with a number where it is taken; None where the user has named one.
     The first process chooses for all. Raises UserError where the folder cannot be written.
     """
-    choice = [None, None, None]
+    choice = [None, None, [], None]
     if PartialState().is_main_process:
         try:
             named = None if default is not None else training_args.output_dir
             resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
-            choice[:2] = run_folder.choose_folder(named, default, resume, replace)
+            choice[:3] = run_folder.choose_folder(named, default, resume, replace)
         except (OSError, ValueError) as error:
-            choice[2] = str(error)
-    folder, checkpoint, refusal = broadcast_object_list(choice)
+            choice[3] = str(error)
+    folder, checkpoint, passed_over, refusal = broadcast_object_list(choice)
     if refusal is not None:
         raise UserError(f"The output folder: {refusal}.")
     training_args.output_dir = folder
     if training_args.resume_from_checkpoint:
-        step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-        say(f"resumed from step {step}" + ("" if checkpoint else ": there was no whole checkpoint yet"))
+        for sentence in passed_over:
+            say(sentence)
+        state = Path(checkpoint or "", "trainer_state.json")
+        step = json.loads(state.read_text(encoding="utf-8"))["global_step"] if checkpoint else 0
+        start = "" if checkpoint else ": there is no complete checkpoint yet, so it starts from the beginning"
+        say(f"resumed from step {step}{start}")
         training_args.resume_from_checkpoint = checkpoint
 
 
@@ -603,18 +641,36 @@ def show_start(trainer, reference: str) -> None:
 
 
 def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -> None:
-    """Give a trainer a progress bar, a short log line, a reply now and then, and a checkpoint on Ctrl-C.
+    """Give a trainer a progress bar, a short log line, a reply now and then, and checkpoints that a kill cannot spoil.
 
     preview_prompt: the most likely reply to it is printed after an eighth, a quarter and half of the training.
+    Raises UserError where the run is to go on from a checkpoint of another one.
     """
 
     def reply(model) -> str:
         [completion] = sample_completions(model, tokenizer, [preview_prompt], temperature=0, max_new_tokens=64)
         return visible(completion.text)
 
+    _keep_checkpoints(trainer)
     show_log_lines(trainer)
     trainer.add_callback(PreviewReply(reply))
     trainer.add_callback(SaveOnSignal())
+    _watched.append(trainer)
+
+
+def _keep_checkpoints(trainer) -> None:
+    """Let every checkpoint note whose it is, and refuse to go on from one that is another run's."""
+    checkpoint, found = trainer.args.resume_from_checkpoint, [None, []]
+    if PartialState().is_main_process:
+        found[0] = describe_run(trainer, trainer.model.config._name_or_path)
+        found[1] = differences(found[0], read_manifest(Path(checkpoint))["run"]) if checkpoint else []
+    run_now, others = broadcast_object_list(found)
+    if others:
+        raise UserError(
+            f"{checkpoint} belongs to another run: {'; '.join(others)}. Go on with the command it was started by, or begin a "
+            "new run in another --output_dir."
+        )
+    complete_checkpoints(trainer, run_now)
 
 
 # --- Generating ------------------------------------------------------------------------------------------------------
