@@ -52,7 +52,7 @@ from machinery.command_line import CommandLine
 from machinery.curves import plot_training
 from machinery.data_doctor import tokenise
 from machinery.data_tables import print_report
-from machinery.failures import is_failed_write, is_out_of_memory, remedies
+from machinery.failures import is_out_of_memory, remedies, why_write_failed
 from machinery.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.interrupts import SaveOnSignal
 from machinery.judges import JudgeError
@@ -170,17 +170,8 @@ def parse_args(
         raise UserError(str(error)) from error
 
     if needs_data:  # a training script; to evaluate a checkpoint is fine
-        for flag, name in (
-            ("model_name_or_path", model_args.model_name_or_path),
-            ("adapter", getattr(args, "adapter", None)),
-        ):
-            if name and is_checkpoint(Path(name)):
-                raise UserError(
-                    f"--{flag} {name} is a checkpoint of a run: it would become the reference too, and the run would begin "
-                    f"anew from it. To go on with that run: --output_dir {Path(name).parent} --resume_from_checkpoint. Meant as "
-                    "a new start, its config.json, *.safetensors and tokenizer files belong into a folder of their own."
-                )
-
+        _refuse_checkpoint("model_name_or_path", model_args.model_name_or_path)
+        _refuse_checkpoint("adapter", getattr(args, "adapter", None))
     args.source = mixture if mixture.datasets else args.dataset_name
     args.names_output_dir = said.output_dir is not None
     args.names_model = said.model_name_or_path is not None
@@ -214,6 +205,16 @@ def parse_args(
     if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
         raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
     return args, training_args, model_args
+
+
+def _refuse_checkpoint(flag: str, name: str | None) -> None:
+    """A checkpoint as the model to start from would be the reference as well."""
+    if name and is_checkpoint(Path(name)):
+        raise UserError(
+            f"--{flag} {name} is a checkpoint of a run: it would become the reference too. To go on with that run: "
+            f"--output_dir {Path(name).parent} --resume_from_checkpoint. If it is meant as a new start, copy its "
+            "config.json, *.safetensors and tokenizer files into a folder of their own."
+        )
 
 
 def _parse_columns(text: str | None) -> dict[str, str]:
@@ -302,6 +303,7 @@ def say(*words) -> None:
 
 def run(main) -> None:
     """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
+    _watched.clear()
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
@@ -328,14 +330,9 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
             "empty or broken pairs."
         )
     if is_out_of_memory(error):
-        help_ = (
-            remedies(trainer, error)
-            if trainer
-            else "Not even the model fits: a smaller one, or --load_in_4bit in lora_dpo_training.py."
-        )
-        return 1, f"training failed: out of memory. {help_}"
-    if trainer is not None and is_failed_write(error, Path(trainer.args.output_dir)):
-        return 1, f"writing failed: {_first_line(error)}. Nothing whole was overwritten. {_way_on(trainer)}"
+        return 1, f"training failed: out of memory. {remedies(trainer, error)}"
+    if reason := why_write_failed(error, Path(trainer.args.output_dir) if trainer else None):
+        return 1, f"writing failed: {reason}. Nothing complete was overwritten. {_way_on(trainer)}"
     if isinstance(error, pickle.UnpicklingError):
         where = trainer.args.resume_from_checkpoint if trainer else "a file"
         return 2, f"error: {where} holds a file that could run code when it is loaded, so it was not loaded."
@@ -655,7 +652,7 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
     show_log_lines(trainer)
     trainer.add_callback(PreviewReply(reply))
     trainer.add_callback(SaveOnSignal())
-    _watched.append(trainer)
+    _watched[:] = [trainer]
 
 
 def _keep_checkpoints(trainer) -> None:

@@ -5,13 +5,14 @@
     except Exception as error:
         if is_out_of_memory(error):
             print(remedies(trainer, error))       # "By estimate this run needs 812 MiB: ... What helps, in this order: ..."
-        elif is_failed_write(error, folder):
-            print("the disk is full, or the folder cannot be written any more")
+        elif reason := why_write_failed(error, folder):
+            print(reason)                         # "[Errno 28] No space left on device: 'out/...', with 0 MiB free"
 
 Needs memory_estimate.py beside it.
 """
 
 import errno
+import shutil
 import traceback
 from pathlib import Path
 
@@ -20,11 +21,10 @@ from safetensors import SafetensorError
 
 from machinery.memory_estimate import estimate_memory
 
-NO_WRITING = {
-    getattr(errno, name)
-    for name in "ENOSPC EDQUOT EFBIG EIO EROFS EACCES EPERM ENOTDIR EISDIR ESTALE".split()
-    if hasattr(errno, name)
-}
+NO_ROOM = [errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)]
+# What PyTorch and safetensors say when the system refuses a write; neither raises an OSError.
+TORCH_MARKS = ("PytorchStreamWriter", "inline_container", "Parent directory", "cannot be opened")
+SAFETENSORS_MARKS = ("os error", "I/O error")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -33,23 +33,36 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_cpu_full
 
 
-def is_failed_write(error: BaseException, folder: Path) -> bool:
-    """Whether a file could not be written. folder: where the run writes; it may be gone."""
+def why_write_failed(error: BaseException, folder: Path | None) -> str | None:
+    """What kept a file from being written, or None where the error is of another kind.
+
+    folder: where the run writes, which may be gone by now; None before it has one.
+    """
+    text = (str(error).splitlines() or [""])[0].rstrip(".")
     if isinstance(error, OSError):
-        name = str(error.filename or "")
-        return error.errno in NO_WRITING or (bool(name) and Path(name).absolute().is_relative_to(folder.absolute()))
-    text = str(error)
-    if isinstance(error, SafetensorError):
-        return "os error" in text or "I/O error" in text
-    marks = ("PytorchStreamWriter", "inline_container", "Parent directory", "cannot be opened")
-    return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
+        is_ours = folder is not None and bool(error.filename)
+        is_ours = is_ours and Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
+        if not is_ours and error.errno not in NO_ROOM:
+            return None
+    elif isinstance(error, SafetensorError) and any(mark in text for mark in SAFETENSORS_MARKS):
+        pass
+    elif isinstance(error, RuntimeError) and any(mark in text for mark in TORCH_MARKS):
+        text = "a file of a checkpoint could not be written to its end"
+    else:
+        return None
+    try:
+        return f"{text}, with {shutil.disk_usage(folder or '.').free / 2**20:,.0f} MiB free"
+    except OSError:
+        return text
 
 
 def remedies(trainer, error: BaseException) -> str:
     """What this run needs by estimate, and what would make it need less, the least harmful first.
 
-    trainer: TRL's DPOTrainer, as it was when memory ran out with the error.
+    trainer: TRL's DPOTrainer, as it was when memory ran out with the error; None if that was before there was one.
     """
+    if trainer is None:
+        return "Not even the model fits: take a smaller one, or --load_in_4bit in lora_dpo_training.py."
     args, needs = trainer.args, _needs(trainer)
     where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
 

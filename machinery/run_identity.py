@@ -80,7 +80,7 @@ def start_weights(model: nn.Module) -> str:
 
 def pairs_digest(dataset) -> dict | None:
     """The number of pairs and a hash of their tokens, in their order; None for a stream, which nobody has read yet."""
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset) or not set(TOKEN_COLUMNS) <= set(dataset.column_names):
         return None
     digest = hashlib.sha256()
     for batch in dataset.select_columns(TOKEN_COLUMNS).with_format("arrow").iter(batch_size=10_000):

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from machinery.checkpoints import (
     why_incomplete,
     write_manifest,
 )
-from machinery.failures import is_failed_write
+from machinery.failures import why_write_failed
 from machinery.run_identity import start_weights
 
 FLAGS = ("--max_steps", 4, "--save_steps", 1, "--per_device_train_batch_size", 4, "--num_eval_prompts", 1,
@@ -156,6 +157,23 @@ def test_a_run_cut_after_its_last_step_takes_no_further_step(finished, pairs_fil
     assert not (tmp_path / "cut" / "checkpoint-5").exists()
 
 
+def test_a_run_killed_on_the_command_line_resumes_to_the_same_weights(finished, pairs_file, tmp_path):
+    """As test_kills.py does many times, without its fork server."""
+    out = tmp_path / "out"
+    words = ("basic_dpo_training.py", "--dataset_name", pairs_file, *FLAGS, "--output_dir", out)
+    command = [sys.executable, *map(str, words)]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (out / "checkpoint-3" / "model.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    done = subprocess.run([*command, "--resume_from_checkpoint"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from step" in done.stdout
+    assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
 def test_without_a_checkpoint_it_starts_from_the_beginning_and_says_so(tmp_path, pairs_file, call):
     words = ("--dataset_name", pairs_file, *FLAGS, "--output_dir", tmp_path / "out", "--resume_from_checkpoint")
     code, output, error = call("basic_dpo_training", *words)
@@ -215,8 +233,13 @@ def test_batches_split_otherwise_are_the_same_run(cut, pairs_file, call):
 def test_the_start_weights_are_told_apart_without_their_random_adapter():
     from peft import LoraConfig, get_peft_model
 
-    first, second = (get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"])) for _ in range(2))
-    assert not torch.equal(*(next(p for n, p in m.named_parameters() if "lora_A" in n) for m in (first, second)))
+    models = []
+    for seed in (0, 1):
+        base = make_llama()
+        torch.manual_seed(seed)  # A is drawn
+        models.append(get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])))
+    first, second = models
+    assert not torch.equal(*(next(p for n, p in m.named_parameters() if "lora_A" in n) for m in models))
     assert start_weights(first) == start_weights(second) != start_weights(make_llama(seed=1))
 
 
@@ -285,7 +308,7 @@ def test_a_folder_that_is_taken_away_is_one_sentence(pairs_file, tmp_path, call,
     ],
 )
 def test_failed_writes_are_told_from_other_errors(error, is_one):
-    assert is_failed_write(error, Path("out")) == is_one
+    assert bool(why_write_failed(error, Path("out"))) == is_one
 
 
 def test_weights_that_are_no_numbers_never_become_a_complete_checkpoint(pairs_file, tmp_path, call):
