@@ -38,7 +38,7 @@ def describe_run(trainer, model_name: str) -> dict:
     args = trainer.args
     settings = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     settings["pairs_a_step"] = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    settings["loss_kwargs"] = _keywords(getattr(trainer, "loss", None))
+    settings["loss_kwargs"] = [f"{name}={value}" for name, value in _keywords(getattr(trainer, "loss", None)).items()]
     for config in list(getattr(trainer.model, "peft_config", {}).values())[:1]:
         settings |= {name: getattr(config, name, None) for name in ADAPTER_SETTINGS}
     return {
@@ -58,7 +58,8 @@ def differences(now: dict, then: dict) -> list[str]:
         found.append(f"the training pairs are others ({_count(now['pairs'])} now, {_count(pairs)} then)")
     for name, value in now["settings"].items():
         if value != settings.get(name):
-            found.append(f"{FLAG_OF.get(name, '--' + name)} is {value}, and was {settings.get(name)}")
+            ours, theirs = _shown(value), _shown(settings.get(name))
+            found.append(f"{FLAG_OF.get(name, '--' + name)} is {ours}, and was {theirs}")
     return found
 
 
@@ -94,6 +95,13 @@ def _count(pairs: dict | None) -> int | str:
     return pairs["count"] if pairs else "a stream"
 
 
+def _shown(value) -> str:
+    """A setting as one would write it behind its flag."""
+    if isinstance(value, list):
+        value = " ".join(map(str, value)) or None
+    return "not set" if value is None else str(value)
+
+
 def _keywords(loss) -> dict:
     """The hyperparameters that a loss, or each of a sum of losses, was given beforehand."""
     if not isinstance(loss, partial):
@@ -104,10 +112,8 @@ def _keywords(loss) -> dict:
 
 def _plain(value):
     """As it will be when it comes back from JSON."""
-    if isinstance(value, (set, frozenset)):
-        value = sorted(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, set) else value)]
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     value = getattr(value, "value", value)  # an enumeration

@@ -196,7 +196,7 @@ def other_model(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (("--seed", 43), ["--seed is 43, and was 42"]),
+        (("--seed", 0), ["--seed is 0, and was 42"]),
         (("--beta", 0.2, "--learning_rate", 1e-5), ["--beta is 0.2, and was 0.1", "--learning_rate is 1e-05, and was 0.0004"]),
         (("--gradient_accumulation_steps", 2), ["the number of pairs a step is 8, and was 4"]),
         (("--dataset_name", "demo"), ["the training pairs are others (2048 now, 32 then)"]),
@@ -219,6 +219,14 @@ def test_going_on_with_another_model_is_refused(other_model, cut, pairs_file, ca
     )  # fmt: skip
     assert code == 2
     assert f"the model is {other_model}, and was demo/model: their weights differ" in error
+
+
+def test_another_hyperparameter_of_the_loss_is_another_run(pairs_file, tmp_path, call):
+    words = ("--dataset_name", pairs_file, *FLAGS, "--beside", "none", "--output_dir", tmp_path / "out")
+    assert call("custom_loss_dpo", *words, "--loss_kwargs", "lambda_=1")[0] == 0
+    code, _, error = call("custom_loss_dpo", *words, "--loss_kwargs", "lambda_=2", "--resume_from_checkpoint")
+    assert code == 2
+    assert "--loss_kwargs is lambda_=2.0, and was lambda_=1.0" in error
 
 
 def test_batches_split_otherwise_are_the_same_run(cut, pairs_file, call):

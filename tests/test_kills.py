@@ -196,6 +196,11 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(runs):
     complete, damaged = steps_on_disk(out)
     assert not damaged
     assert f"Stopped by SIGTERM after step {complete[-1]} of {STEPS}" in said
+    alone = shutil.copytree(out, runs.folder / "alone")
+    runs.start("full", alone, "--resume_from_checkpoint")  # twice the batch, half the processes
+    codes, said = runs.wait(alone)
+    assert codes == [0], said
+    assert f"resumed from step {complete[-1]}" in said
     runs.start("full, two processes", out, "--resume_from_checkpoint")
     assert runs.wait(out)[0] == [0, 0]
     assert weights(out) == runs.uninterrupted("full, two processes")[0]
