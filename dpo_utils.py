@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import shutil
 import sys
 import traceback
@@ -47,10 +48,12 @@ from trl.trainer.utils import use_adapter
 
 from machinery import run_folder
 from machinery.adapters import AdapterError, base_of_adapter, check_adapter, check_base, weights_fingerprint
+from machinery.checkpoints import complete_checkpoints, is_checkpoint, newest_complete, read_manifest
 from machinery.command_line import CommandLine
 from machinery.curves import plot_training
 from machinery.data_doctor import tokenise
 from machinery.data_tables import print_report
+from machinery.failures import is_out_of_memory, remedies, why_write_failed
 from machinery.flag_checks import check_environment, check_values
 from machinery.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.interrupts import SaveOnSignal
@@ -63,6 +66,7 @@ from machinery.memory_estimate import choose_checkpointing
 from machinery.model_files import check_architecture, check_model_folder, check_vocabulary, check_weights
 from machinery.precision import prefers_bf16
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
+from machinery.run_identity import describe_run, differences
 from machinery.safe_text import completions_page, inert_record, printable, visible
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
@@ -179,6 +183,9 @@ def parse_args(
 
     if training_args.hub_token:  # it would be written into training_args.bin, beside the weights
         os.environ["HF_TOKEN"], training_args.hub_token = training_args.hub_token, None
+    if needs_data:  # a training script; to evaluate a checkpoint is fine
+        _refuse_checkpoint("model_name_or_path", model_args.model_name_or_path)
+        _refuse_checkpoint("adapter", getattr(args, "adapter", None))
     args.source = mixture if mixture.datasets else args.dataset_name
     args.names_output_dir = said.output_dir is not None
     args.names_model = said.model_name_or_path is not None
@@ -213,6 +220,16 @@ def parse_args(
     if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
         raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
     return args, training_args, model_args
+
+
+def _refuse_checkpoint(flag: str, name: str | None) -> None:
+    """A checkpoint as the model to start from would be the reference as well."""
+    if name and is_checkpoint(Path(name)):
+        raise UserError(
+            f"--{flag} {name} is a checkpoint of a run: it would become the reference too. To go on with that run: "
+            f"--output_dir {Path(name).parent} --resume_from_checkpoint. If it is meant as a new start, copy its "
+            "config.json, *.safetensors and tokenizer files into a folder of their own."
+        )
 
 
 def _parse_columns(text: str | None) -> dict[str, str]:
@@ -301,6 +318,7 @@ def say(*words) -> None:
 
 def run(main) -> None:
     """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
+    _watched.clear()
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
@@ -322,22 +340,23 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
     if isinstance(error, (UserError, AdapterError, LossError, JudgeError)):
         text = str(error).rstrip(".")
         return 2, f"error: {text}" + ("" if text.endswith("?") else ".")
+    trainer = _watched[-1] if _watched else None
     if isinstance(error, KeyboardInterrupt):
-        return 130, "stopped by Ctrl-C outside of training; there is nothing to go on with"
-    if isinstance(error, NonFiniteLoss):
+        return 130, f"stopped by Ctrl-C outside of training. {_way_on(trainer)}"
+    if isinstance(error, (NonFiniteLoss, FloatingPointError)):
         return 1, (
-            f"training failed: {error}. The last checkpoint is untouched. Lower --learning_rate, use --bf16 rather than "
-            "--fp16, and look for empty or broken pairs."
+            f"training failed: {error}. {_way_on(trainer)} Lower --learning_rate, use --bf16 rather than --fp16, and look for "
+            "empty or broken pairs."
         )
     if isinstance(error, StoppedOnWarning):
         return 1, f"training stopped {error}."
-    is_cpu_full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_cpu_full:
-        return 1, (
-            "training failed: out of memory. In this order: halve --per_device_train_batch_size and double "
-            "--gradient_accumulation_steps; --gradient_checkpointing true; --precompute_ref_log_probs; lower "
-            "--max_length and --max_prompt_length; train an adapter instead."
-        )
+    if is_out_of_memory(error):
+        return 1, f"training failed: out of memory. {remedies(trainer, error)}"
+    if reason := why_write_failed(error, Path(trainer.args.output_dir) if trainer else None):
+        return 1, f"writing failed: {reason}. Nothing complete was overwritten. {_way_on(trainer)}"
+    if isinstance(error, pickle.UnpicklingError):
+        where = trainer.args.resume_from_checkpoint if trainer else "a file"
+        return 2, f"error: {where} holds a file that could run code when it is loaded, so it was not loaded."
     if _is_refusal(error):
         return 2, f"error: {error}"
     return None, ""
@@ -354,6 +373,18 @@ def _is_refusal(error: BaseException) -> bool:
     constructs = any(file.name == "dpo_trainer.py" and function == "__init__" for file, function in frames)
     is_loss = file.name == "dpo_trainer.py" and function == "_compute_loss"
     return isinstance(error, (ValueError, NotImplementedError, RuntimeError, OSError)) and (constructs or is_loss)
+
+
+_watched: list = []  # the trainer that `watch` was given: `run` tells of it when it fails
+
+
+def _way_on(trainer) -> str:
+    """Where a run that failed can go on from."""
+    folder = Path(trainer.args.output_dir) if trainer is not None else None
+    checkpoint = newest_complete(folder)[0] if folder is not None else None
+    if checkpoint is None:
+        return "No checkpoint was complete yet."
+    return f"{checkpoint} is complete: go on from it by --output_dir {folder} --resume_from_checkpoint."
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
@@ -603,24 +634,28 @@ def claim_output_dir(training_args: TutorialConfig, default: str | None) -> None
     default: the folder to take, with a number where it is taken; None where the user has named one.
     The first process chooses for all. Raises UserError where the folder cannot be written.
     """
-    choice = [None, None, None]
+    choice = [None, None, [], None]
     if PartialState().is_main_process:
         try:
             named = None if default is not None else training_args.output_dir
             wanted = Path(named or default)
             missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
             resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
-            choice[:2] = run_folder.choose_folder(named, default, resume, replace)
+            choice[:3] = run_folder.choose_folder(named, default, resume, replace)
             made_folders[:] = missing if named else [Path(choice[0]), *missing]
         except (OSError, ValueError) as error:
-            choice[2] = str(error)
-    folder, checkpoint, refusal = broadcast_object_list(choice)
+            choice[3] = str(error)
+    folder, checkpoint, passed_over, refusal = broadcast_object_list(choice)
     if refusal is not None:
         raise UserError(f"The output folder: {refusal}.")
     training_args.output_dir = folder
     if training_args.resume_from_checkpoint:
-        step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-        say(f"resumed from step {step}" + ("" if checkpoint else ": there was no whole checkpoint yet"))
+        for sentence in passed_over:
+            say(sentence)
+        state = Path(checkpoint or "", "trainer_state.json")
+        step = json.loads(state.read_text(encoding="utf-8"))["global_step"] if checkpoint else 0
+        start = "" if checkpoint else ": there is no complete checkpoint yet, so it starts from the beginning"
+        say(f"resumed from step {step}{start}")
         training_args.resume_from_checkpoint = checkpoint
 
 
@@ -675,10 +710,11 @@ def show_start(trainer, reference: str) -> None:
 
 
 def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -> None:
-    """Give a trainer a progress bar, a short log line, a reply now and then, a checkpoint on Ctrl-C, and a watcher.
+    """Give a trainer a bar, short log lines, a reply now and then, a watcher, and checkpoints that a kill cannot spoil.
 
     preview_prompt: the most likely reply to it is printed after an eighth, a quarter and half of the training; the watcher
     samples others, unseen. It warns of what goes wrong, and with `stop_on_warning` in the trainer's arguments ends there.
+    Raises UserError where the run is to go on from a checkpoint of another one.
     """
 
     def reply(model) -> str:
@@ -689,6 +725,7 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
         replies = sample_completions(model, tokenizer, [preview_prompt] * 8, max_new_tokens=128)
         return [(reply.ids, reply.is_finished) for reply in replies]
 
+    _keep_checkpoints(trainer)
     show_log_lines(trainer)
     trainer.add_callback(PreviewReply(reply))
     trainer.add_callback(SaveOnSignal())
@@ -697,6 +734,22 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
     has_reference = getattr(trainer, "needs_reference", True)
     stop_on_warning = getattr(trainer.args, "stop_on_warning", False)
     trainer.add_callback(Watcher(has_reference, stop_on_warning, sample))
+    _watched[:] = [trainer]
+
+
+def _keep_checkpoints(trainer) -> None:
+    """Let every checkpoint note whose it is, and refuse to go on from one that is another run's."""
+    checkpoint, found = trainer.args.resume_from_checkpoint, [None, []]
+    if PartialState().is_main_process:
+        found[0] = describe_run(trainer, trainer.model.config._name_or_path)
+        found[1] = differences(found[0], read_manifest(Path(checkpoint))["run"]) if checkpoint else []
+    run_now, others = broadcast_object_list(found)
+    if others:
+        raise UserError(
+            f"{checkpoint} belongs to another run: {'; '.join(others)}. Go on with the command it was started by, or begin a "
+            "new run in another --output_dir."
+        )
+    complete_checkpoints(trainer, run_now)
 
 
 # --- Generating ------------------------------------------------------------------------------------------------------

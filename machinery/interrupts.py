@@ -2,11 +2,14 @@
 
     trainer.add_callback(SaveOnSignal())
 
-The process exits with 130 (Ctrl-C) or 143 (SIGTERM), as shells expect. A second signal ends it at once.
+The process exits with 130 (Ctrl-C) or 143 (SIGTERM), as shells expect. A second signal ends it at once, unless there are
+several processes: what launched them repeats the first one to each. They stop after the same step, whoever heard it.
 """
 
 import signal
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 
@@ -22,7 +25,9 @@ class SaveOnSignal(TrainerCallback):
             self._previous[number] = signal.signal(number, self._remember)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.signal is not None:
+        heard = [number for number in gather_object([self.signal]) if number is not None]
+        if heard:
+            self.signal = heard[0]
             control.should_save = True
             control.should_training_stop = True
 
@@ -39,6 +44,7 @@ class SaveOnSignal(TrainerCallback):
             raise SystemExit(128 + self.signal)
 
     def _remember(self, number, frame):
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        elif PartialState().num_processes == 1:
             raise SystemExit(128 + number)
-        self.signal = signal.Signals(number)

@@ -1,11 +1,11 @@
 """Where a run puts its files: names that take a number, whole checkpoints, files that are complete or not there.
 
-    folder, _ = choose_folder(None, "runs/basic", None, False)      # runs/basic, or runs/basic-2 where that is taken
-    folder, checkpoint = choose_folder("out", None, "newest", False) # the newest checkpoint in out, or None
-    with complete_file(Path(folder) / "metrics.json") as file:       # written under another name, renamed at the end
+    folder, _, _ = choose_folder(None, "runs/basic", None, False)   # runs/basic, or runs/basic-2 where that is taken
+    folder, checkpoint, passed_over = choose_folder("out", None, "newest", False)  # the newest complete one in out, or None
+    with complete_file(Path(folder) / "metrics.json") as file:      # written under another name, renamed at the end
         file.write("{}")
 
-A run that has written metrics.json is finished; a checkpoint that has its trainer_state.json is whole.
+A run that has written metrics.json is finished. Needs checkpoints.py beside it, which tells complete ones from others.
 """
 
 import os
@@ -14,21 +14,28 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from machinery.checkpoints import checkpoints, newest_complete, why_incomplete
+
 FINISHED = "metrics.json"  # the last file a run writes
-LAST_OF_CHECKPOINT = "trainer_state.json"  # the last file Transformers writes into a checkpoint
 UNFINISHED = ".unfinished"  # where files wait that are to appear together
-OTHER_TRACES = ("config.json", "adapter_config.json", LAST_OF_CHECKPOINT)
+OTHER_TRACES = ("config.json", "adapter_config.json", "trainer_state.json")
 
 
-def choose_folder(named: str | None, default: str | None, resume: str | None, replace: bool) -> tuple[str, str | None]:
+def choose_folder(named: str | None, default: str | None, resume: str | None, replace: bool):
     """The folder of a run, made and writable, and the checkpoint it goes on from (None: from the beginning).
 
     named: the user's own folder, else default is taken, with a number. resume: a checkpoint, or "newest", or None.
-    replace: whether to clear what a run left in the folder. Raises OSError and ValueError.
+    replace: whether to clear what a run left in the folder. Returns (folder, checkpoint, sentences on damaged checkpoints
+    that were passed over). Raises OSError and ValueError.
     """
     checkpoint = Path(resume) if resume and resume.lower() not in ("newest", "true") else None
-    if checkpoint is not None and not (checkpoint / LAST_OF_CHECKPOINT).is_file():
-        raise ValueError(f"--resume_from_checkpoint {resume} is no whole checkpoint (no {LAST_OF_CHECKPOINT} in it)")
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise ValueError(f"--resume_from_checkpoint {resume} is no folder")
+    if checkpoint is not None and (reason := why_incomplete(checkpoint)):
+        raise ValueError(
+            f"--resume_from_checkpoint {resume} is no complete checkpoint: {reason}. Without a folder, the newest complete "
+            "one in --output_dir is taken"
+        )
     if named is not None:
         folder = Path(named)
     elif checkpoint is not None:
@@ -41,9 +48,10 @@ def choose_folder(named: str | None, default: str | None, resume: str | None, re
     (folder / ".writable").unlink()
     if replace and not resume:
         clear_run(folder)
+    passed_over = []
     if resume and checkpoint is None:
-        checkpoint = newest_checkpoint(folder)
-    return str(folder), str(checkpoint) if checkpoint else None
+        checkpoint, passed_over = newest_complete(folder)
+    return str(folder), str(checkpoint) if checkpoint else None, passed_over
 
 
 def free_folder(default: str) -> Path:
@@ -69,18 +77,6 @@ def newest_unfinished(default: str) -> Path | None:
 def holds_run(folder: Path) -> bool:
     """Whether a run has left anything in the folder."""
     return any((folder / name).exists() for name in (FINISHED, *OTHER_TRACES)) or bool(checkpoints(folder))
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, whole or not, the newest last."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None."""
-    whole = [path for path in checkpoints(folder) if (path / LAST_OF_CHECKPOINT).is_file()]
-    return whole[-1] if whole else None
 
 
 def clear_run(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from machinery.run_folder import choose_folder, complete_file, complete_files, newest_checkpoint
+from machinery.checkpoints import write_manifest
+from machinery.run_folder import choose_folder, complete_file, complete_files
 from machinery.safe_text import completions_page, visible
 from machinery.statistics import bootstrap_mean
 
@@ -17,18 +18,19 @@ def checkpoint(folder, step, whole=True):
     (folder / f"checkpoint-{step}").mkdir(parents=True)
     if whole:
         (folder / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        write_manifest(folder / f"checkpoint-{step}", {})
 
 
-def test_a_resumed_run_takes_the_newest_whole_checkpoint_of_the_newest_unfinished_folder(tmp_path):
+def test_a_resumed_run_takes_the_newest_complete_checkpoint_of_the_newest_unfinished_folder(tmp_path):
     finished, begun = tmp_path / "basic", tmp_path / "basic-2"
     checkpoint(finished, 90)
     (finished / "metrics.json").write_text("{}")
     checkpoint(begun, 8)
     checkpoint(begun, 16)
     checkpoint(begun, 24, whole=False)
-    folder, found = choose_folder(None, str(tmp_path / "basic"), "newest", False)
+    folder, found, [passed_over] = choose_folder(None, str(tmp_path / "basic"), "newest", False)
     assert (folder, found) == (str(begun), str(begun / "checkpoint-16"))
-    assert newest_checkpoint(tmp_path) is None
+    assert "checkpoint-24" in passed_over
 
 
 def test_replacing_a_run_removes_what_a_run_wrote_and_nothing_else(tmp_path):

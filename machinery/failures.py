@@ -1,0 +1,130 @@
+"""Why a training failed, and what would help this very run: memory that ran out, files that could not be written.
+
+    try:
+        trainer.train()
+    except Exception as error:
+        if is_out_of_memory(error):
+            print(remedies(trainer, error))       # "By estimate this run needs 812 MiB: ... What helps, in this order: ..."
+        elif reason := why_write_failed(error, folder):
+            print(reason)                         # "[Errno 28] No space left on device: 'out/...', with 0 MiB free"
+
+Needs memory_estimate.py beside it.
+"""
+
+import errno
+import shutil
+import traceback
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from machinery.memory_estimate import estimate_memory
+
+NO_ROOM = [errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)]
+# What PyTorch and safetensors say when the system refuses a write; neither raises an OSError.
+TORCH_MARKS = ("PytorchStreamWriter", "inline_container", "Parent directory", "cannot be opened")
+SAFETENSORS_MARKS = ("os error", "I/O error")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or elsewhere."""
+    is_cpu_full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_cpu_full
+
+
+def why_write_failed(error: BaseException, folder: Path | None) -> str | None:
+    """What kept a file from being written, or None where the error is of another kind.
+
+    folder: where the run writes, which may be gone by now; None before it has one.
+    """
+    text = (str(error).splitlines() or [""])[0].rstrip(".")
+    if isinstance(error, OSError):
+        is_ours = folder is not None and bool(error.filename)
+        is_ours = is_ours and Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
+        if not is_ours and error.errno not in NO_ROOM:
+            return None
+    elif isinstance(error, SafetensorError) and any(mark in text for mark in SAFETENSORS_MARKS):
+        pass
+    elif isinstance(error, RuntimeError) and any(mark in text for mark in TORCH_MARKS):
+        text = "a file of a checkpoint could not be written to its end"
+    else:
+        return None
+    try:
+        return f"{text}, with {shutil.disk_usage(folder or '.').free / 2**20:,.0f} MiB free"
+    except OSError:
+        return text
+
+
+def remedies(trainer, error: BaseException) -> str:
+    """What this run needs by estimate, and what would make it need less, the least harmful first.
+
+    trainer: TRL's DPOTrainer, as it was when memory ran out with the error; None if that was before there was one.
+    """
+    if trainer is None:
+        return "Not even the model fits: take a smaller one, or --load_in_4bit in lora_dpo_training.py."
+    args, needs = trainer.args, _needs(trainer)
+    where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+
+    def less(part: str, **changed) -> str:
+        """How much a change takes off a part, where it can be told."""
+        then = _needs(trainer, **changed) if needs and changed else {part: 0}
+        return f" (about {(needs[part] - then[part]) / 2**20:,.0f} MiB less)" if needs and then else ""
+
+    steps = []
+    size, pairs = args.per_device_train_batch_size, args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if "sample_completions" in where:
+        steps.append("--num_eval_prompts and --max_new_tokens lower: it ran out while replies were sampled")
+    elif "evaluate" in where:
+        steps.append(
+            f"--per_device_eval_batch_size below {args.per_device_eval_batch_size}: it ran out while measuring"
+        )
+    if size > 1:
+        half = max(part for part in range(1, size // 2 + 1) if pairs % part == 0)
+        flags = f"--per_device_train_batch_size {half} --gradient_accumulation_steps {pairs // half}"
+        steps.append(flags + less("activations", per_device_train_batch_size=half))
+    if not args.gradient_checkpointing:
+        steps.append("--gradient_checkpointing true" + less("activations", gradient_checkpointing=True))
+    if trainer.ref_model is not None:
+        steps.append("--precompute_ref_log_probs" + less("reference"))
+    longest = f" than the longest pair's {_longest(trainer.train_dataset):,} tokens" if needs else ""
+    steps.append(f"--max_length and --max_prompt_length lower{longest}")
+    if not hasattr(trainer.model, "peft_config"):
+        steps.append("an adapter instead of all weights, by lora_dpo_training.py" + less("optimizer"))
+    elif not getattr(trainer.model, "is_quantized", False) and torch.cuda.is_available():
+        steps.append("--load_in_4bit: the frozen base in half a byte a weight")
+    if args.world_size == 1:
+        steps.append("several GPUs that share the weights: recipes/accelerate/fsdp2.yaml")
+    lines = [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
+    return "\n".join([_expected(needs), "What helps, in this order:", *lines])
+
+
+def _needs(trainer, **changed) -> dict[str, int] | None:
+    """The estimate with some of the arguments changed; None where there is none (a stream, weights in pieces)."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return None
+    before = {name: getattr(trainer.args, name) for name in changed}
+    try:
+        for name, value in changed.items():
+            setattr(trainer.args, name, value)
+        needs = estimate_memory(trainer)
+    except Exception:  # not enough memory for one pair either, or a stream that has no longest pair
+        return None
+    finally:
+        for name, value in before.items():
+            setattr(trainer.args, name, value)
+    needs.pop("runtime")  # in the middle of a training it would count the training itself
+    return needs
+
+
+def _longest(pairs) -> int:
+    """The tokens of the longest pair, its prompt counted once."""
+    columns = [pairs[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    return max(len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in zip(*columns, strict=True))
+
+
+def _expected(needs: dict[str, int] | None) -> str:
+    if needs is None:
+        return "What it needs cannot be estimated here."
+    listed = ", ".join(f"{part} {size / 2**20:,.0f}" for part, size in needs.items())
+    return f"By estimate this run needs {sum(needs.values()) / 2**20:,.0f} MiB: {listed}."
