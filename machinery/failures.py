@@ -8,7 +8,7 @@
         elif reason := why_write_failed(error, folder):
             print(reason)                         # "[Errno 28] No space left on device: 'out/...', with 0 MiB free"
 
-Needs memory_estimate.py beside it.
+Needs memory_estimate.py and token_rows.py beside it.
 """
 
 import errno
@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from machinery.memory_estimate import estimate_memory
+from machinery.token_rows import row_lengths
 
 NO_ROOM = [errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)]
 # What PyTorch and safetensors say when the system refuses a write; neither raises an OSError.
@@ -87,7 +88,11 @@ def remedies(trainer, error: BaseException) -> str:
         steps.append("--gradient_checkpointing true" + less("activations", gradient_checkpointing=True))
     if trainer.ref_model is not None:
         steps.append("--precompute_ref_log_probs" + less("reference"))
-    longest = f" than the longest pair's {_longest(trainer.train_dataset):,} tokens" if needs else ""
+    longest = (
+        f" than the longest pair's {int(row_lengths(trainer.train_dataset).max()):,} tokens, prompt and both answers"
+        if needs
+        else ""
+    )
     steps.append(f"--max_length and --max_prompt_length lower{longest}")
     if not hasattr(trainer.model, "peft_config"):
         steps.append("an adapter instead of all weights, by lora_dpo_training.py" + less("optimizer"))
@@ -115,12 +120,6 @@ def _needs(trainer, **changed) -> dict[str, int] | None:
             setattr(trainer.args, name, value)
     needs.pop("runtime")  # in the middle of a training it would count the training itself
     return needs
-
-
-def _longest(pairs) -> int:
-    """The tokens of the longest pair, its prompt counted once."""
-    columns = [pairs[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-    return max(len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in zip(*columns, strict=True))
 
 
 def _expected(needs: dict[str, int] | None) -> str:

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 
 from machinery import memory
-from machinery.row_lengths import row_lengths
+from machinery.token_rows import row_lengths
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "runtime")
 STATES_PER_PARAMETER = {"sgd": 0, "lion": 1, "lion_32bit": 1, "adafactor": 0}  # all others as AdamW: two

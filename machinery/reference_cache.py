@@ -10,7 +10,7 @@ or, in a trainer of TRL's with `args.precompute_ref_log_probs` and the folder as
 
 The key is a hash of all weights that the reference is made of, of the tokens of all rows and of the settings, so another
 model, another row or another length is another file. A file names its own checksum. Old files go when the folder grows
-beyond 1 GB (some 100 million pairs). Needs row_lengths.py beside it.
+beyond 1 GB (some 100 million pairs). Needs token_rows.py beside it.
 """
 
 import hashlib
@@ -19,7 +19,6 @@ import os
 import struct
 from pathlib import Path
 
-import pyarrow.compute as pc
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
@@ -28,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from machinery.row_lengths import TOKEN_COLUMNS, row_lengths
+from machinery.token_rows import hash_rows, row_lengths
 
 MOST_BYTES = 1_000_000_000
 
@@ -48,10 +47,7 @@ def reference_key(model: nn.Module, dataset: Dataset, settings: dict, adapter: s
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().contiguous().reshape(-1).cpu().view(torch.uint8).numpy())
-    for batch in dataset.select_columns(TOKEN_COLUMNS).with_format("arrow").iter(batch_size=10_000):
-        for column in batch.columns:
-            digest.update(pc.list_value_length(column).combine_chunks().to_numpy(zero_copy_only=False))
-            digest.update(pc.list_flatten(column).combine_chunks().to_numpy(zero_copy_only=False))
+    hash_rows(dataset, digest)
     return digest.hexdigest()
 
 

@@ -4,17 +4,17 @@
     differences(run, run_of_the_checkpoint)              # ["--seed is 43, and was 42"]; empty where it is the same run
 
 What changes nothing but speed, memory, logs or files is not in it, so those may differ: the number of processes too, as
-long as all of them together take as many pairs a step.
+long as all of them together take as many pairs a step. Needs token_rows.py beside it.
 """
 
 import hashlib
 from functools import partial
 
-import pyarrow.compute as pc
 from datasets import Dataset
 from torch import nn
 
-TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+from machinery.token_rows import TOKEN_COLUMNS, hash_rows
+
 SETTINGS = """
     seed data_seed train_sampling_strategy dataloader_drop_last num_train_epochs max_steps
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps
@@ -84,10 +84,7 @@ def pairs_digest(dataset) -> dict | None:
     if not isinstance(dataset, Dataset) or not set(TOKEN_COLUMNS) <= set(dataset.column_names):
         return None
     digest = hashlib.sha256()
-    for batch in dataset.select_columns(TOKEN_COLUMNS).with_format("arrow").iter(batch_size=10_000):
-        for column in batch.columns:
-            digest.update(pc.list_value_length(column).combine_chunks().to_numpy(zero_copy_only=False))
-            digest.update(pc.list_flatten(column).combine_chunks().to_numpy(zero_copy_only=False))
+    hash_rows(dataset, digest)
     return {"count": len(dataset), "tokens": digest.hexdigest()[:32]}
 
 
