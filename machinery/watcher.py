@@ -224,8 +224,9 @@ class Watcher(TrainerCallback):
         self.updates += state.global_step > self.warm_at and not was_skipped
         if self.updates == 3 and not was_skipped:
             self._compare_parameters(state, model)
-        is_due = self.before and state.global_step in {max(1, round(at * state.max_steps)) for at in self.sample_at}
-        if is_due and all(values.isfinite().all() for values in _touch(model).values()):  # NaN is no distribution
+        is_due = state.global_step in {max(1, round(share * state.max_steps)) for share in self.sample_at}
+        # There is nothing to sample from NaN.
+        if self.before and is_due and all(values.isfinite().all() for values in _touch(model).values()):
             self._compare_replies(state, _describe(self.sample(model)))
         self._stop_if_asked(state, control)
 
