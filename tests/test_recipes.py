@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,37 +65,33 @@ def launch(script, *words, launcher=None):
 
 
 def test_two_processes_are_one_with_the_same_global_batch_and_one_writer(tmp_path):
-    done = launch("basic_dpo_training.py", *SHORT, "--output_dir", tmp_path / "one")
-    assert done.returncode == 0, done.stderr
-    # batches of two pairs, some of them in two parts
-    words = (
-        *SHORT,
-        "--per_device_train_batch_size",
-        2,
-        "--max_tokens_per_batch",
-        200,
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        2,
-    )
-    two = PROJECT / "recipes" / "accelerate" / "cpu.yaml"
-    done = launch("basic_dpo_training.py", *words, "--output_dir", tmp_path / "two", launcher=two)
-    assert done.returncode == 0, done.stderr
-    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
-    assert done.stdout.count("The model is in") == 1
-    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert metrics["pairs_train"] == 2048
-    # a checkpoint of two processes goes on in one, and ends where two would have
-    (tmp_path / "two" / "metrics.json").unlink()
-    [last] = [path for path in (tmp_path / "two").glob("checkpoint-*") if path.name == "checkpoint-4"]
-    for file in last.iterdir():
-        file.unlink()
-    last.rmdir()
-    done = launch("basic_dpo_training.py", *SHORT, "--output_dir", tmp_path / "two", "--resume_from_checkpoint")
-    assert done.returncode == 0, done.stderr
-    assert "resumed from step 2" in done.stdout
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    saving = ["--save_strategy", "steps", "--save_steps", 2]
+    # In two processes: batches of two pairs, some of them in two parts.
+    ways = {
+        "one": ([*SHORT, *saving], None),
+        "two": (
+            [*SHORT, *saving, "--per_device_train_batch_size", 2, "--max_tokens_per_batch", 200],
+            PROJECT / "recipes" / "accelerate" / "cpu.yaml",
+        ),
+    }
+    for name, (words, launcher) in ways.items():
+        done = launch("basic_dpo_training.py", *words, "--output_dir", tmp_path / name, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("The model is in") == 1
+    expected = losses(tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(expected, abs=1e-5)
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["pairs_train"] == 2048
+
+    for begun, gone_on in (("two", "one"), ("one", "two")):  # a checkpoint of two goes on in one, and the reverse
+        folder, (words, launcher) = tmp_path / begun, ways[gone_on]
+        (folder / "metrics.json").unlink()
+        shutil.rmtree(folder / "checkpoint-4")
+        done = launch(
+            "basic_dpo_training.py", *words, "--output_dir", folder, "--resume_from_checkpoint", launcher=launcher
+        )
+        assert done.returncode == 0, done.stderr
+        assert "resumed from step 2" in done.stdout
+        assert losses(folder) == pytest.approx(expected, abs=1e-5)
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(call, monkeypatch):
