@@ -517,7 +517,7 @@ def compare_losses(args, training_args, model_args, argv):  # NEW
         seeds=args.seeds,
         own={name: DEMO | BY_LOSS.get(name, {}) for name in LOSSES},
         sample_rewards=sample_rewards,
-        folder=Path(training_args.output_dir if args.names_output_dir else "runs/compare"),
+        folder=Path(training_args.output_dir if args.names_output_dir else f"runs/compare/{args.compare}"),
     )
 
 

@@ -65,7 +65,6 @@ def compare(
             raise LossError(f"--seeds {seed}: a seed is at least 0 and below 2**32")
     losses = losses or DEFAULT_LOSSES.get(kind) or [name for name in known if name != "your_loss"]
     check_names(losses, known, "--losses")
-    folder = folder / kind if folder.name == "compare" else folder
     rest = without(argv, OWN_FLAGS)
     cases, stamps, about = {}, {}, {}
     for name in losses:
@@ -127,7 +126,7 @@ def compare(
         plot_frontier(report, folder / "frontier.png")
         filled = {name: _filled(name, known, own[name]) for name in losses}
         plot_shapes(filled, {name: own[name]["beta"] for name in losses}, folder / "shapes.png")
-    print(f"\nWhat to look at   {', '.join(str(path) for path in sorted(folder.glob('*.png')))}, {folder / 'table.md'}")
+    print(f"\nWhat to look at   {', '.join(map(str, [*sorted(folder.glob('*.png')), folder / 'table.md']))}")
 
 
 def _filled(name: str, known: dict[str, Callable], own: dict) -> Callable:
