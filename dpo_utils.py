@@ -258,7 +258,9 @@ def _device_settings(said) -> dict:
     }
     if said.bf16 is None and not said.fp16:
         settings["bf16"] = prefers_bf16(torch.accelerator.current_accelerator() if has_accelerator else "cpu")
-    if said.dataset_streaming or said.sync_ref_model:  # rows that pass by once, a reference that moves
+    is_sharded = any(os.environ.get(f"ACCELERATE_USE_{engine}") == "true" for engine in ("FSDP", "DEEPSPEED"))
+    if said.dataset_streaming or said.sync_ref_model or is_sharded:
+        # Rows that pass by once, a reference that moves, or weights that are in pieces before training begins.
         settings["precompute_ref_log_probs"] = False
     return settings
 
