@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[Callable, str]] = (
         "loss_weights": (math.isfinite, "a finite number"),
     }
 )
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 NEVER_EMPTY = (
     "model_name_or_path dataset_name dataset_train_split dataset_test_split output_dir adapter reference save_cleaned "
     "answers judge_model judge_url models"
@@ -67,6 +68,9 @@ def check_values(values: dict) -> None:
             for number in value if isinstance(value, list) else [value]:
                 if not is_right(number):
                     raise ValueError(f"--{name} must be {words}, not {number}")
+    divergence = values.get("f_divergence_type")
+    if divergence and divergence not in DIVERGENCES:
+        raise ValueError(f"--f_divergence_type {divergence}: there are {', '.join(DIVERGENCES)}")
     metric = values.get("metric_for_best_model")
     if metric and metric.removeprefix("eval_") not in METRICS:
         raise ValueError(f"--metric_for_best_model {metric}: there are {', '.join(METRICS)}")

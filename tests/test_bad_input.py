@@ -213,7 +213,7 @@ FLAGS = {
     "loss_of_another_script": Case(BASIC, "--loss_type dpop", ("custom_loss_dpo.py",)),
     "loss_weights_too_few": Case(BASIC, "--loss_type sigmoid ipo --loss_weights 1", ("loss_weights",)),
     "loss_refused_by_trl": Case(BASIC, TRAIN + "--loss_type exo_pair", ("Label smoothing",), PAIRS),
-    "divergence_unknown": Case(BASIC, TRAIN + "--f_divergence_type rubbish", ("rubbish",), PAIRS),
+    "divergence_unknown": Case(BASIC, TRAIN + "--f_divergence_type rubbish", ("rubbish", "js_divergence"), PAIRS),
     "coupled_loss_in_parts": Case(
         BASIC, "--loss_type aot --max_tokens_per_batch 99", ("--max_tokens_per_batch", "aot")
     ),
@@ -241,11 +241,9 @@ OUTPUT = {
     "output_dir_holds_a_run": Case(
         BASIC, "--output_dir out", ("already holds a run",), write("out/metrics.json", "{}")
     ),
-    "checkpoint_not_there": Case(
-        BASIC, TRAIN + "--resume_from_checkpoint nope", ("nope is no whole checkpoint",), PAIRS
-    ),
+    "checkpoint_not_there": Case(BASIC, TRAIN + "--resume_from_checkpoint nope", ("nope is no folder",), PAIRS),
     "checkpoint_is_a_file": Case(
-        BASIC, TRAIN + "--resume_from_checkpoint pairs.jsonl", ("pairs.jsonl is no whole checkpoint",), PAIRS
+        BASIC, TRAIN + "--resume_from_checkpoint pairs.jsonl", ("pairs.jsonl is no folder",), PAIRS
     ),
 }
 

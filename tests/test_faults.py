@@ -342,7 +342,7 @@ def fail_for_memory(*args, **kwargs):
     ("script", "flags", "ladder"),
     [
         (
-            "basic_dpo_training", "--gradient_accumulation_steps 3",
+            "basic_dpo_training", "--gradient_accumulation_steps 3 --no_precompute_ref_log_probs",
             ["--per_device_train_batch_size 2 --gradient_accumulation_steps 6 (about", "--gradient_checkpointing true (about",
              "--precompute_ref_log_probs (about 4 MiB less)", "--max_length", "lora_dpo_training.py", "fsdp2.yaml"],
         ),

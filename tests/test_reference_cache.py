@@ -11,6 +11,7 @@ from trl import DPOConfig, DPOTrainer
 import machinery.reference_cache as reference_cache
 from machinery.reference_cache import load_logps, reference_key, save_logps
 from machinery.shared_prompt import SharedPromptDPOTrainer
+from machinery.token_rows import TOKEN_COLUMNS
 
 ROWS = [
     {"prompt": f"what is {n}?", "chosen": " a cat" * (1 + n % 4), "rejected": " a dog" * (1 + n % 3)} for n in range(11)
@@ -108,7 +109,7 @@ def test_a_new_adapter_has_the_base_s_whatever_it_was_drawn_from(base_model_fold
 
 
 def test_an_adapter_that_belongs_to_the_reference_counts():
-    rows = Dataset.from_dict({name: [[1, 2]] for name in reference_cache.TOKEN_COLUMNS})
+    rows = Dataset.from_dict({name: [[1, 2]] for name in TOKEN_COLUMNS})
     model = make_llama()
     model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), "ref")
     keys = {reference_key(model, rows, {}, "ref"), reference_key(model, rows, {}, None)}
