@@ -162,7 +162,7 @@ def parse_args(
     parser = CommandLine((arguments, TutorialConfig, ModelConfig, DatasetMixtureConfig), description, shown)
     try:
         said = parser.read(list(sys.argv[1:] if argv is None else argv))
-        parser.fill(_device_settings(said) | (defaults or {}))
+        parser.fill({"gradient_checkpointing": None} | (defaults or {}))  # None: where memory asks for it
         if getattr(said, "adapter", None) and said.model_name_or_path is None:
             said.model_name_or_path = base_of_adapter(check_adapter(said.adapter))
             if said.model_name_or_path is None:
@@ -173,6 +173,7 @@ def parse_args(
             parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
             if not getattr(said, "loss_file", None):
                 parser.fill((by_loss or {}).get(parser.values()["loss_type"][0], {}))
+        parser.fill(_device_settings(parser.values()))
         values = parser.values()
         is_open = values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None
         check_environment()
@@ -247,19 +248,18 @@ def _from_here(path: str) -> str:
     return path if Path(path).exists() else os.path.relpath(PROJECT / path)
 
 
-def _device_settings(said) -> dict:
-    """Defaults that depend on the machine and on what was said. Without them TRL asks for bf16 anywhere, and refuses."""
-    has_accelerator = torch.accelerator.is_available() and not said.use_cpu
+def _device_settings(values: dict) -> dict:
+    """Defaults that depend on the machine and on other flags. Without them TRL asks for bf16 anywhere, and refuses."""
+    has_accelerator = torch.accelerator.is_available() and not values["use_cpu"]
     settings = {
         "use_cpu": not has_accelerator,
         "disable_tqdm": not sys.stderr.isatty(),
         "logging_nan_inf_filter": False,  # it would log an older loss in place of a NaN
-        "gradient_checkpointing": None,  # where memory asks for it, see `show_start`
     }
-    if said.bf16 is None and not said.fp16:
+    if values["bf16"] is None and not values["fp16"]:
         settings["bf16"] = prefers_bf16(torch.accelerator.current_accelerator() if has_accelerator else "cpu")
     is_sharded = any(os.environ.get(f"ACCELERATE_USE_{engine}") == "true" for engine in ("FSDP", "DEEPSPEED"))
-    if said.dataset_streaming or said.sync_ref_model or is_sharded:
+    if values["dataset_streaming"] or values["sync_ref_model"] or is_sharded:
         # Rows that pass by once, a reference that moves, or weights that are in pieces before training begins.
         settings["precompute_ref_log_probs"] = False
     return settings
