@@ -56,9 +56,9 @@ from machinery.run_comparison import side_by_side
 from machinery.shared_prompt import SharedPromptDPOTrainer
 
 # --- The formulas ----------------------------------------------------------------------------------------------------
-# Keyword arguments in, the loss of each pair out, all of shape (B,). The log-probs are SUMS over an answer's tokens, the
-# lengths are its tokens. In the formulas, chosen and rejected stand for log policy - log reference of the two answers:
-# times beta they are the rewards that training logs. Ranges, and when each fails: docs/losses.md.
+# Keyword arguments in, the loss of each pair out, all of shape (B,). The log-probs are SUMS over an answer's tokens,
+# the lengths are its tokens. In the formulas, chosen and rejected stand for log policy - log reference of the two
+# answers: times beta they are the rewards that training logs. Ranges, and when each fails: docs/losses.md.
 
 
 def logratios(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, **_):
@@ -129,7 +129,8 @@ def robust(beta, label_smoothing, **pair):
 def cdpo(beta, label_smoothing, **pair):
     """cDPO: (1 - eps) sigmoid_loss(margin) + eps sigmoid_loss(-margin); Mitchell's note ericmitchell.ai/cdpo.pdf, Eq. 3.
 
-    Sums. For: labels wrong in a share eps (label_smoothing). It ends at a margin, log((1 - eps) / eps), not at infinity.
+    Sums. For: labels wrong in a share eps (label_smoothing). It ends at a margin, log((1 - eps) / eps), not at
+    infinity.
     """
     chosen, rejected = logratios(**pair)
     margin, eps = beta * (chosen - rejected), label_smoothing
@@ -158,7 +159,8 @@ def sppo_hard(beta, **pair):
 def aot(beta, label_smoothing, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, **_):
     """AOT: cdpo on sort(policy chosen - rejected) - sort(reference chosen - rejected); arXiv:2406.05882, Section 3.
 
-    Sums. For: moving the whole distribution of margins. It sorts within a batch, so a pair's loss depends on the others.
+    Sums. For: moving the whole distribution of margins. It sorts within a batch, so a pair's loss depends on the
+    others.
     """
     policy = (policy_chosen_logps - policy_rejected_logps).sort().values
     margin, eps = beta * (policy - (ref_chosen_logps - ref_rejected_logps).sort().values), label_smoothing
@@ -196,8 +198,9 @@ def apo_down(beta, **pair):
 def discopop(beta, discopop_tau, **pair):
     """DiscoPOP: (1 - s) * -logsigmoid(m) + s * exp(-m), m = the margin, s = sigmoid(m / tau); arXiv:2406.08414, Eq. 5.
 
-    Sums. For: a loss that was found by search and not by argument. Between margins of about -0.1 and 0.1 its slope turns
-    round: it is not convex. The exponents are added before they are taken, so that large margins overflow nothing.
+    Sums. For: a loss that was found by search and not by argument. Between margins of about -0.1 and 0.1 its slope
+    turns round: it is not convex. The exponents are added before they are taken, so that large margins overflow
+    nothing.
     """
     chosen, rejected = logratios(**pair)
     margin = beta * (chosen - rejected)
@@ -208,8 +211,8 @@ def discopop(beta, discopop_tau, **pair):
 def sft(policy_chosen_logps, chosen_lengths, **_):
     """Supervised fine-tuning: -log policy(chosen) per token of the batch; the second term of RPO, arXiv:2404.19733, Eq. 1.
 
-    Means over all tokens of the batch, as in TRL; in the paper over those of each answer. No reference. For: holding the
-    chosen answers up beside another loss, and alone as the baseline that DPO has to beat.
+    Means over all tokens of the batch, as in TRL; in the paper over those of each answer. No reference. For: holding
+    the chosen answers up beside another loss, and alone as the baseline that DPO has to beat.
     """
     return -policy_chosen_logps / chosen_lengths.float().mean()
 
@@ -236,8 +239,8 @@ def simpo(beta, policy_chosen_logps, policy_rejected_logps, chosen_lengths, reje
 def orpo(policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths, lambda_=0.1, **_):
     """ORPO: -mean logp_chosen - lambda logsigmoid(log odds(chosen) - log odds(rejected)); arXiv:2403.07691, Eqs. 6 and 7.
 
-    Means over tokens; odds(p) = p / (1 - p) of the mean's exponential. No reference and no beta. For: a base model in one
-    stage, SFT and preferences together. The first term covers the completion; in TRL's ORPO trainer the prompt too.
+    Means over tokens; odds(p) = p / (1 - p) of the mean's exponential. No reference and no beta. For: a base model in
+    one stage, SFT and preferences together. The first term covers the completion; in TRL's ORPO trainer the prompt too.
     """
     chosen, rejected = policy_chosen_logps / chosen_lengths, policy_rejected_logps / rejected_lengths
 

@@ -148,10 +148,10 @@ def parse_args(
 
     description: the script's docstring, printed by --help. demo: the settings that hold when the model is the demo's
     and the user says nothing else. argv: the command line, that of the process by default. arguments: the script's own
-    flags besides those of all scripts. defaults: its own defaults for every model. takes_adapters: whether it knows what
-    to do with --use_peft and quantised weights. losses: what --loss_type may be. by_loss: settings that go before those of
-    the demo with one loss. flags: what --help shows besides the script's own. needs_data: whether
-    the user has to name it.
+    flags besides those of all scripts. defaults: its own defaults for every model. takes_adapters: whether it knows
+    what to do with --use_peft and quantised weights. losses: what --loss_type may be. by_loss: settings that go before
+    those of the demo with one loss. flags: what --help shows besides the script's own. needs_data: whether the user has
+    to name it.
     Returns (script arguments, training arguments, model arguments); in them, `data_kwargs` and `init_kwargs` hold what
     `load_preferences` and `load_model` take. Raises UserError.
     """
@@ -519,10 +519,11 @@ def load_preferences(
 
     source: a file, folder or hub name, or a mixture as TRL's recipes describe it. tokenizer: gets a plain chat template
     if it has none and the pairs are conversations; None only examines the texts.
-    how: dataset_format ("auto", a name in SHAPES, or a function from a row to {"prompt", "chosen", "rejected"}), columns
-    ({our name: yours}), pairing and min_margin (of several scored answers), held_out_share (of the prompts, where there
-    is no test split), keep_findings (which drop nothing), skip_bad_rows, keep_plain, max_prompt_length, max_length,
-    look_at (how many pairs to examine in tokens; all by default), num_proc, seed, save_cleaned (a .jsonl file to write).
+    how: dataset_format ("auto", a name in SHAPES, or a function from a row to {"prompt", "chosen", "rejected"}),
+    columns ({our name: yours}), pairing and min_margin (of several scored answers), held_out_share (of the prompts,
+    where there is no test split), keep_findings (which drop nothing), skip_bad_rows, keep_plain, max_prompt_length,
+    max_length, look_at (how many pairs to examine in tokens; all by default), num_proc, seed, save_cleaned (a .jsonl
+    file to write).
     Returns the training pairs, the held-out pairs (None where nothing is held out), both with a column "rows", and a
     report by split. Raises UserError that names the file and the row.
     """
@@ -714,9 +715,9 @@ def show_start(trainer, reference: str) -> None:
 def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -> None:
     """Give a trainer a bar, short log lines, a reply now and then, a watcher, and checkpoints that a kill cannot spoil.
 
-    preview_prompt: the most likely reply to it is printed after an eighth, a quarter and half of the training; the watcher
-    samples others, unseen. It warns of what goes wrong, and with `stop_on_warning` in the trainer's arguments ends there.
-    Raises UserError where the run is to go on from a checkpoint of another one.
+    preview_prompt: the most likely reply to it is printed after an eighth, a quarter and half of the training; the
+    watcher samples others, unseen. It warns of what goes wrong, and with `stop_on_warning` in the trainer's arguments
+    ends there. Raises UserError where the run is to go on from a checkpoint of another one.
     """
 
     def reply(model) -> str:
@@ -888,8 +889,8 @@ def sequence_kl(
     """How far the policy has moved: KL(policy || reference) over whole completions, in nats, with its 95% interval.
 
     reference: None where the policy is an adapter and its reference lies underneath: the model with the adapter off, or
-    the frozen copy that TRL keeps as "ref". completions: sampled from the policy at temperature 1. The estimate is the mean of
-    log policy(y|x) - log reference(y|x). Returns (mean, low, high).
+    the frozen copy that TRL keeps as "ref". completions: sampled from the policy at temperature 1. The estimate is the
+    mean of log policy(y|x) - log reference(y|x). Returns (mean, low, high).
     """
     rows = [(completion.prompt_ids, completion.ids) for completion in completions]
     policy_logps = sequence_logps(policy, rows, pad_token_id)
@@ -916,10 +917,12 @@ def report_change(
 ) -> dict:
     """Print what training changed in the replies to held-out prompts, and return it for metrics.json.
 
-    reference: see `sequence_kl`. before, after: one reply a prompt, sampled at temperature 1 from the reference and from the policy.
+    reference: see `sequence_kl`. before, after: one reply a prompt, sampled at temperature 1 from the reference and
+    from the policy.
     score_reply(prompt, text): the parts of a reply's true reward by name, with the maxima of each; None if unknown.
-    Returns kl, reply_tokens_before and reply_tokens_after (a reply's length, EOS included) and, with score_reply, true_reward_before, true_reward_after and win_rate (after against before on the
-    same prompt, ties half), each with the ends of its 95% bootstrap interval over prompts.
+    Returns kl, reply_tokens_before and reply_tokens_after (a reply's length, EOS included) and, with score_reply,
+    true_reward_before, true_reward_after and win_rate (after against before on the same prompt, ties half), each with
+    the ends of its 95% bootstrap interval over prompts.
     """
     say("\nThe same prompts before and after")
     for prompt, old, new in list(zip(prompts, before, after, strict=True))[:3]:
@@ -980,7 +983,8 @@ def save_run(
     """Write the run's files into the trainer's output folder, each complete or not at all; metrics.json is the last.
 
     outcome: what `report_change` measured, added to what the trainer knows. replies: prompts, replies before training,
-    replies after it. beside(folder): writes what is to stand beside the weights. Returns the metrics. Measures the held-out pairs once more where that was not done at the last step.
+    replies after it. beside(folder): writes what is to stand beside the weights. Returns the metrics. Measures the
+    held-out pairs once more where that was not done at the last step.
     """
     last_measured = max((logs["step"] for logs in trainer.state.log_history if "eval_loss" in logs), default=None)
     if trainer.eval_dataset is not None and last_measured != trainer.state.global_step:

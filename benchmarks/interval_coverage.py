@@ -3,8 +3,8 @@
     python benchmarks/interval_coverage.py                       # 2,000 evaluations of 200 prompts each: two minutes
     python benchmarks/interval_coverage.py --prompts 50          # fewer prompts
 
-A 95% interval should hold the truth in 95% of repetitions; 93 to 97% is what 2,000 repetitions and its own approximation
-leave room for.
+A 95% interval should hold the truth in 95% of repetitions; 93 to 97% is what 2,000 repetitions and its own
+approximation leave room for.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/lora_memory.py                  # two trainings of three steps: about three minutes on two cores
 
-Each training runs in a process of its own: all weights with a second model as the reference, and an adapter of rank 16 on
-all linear layers, whose reference is the base. It prints the estimate made before the training beside what was measured
-after it, and the share of full training's weights, gradients, optimizer and reference that the adapter takes.
+Each training runs in a process of its own: all weights with a second model as the reference, and an adapter of rank 16
+on all linear layers, whose reference is the base. It prints the estimate made before the training beside what was
+measured after it, and the share of full training's weights, gradients, optimizer and reference that the adapter takes.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/lora_ranks.py                   # 10 settings, three seeds: about 20 minutes on two cores
     python benchmarks/lora_ranks.py --ranks 2 8       # some of them
 
-Each run is lora_dpo_training.py with alpha equal to the rank and a rate of 2e-3, so that only the rank differs; finished runs are kept in
-runs/lora-ranks. Prints a Markdown table.
+Each run is lora_dpo_training.py with alpha equal to the rank and a rate of 2e-3, so that only the rank differs;
+finished runs are kept in runs/lora-ranks. Prints a Markdown table.
 """
 
 import argparse

@@ -280,9 +280,9 @@ def made_up_pairs(shape: dict, count: int, vocabulary: int):
 def useful_flops(policy, lengths: list[list[int]], is_lora: bool) -> float:
     """Operations that a pair takes at least, on average: one forward of the reference, and forward and backward of the policy.
 
-    Two a parameter and token of the blocks, two a parameter of the head and completion token, four a layer, dimension and
-    pair of positions that attend to each other. A backward pass is two forwards; with an adapter one, since the frozen
-    weights need no gradient.
+    Two a parameter and token of the blocks, two a parameter of the head and completion token, four a layer, dimension
+    and pair of positions that attend to each other. A backward pass is two forwards; with an adapter one, since the
+    frozen weights need no gradient.
     """
     config = policy.config
     blocks = sum(p.numel() for name, p in policy.named_parameters() if "embed" not in name and "lora" not in name)

@@ -2,9 +2,10 @@
 
     python benchmarks/startup.py               # three rounds, about two minutes
 
-Each figure is the wall time of a process of its own, from its start to its end, the contenders in turn. The basic script
-asks the reference about all pairs before the first step, `trl dpo` does so step by step; with --no_precompute_ref_log_probs
-they do the same. Prints the medians and their range, and writes benchmarks/results/startup.json.
+Each figure is the wall time of a process of its own, from its start to its end, the contenders in turn. The basic
+script asks the reference about all pairs before the first step, `trl dpo` does so step by step; with
+--no_precompute_ref_log_probs they do the same. Prints the medians and their range, and writes
+benchmarks/results/startup.json.
 """
 
 import argparse

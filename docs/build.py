@@ -9,8 +9,8 @@ What stands in a document because a command has printed or drawn it has a mark a
 
     <!-- run: python benchmarks/interval_coverage.py | slow | depends: benchmarks/interval_coverage.py machinery/statistics.py | made: 2026-11-24 | code: 0123456789 -->
 
-Next comes a fenced block (all that the command prints), a table (the one with this head among what it prints) or a figure
-(a file that it writes). The command stands in the page too, for the reader. The words of a mark:
+Next comes a fenced block (all that the command prints), a table (the one with this head among what it prints) or a
+figure (a file that it writes). The command stands in the page too, for the reader. The words of a mark:
 
     run         one command, or several with && between them. Each mark's runs in a fresh copy of the project, so nothing
                 is taken from earlier runs. "snippet" runs the ```python block below; the block behind it is what it prints.
@@ -22,14 +22,14 @@ Next comes a fenced block (all that the command prints), a table (the one with t
     depends     of all but quick text: the code and data whose change would change what is shown
     made, code  when, and a hash of depends at that time. Only a run writes them; there is no way to mark without running.
 
-A block may leave out lines ("..." alone on a line) and ends of lines ("..." at the end). Made anew it has the same gaps:
-behind each gap it goes on at the next line that reads like the one there now but for its numbers, and is as long.
+A block may leave out lines ("..." alone on a line) and ends of lines ("..." at the end). Made anew it has the same
+gaps: behind each gap it goes on at the next line that reads like the one there now but for its numbers, and is as long.
 
-Why depends is written by hand. A hash over all that a script imports would call three hours of tables old for a word in an
-error message of dpo_utils.py; nobody would run them again, and the warning would be worth nothing. So a mark names what
-its figures come from: files, folders, or "file.py:name" for a function, class or constant in a file. Its script must be
-among them. The hash is over the syntax tree without docstrings, so comments and layout do not count; other files count
-byte by byte. What is left out is a judgement, which stands where everybody can read it.
+Why depends is written by hand. A hash over all that a script imports would call three hours of tables old for a word in
+an error message of dpo_utils.py; nobody would run them again, and the warning would be worth nothing. So a mark names
+what its figures come from: files, folders, or "file.py:name" for a function, class or constant in a file. Its script
+must be among them. The hash is over the syntax tree without docstrings, so comments and layout do not count; other
+files count byte by byte. What is left out is a judgement, which stands where everybody can read it.
 """
 
 import argparse

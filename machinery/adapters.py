@@ -7,8 +7,8 @@
     check_base(folder, weights_fingerprint(other))     # AdapterError: "my_adapter was trained on another base"
     print(merge_adapter(load, "Qwen/Qwen3-0.6B", folder, tokenizer, rows))
 
-An adapter is a difference from its base. On any other base it is noise, and nothing in the files says so: shapes fit all
-models of a family. So a run writes a fingerprint of the base beside its adapter, and it is compared before use.
+An adapter is a difference from its base. On any other base it is noise, and nothing in the files says so: shapes fit
+all models of a family. So a run writes a fingerprint of the base beside its adapter, and it is compared before use.
 """
 
 import hashlib

@@ -4,10 +4,10 @@
     why_incomplete(Path("out/checkpoint-40"))           # None, or "model.safetensors has 4,096 bytes of 5,230,344"
     checkpoint, passed_over = newest_complete(Path("out"))
 
-Transformers goes on from the checkpoint with the highest number, whole or not, and deletes the older ones before anybody
-knows whether the new one is (its issue 35525). A process can die between any two bytes; a disk can return others than it
-was given. So each checkpoint ends with a file of the names, sizes and hashes of all others, under its final name only when
-it is complete, and older checkpoints go only when two newer ones hold.
+Transformers goes on from the checkpoint with the highest number, whole or not, and deletes the older ones before
+anybody knows whether the new one is (its issue 35525). A process can die between any two bytes; a disk can return
+others than it was given. So each checkpoint ends with a file of the names, sizes and hashes of all others, under its
+final name only when it is complete, and older checkpoints go only when two newer ones hold.
 """
 
 import hashlib
@@ -103,8 +103,8 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
 def delete_older(folder: Path, keep: int, known: set[Path], best: str | None = None) -> None:
     """Delete the checkpoints older than the `keep` newest complete ones.
 
-    known: those that need not be read again to know that they are complete; others are added. best: the path of one that
-    stays whatever its age.
+    known: those that need not be read again to know that they are complete; others are added. best: the path of one
+    that stays whatever its age.
     """
     complete = 0
     for checkpoint in reversed(checkpoints(folder)):

@@ -147,8 +147,8 @@ def _load_reward_model(name: str, device) -> Callable:
 def compare(judge, prompts: list, first: list[list], second: list[list], model: str, against: str) -> Outcome:
     """Let a judge compare the answers of two models to the same prompts.
 
-    first, second: by prompt, the completions (text, ids) of the one it is compared `against` and of the `model`. A judge
-    that gives scores sees all of them, pair by pair; any other the first of each prompt.
+    first, second: by prompt, the completions (text, ids) of the one it is compared `against` and of the `model`. A
+    judge that gives scores sees all of them, pair by pair; any other the first of each prompt.
     """
     longer_by = np.array([_mean_length(new) - _mean_length(old) for old, new in zip(first, second, strict=True)])
     count = min(map(len, first)) if isinstance(judge, ScoreJudge) else 1

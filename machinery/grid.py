@@ -6,8 +6,8 @@
     print(markdown({"beta 1": results["beta_1"]}, {"kl": "KL"}))
 
 The script takes --seed and --output_dir and leaves a metrics.json. Each run is a process of its own: as many at a time
-as there are cores, one core each; on a GPU one after the other. A run that is finished, and was made by the same command,
-is not repeated. Of each run the metrics and the replies stay, the weights do not.
+as there are cores, one core each; on a GPU one after the other. A run that is finished, and was made by the same
+command, is not repeated. Of each run the metrics and the replies stay, the weights do not.
 """
 
 import json

@@ -106,8 +106,8 @@ def _bars(halves: tuple[float, ...]) -> list[float] | None:
 def plot_shapes(losses: dict[str, Callable], betas: dict[str, float], path: Path | str) -> None:
     """Each loss, and how hard it pulls on either answer, while chosen rises and rejected falls by the same amount.
 
-    losses: with their hyperparameters filled in. The pull is minus the gradient by the answer's log-prob: above 0 the answer is made
-    likelier. Both have 40 tokens and start at -1 a token.
+    losses: with their hyperparameters filled in. The pull is minus the gradient by the answer's log-prob: above 0 the
+    answer is made likelier. Both have 40 tokens and start at -1 a token.
     """
     columns = min(4, len(losses))
     lines = math.ceil(len(losses) / columns)

@@ -41,8 +41,8 @@ def choose_loss(
 ) -> Callable:
     """The weighted sum of the named losses, as one function of beta and a pair.
 
-    loss_kwargs: "name=value", for each of the losses that has such a hyperparameter. settings: values for those that are
-    named so, besides. limits: for each hyperparameter its lowest value, and one it must stay below (None: any).
+    loss_kwargs: "name=value", for each of the losses that has such a hyperparameter. settings: values for those that
+    are named so, besides. limits: for each hyperparameter its lowest value, and one it must stay below (None: any).
     """
     check_names(names, known)
     weights = [1.0] * len(names) if weights is None else weights

@@ -2,8 +2,8 @@
 
     training_args.bf16 = prefers_bf16("cpu")
 
-A CPU with matrix units for bfloat16 (AMX) multiplies three times as fast in it; one without needs many times as long as in
-float32, because every product is converted back and forth. The same holds for old GPUs.
+A CPU with matrix units for bfloat16 (AMX) multiplies three times as fast in it; one without needs many times as long as
+in float32, because every product is converted back and forth. The same holds for old GPUs.
 """
 
 import time

@@ -6,8 +6,8 @@
     reports["train"]["verdict"]      # what the doctor says
 
 This is the one file here that stands on others: data_files reads, preference_shapes converts, data_doctor examines,
-pair_store keeps. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form. What
-the user can put right is `Refused`, one sentence. Nothing is printed: what is to be said comes back as notes.
+pair_store keeps. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
+What the user can put right is `Refused`, one sentence. Nothing is printed: what is to be said comes back as notes.
 """
 
 import json

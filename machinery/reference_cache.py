@@ -8,9 +8,9 @@ or, in a trainer of TRL's with `args.precompute_ref_log_probs` and the folder as
 
     class MyTrainer(CachedReference, DPOTrainer): ...
 
-The key is a hash of all weights that the reference is made of, of the tokens of all rows and of the settings, so another
-model, another row or another length is another file. A file names its own checksum. Old files go when the folder grows
-beyond 1 GB (some 100 million pairs). Needs token_rows.py beside it.
+The key is a hash of all weights that the reference is made of, of the tokens of all rows and of the settings, so
+another model, another row or another length is another file. A file names its own checksum. Old files go when the
+folder grows beyond 1 GB (some 100 million pairs). Needs token_rows.py beside it.
 """
 
 import hashlib

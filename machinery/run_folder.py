@@ -25,8 +25,8 @@ def choose_folder(named: str | None, default: str | None, resume: str | None, re
     """The folder of a run, made and writable, and the checkpoint it goes on from (None: from the beginning).
 
     named: the user's own folder, else default is taken, with a number. resume: a checkpoint, or "newest", or None.
-    replace: whether to clear what a run left in the folder. Returns (folder, checkpoint, sentences on damaged checkpoints
-    that were passed over). Raises OSError and ValueError.
+    replace: whether to clear what a run left in the folder. Returns (folder, checkpoint, sentences on damaged
+    checkpoints that were passed over). Raises OSError and ValueError.
     """
     checkpoint = Path(resume) if resume and resume.lower() not in ("newest", "true") else None
     if checkpoint is not None and not checkpoint.is_dir():

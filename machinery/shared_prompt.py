@@ -19,7 +19,8 @@ Use it without the rest of this project by putting it where `trl.DPOTrainer` was
 
     trainer = SharedPromptDPOTrainer(model=policy, args=args, train_dataset=pairs, processing_class=tokenizer)
 
-Needs reference_cache.py, token_rows.py and token_budget.py beside it. With `args.train_sampling_strategy = "group_by_length"` batches are made of rows of like length.
+Needs reference_cache.py, token_rows.py and token_budget.py beside it. With `args.train_sampling_strategy =
+"group_by_length"` batches are made of rows of like length.
 
 It keeps two rows, and says why, where the result of one would not be the same: `trainer.shared_prompt_refusal` holds
 the reason or None. `args.shared_prompt = False` turns all of it off.

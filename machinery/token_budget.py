@@ -3,8 +3,8 @@
     class MyTrainer(TokenBudget, DPOTrainer): ...        # with args.max_tokens_per_batch
 
 A batch whose rows, with their padding, hold more tokens is split into parts that do not. Their gradients add up to that
-of the whole batch, so training is the same and only its memory is another. Metrics are means over the parts. It is not for
-losses that couple the pairs of a batch: see COUPLED.
+of the whole batch, so training is the same and only its memory is another. Metrics are means over the parts. It is not
+for losses that couple the pairs of a batch: see COUPLED.
 """
 
 from contextlib import nullcontext

@@ -1,8 +1,8 @@
 """Run training scripts in forks of one process that has imported everything: a start costs a moment instead of seconds.
 
-It reads one request a line, {"script", "words", "log", "processes", "file_size"}, answers with the process ids, and with
-the exit codes (minus the signal, as subprocess has it) when all have ended. Nothing is computed before a fork, so no thread
-is lost by it.
+It reads one request a line, {"script", "words", "log", "processes", "file_size"}, answers with the process ids, and
+with the exit codes (minus the signal, as subprocess has it) when all have ended. Nothing is computed before a fork, so
+no thread is lost by it.
 """
 
 import importlib
