@@ -61,7 +61,7 @@ from machinery.judges import JudgeError
 from machinery.length_figure import plot_lengths
 from machinery.log_lines import NonFiniteLoss, PreviewReply, show_log_lines
 from machinery.loss_functions import LossError, check_names
-from machinery.memory import give_back_freed_memory, peak_memory_bytes
+from machinery.memory import give_back_freed_memory, keep_freed_memory, peak_memory_bytes
 from machinery.memory_estimate import choose_checkpointing
 from machinery.model_files import check_architecture, check_model_folder, check_vocabulary, check_weights
 from machinery.precision import prefers_bf16
@@ -417,8 +417,8 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **init_kwargs,
         )
-        if model.num_parameters() > 50e6 and not torch.accelerator.is_available():
-            give_back_freed_memory()
+        if not torch.accelerator.is_available():
+            give_back_freed_memory() if model.num_parameters() > 50e6 else keep_freed_memory()
         tokenizer = load_tokenizer(name, **hub_kwargs)
         for key, in_file, in_config in sorted(report["mismatched_keys"])[:1]:
             raise ValueError(f"{key} is {tuple(in_file)} in the file, and {tuple(in_config)} by config.json")

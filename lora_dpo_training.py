@@ -25,6 +25,7 @@ from pathlib import Path
 
 from transformers import set_seed
 from trl import get_peft_config
+from trl.trainer.utils import use_adapter
 
 from demo.world import QUALITIES, is_known, score_reply
 from dpo_utils import (
@@ -77,7 +78,7 @@ DEMO = dict(
     bf16=False,  # for so small a model conversions cost what faster products save
     logging_steps=4,
     eval_strategy="steps",
-    eval_steps=32,  # NEW: half as often, which pays for the products beside each matrix
+    eval_steps=64,  # NEW: once, at the end; that pays for the products beside each matrix
     save_steps=32,
     num_eval_prompts=200,
     max_new_tokens=96,
@@ -155,7 +156,8 @@ def main():
     say(memory_table(estimate) + "\n")
     watch(trainer, tokenizer, prompts[0])
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
-    before = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies before")
+    with use_adapter(trainer.model, "ref" if peft_config is None else None):  # NEW: the policy still is the reference
+        before = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies before")
     memory.reset_peak()
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     measured = measure_memory(trainer, memory.peak_since_reset(), 0 if memory.uses_gpu() else memory.START)

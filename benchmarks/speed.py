@@ -161,6 +161,8 @@ def train(case: str, name: str, options) -> dict:
     vocabulary, batch = shape["vocabulary"], shape["batch"]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     is_ours, is_fast = name in ("ours", "exact"), name in ("tuned", "ours")
+    if is_ours and device == "cpu":
+        memory.keep_freed_memory()  # as load_model does for models of this size
     tokenizer = word_tokenizer(vocabulary)
     steps = options.steps + 1
     pairs = made_up_pairs(shape, max(batch * steps, shape["rows"]), vocabulary)

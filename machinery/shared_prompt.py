@@ -19,8 +19,8 @@ Use it without the rest of this project by putting it where `trl.DPOTrainer` was
 
     trainer = SharedPromptDPOTrainer(model=policy, args=args, train_dataset=pairs, processing_class=tokenizer)
 
-Needs reference_cache.py, token_rows.py and token_budget.py beside it. With `args.train_sampling_strategy =
-"group_by_length"` batches are made of rows of like length.
+Needs cpu_head.py, reference_cache.py, token_rows.py and token_budget.py beside it. With
+`args.train_sampling_strategy = "group_by_length"` batches are made of rows of like length.
 
 It keeps two rows, and says why, where the result of one would not be the same: `trainer.shared_prompt_refusal` holds
 the reason or None. `args.shared_prompt = False` turns all of it off.
@@ -31,14 +31,13 @@ from contextlib import contextmanager
 from itertools import islice
 
 import torch
-import trl.kernels.chunked_logprob
-import trl.trainer.utils
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.utils import logging
 from trl import DPOTrainer
 
+from machinery.cpu_head import cpu_head
 from machinery.reference_cache import CachedReference
 from machinery.token_budget import TokenBudget
 from machinery.token_rows import row_lengths
@@ -48,7 +47,6 @@ logger = logging.get_logger(__name__)
 # The mask is made for these two; others (FlashAttention) take no mask of this form.
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-CPU_TILE = (512, 1024)  # tokens, entries of the vocabulary
 
 
 class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
@@ -87,8 +85,6 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
         if self.shared_prompt_refusal != "not set up yet":
             return
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        if self.args.device.type == "cpu":
-            use_small_tiles()
         leave_alone = self._why_not_at_all()
         refusal = [leave_alone or self._why_not(policy)]
         if refusal == [None] and self.accelerator.is_main_process:  # the others may hold no weights yet
@@ -152,15 +148,6 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
         return None
 
 
-def use_small_tiles() -> None:
-    """Let TRL's head work on pieces of the logits that fit into a CPU's cache.
-
-    On a CPU it would take 4,096 tokens and 32,768 entries of the vocabulary at once, half a gigabyte, some twenty
-    times. The result is the same; measured with a vocabulary of 32,000, a training step takes a third less time.
-    """
-    trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE, trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_TILE
-
-
 def share_prompt(model, one_row: bool = True) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` compute equal prompts once; all other calls stay as they are.
 
@@ -208,7 +195,7 @@ def planned_forward(model, stock_forward, inputs: dict, labels: torch.Tensor, pl
             ~mask, torch.finfo(model.dtype).min
         )
         plan["inputs"]["attention_mask"] = mask
-    with _only_states(model.base_model, plan["states"]):
+    with _only_states(model.base_model, plan["states"]), cpu_head(labels.device):
         outputs = stock_forward(shift_labels=plan["targets"][None], fused_lm_head=True, **(inputs | plan["inputs"]))
     for name in PER_TOKEN_OUTPUTS:
         per_target = getattr(outputs, name)  # (1, T)

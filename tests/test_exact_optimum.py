@@ -25,6 +25,12 @@ def test_it_does_not_matter_how_often_a_pair_is_compared():
     assert (policy - optimum(REFERENCE, REWARD, 0.5)).abs().max() < 5e-4
 
 
+def test_higher_beta_keeps_the_policy_closer_to_the_reference():
+    policies = [train(REFERENCE, preference_table(REWARD), beta, LOSSES["sigmoid"])[-1] for beta in (0.3, 0.5, 2.0)]
+    low, middle, high = ((policy * (policy / REFERENCE).log()).sum() for policy in policies)
+    assert low > middle > high > 0
+
+
 def test_no_other_policy_has_a_higher_objective():
     torch.manual_seed(0)
     others = torch.distributions.Dirichlet(torch.ones(len(REWARD), dtype=torch.float64)).sample((10_000,))
