@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import os
-import pickle
 import shutil
 import sys
 import traceback
@@ -48,18 +47,18 @@ from trl.trainer.utils import use_adapter
 
 from machinery import run_folder
 from machinery.adapters import AdapterError, base_of_adapter, check_adapter, check_base, weights_fingerprint
-from machinery.checkpoints import complete_checkpoints, is_checkpoint, newest_complete, read_manifest
+from machinery.checkpoints import complete_checkpoints, is_checkpoint, read_manifest
 from machinery.command_line import CommandLine
 from machinery.curves import plot_training
 from machinery.data_doctor import tokenise
 from machinery.data_tables import print_report
-from machinery.failures import is_out_of_memory, remedies, why_write_failed
+from machinery.failures import explain
 from machinery.flag_checks import check_environment, check_values
 from machinery.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.interrupts import SaveOnSignal
 from machinery.judges import JudgeError
 from machinery.length_figure import plot_lengths
-from machinery.log_lines import NonFiniteLoss, PreviewReply, show_log_lines
+from machinery.log_lines import PreviewReply, show_log_lines
 from machinery.loss_functions import LossError, check_names
 from machinery.memory import give_back_freed_memory, keep_freed_memory, peak_memory_bytes
 from machinery.memory_estimate import choose_checkpointing
@@ -72,7 +71,7 @@ from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
 from machinery.token_budget import COUPLED
 from machinery.warning_list import WarningList
-from machinery.watcher import StoppedOnWarning, Watcher
+from machinery.watcher import Watcher
 
 Turn = dict  # {"role": "user", "content": "..."}
 Prompt = str | list[Turn]
@@ -318,13 +317,18 @@ def say(*words) -> None:
         print(printable(" ".join(map(str, words))), flush=True)
 
 
+_watched: list = []  # the trainer that `watch` was given: `run` tells of it when it fails
+
+
 def run(main) -> None:
     """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
     _watched.clear()
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
-        code, text = _explain(error)
+        code, text = explain(
+            error, _watched[-1] if _watched else None, (UserError, AdapterError, LossError, JudgeError)
+        )
         if code is None:
             raise  # a fault of ours
         if code == 2:
@@ -335,58 +339,6 @@ def run(main) -> None:
             print(printable(traceback.format_exc()), file=sys.stderr)
         print(printable(text), file=sys.stderr)
         raise SystemExit(code) from None
-
-
-def _explain(error: BaseException) -> tuple[int | None, str]:
-    """Exit code and text for an error that has a cause the user can do something about; code None for all others."""
-    if isinstance(error, (UserError, AdapterError, LossError, JudgeError)):
-        text = str(error).rstrip(".")
-        return 2, f"error: {text}" + ("" if text.endswith("?") else ".")
-    trainer = _watched[-1] if _watched else None
-    if isinstance(error, KeyboardInterrupt):
-        return 130, f"stopped by Ctrl-C outside of training. {_way_on(trainer)}"
-    if isinstance(error, (NonFiniteLoss, FloatingPointError)):
-        return 1, (
-            f"training failed: {error}. {_way_on(trainer)} Lower --learning_rate, use --bf16 rather than --fp16, and look for "
-            "empty or broken pairs."
-        )
-    if isinstance(error, StoppedOnWarning):
-        return 1, f"training stopped {error}."
-    if is_out_of_memory(error):
-        return 1, f"training failed: out of memory. {remedies(trainer, error)}"
-    if reason := why_write_failed(error, Path(trainer.args.output_dir) if trainer else None):
-        return 1, f"writing failed: {reason}. Nothing complete was overwritten. {_way_on(trainer)}"
-    if isinstance(error, pickle.UnpicklingError):
-        where = trainer.args.resume_from_checkpoint if trainer else "a file"
-        return 2, f"error: {where} holds a file that could run code when it is loaded, so it was not loaded."
-    if _is_refusal(error):
-        return 2, f"error: {error}"
-    return None, ""
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether a library says no to settings: in the trainer's constructor, in TRL's loss, or for want of a package."""
-    frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
-    file, function = frames[-1]
-    if file.parent in (PROJECT, PROJECT / "machinery") or "torch" in file.parts:
-        return False
-    if isinstance(error, ImportError):
-        return True
-    constructs = any(file.name == "dpo_trainer.py" and function == "__init__" for file, function in frames)
-    is_loss = file.name == "dpo_trainer.py" and function == "_compute_loss"
-    return isinstance(error, (ValueError, NotImplementedError, RuntimeError, OSError)) and (constructs or is_loss)
-
-
-_watched: list = []  # the trainer that `watch` was given: `run` tells of it when it fails
-
-
-def _way_on(trainer) -> str:
-    """Where a run that failed can go on from."""
-    folder = Path(trainer.args.output_dir) if trainer is not None else None
-    checkpoint = newest_complete(folder)[0] if folder is not None else None
-    if checkpoint is None:
-        return "No checkpoint was complete yet."
-    return f"{checkpoint} is complete: go on from it by --output_dir {folder} --resume_from_checkpoint."
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ figure (a file that it writes). The command stands in the page too, for the read
                 The snippets of a page share their variables.
     quick       seconds: the tests run it, and compare the text
     slow        minutes and more: the tests only look whether the code has changed since
-    from        the file the command leaves the text or the figure in; without it, its output, or the figure's own path
+    from        the file the command leaves the text or the figure in, or stderr for its warnings; without it, its output,
+                or the figure's own path
     within      how far numbers may be off, as in 5%; without it, one in the last digit behind a point
     depends     of all but quick text: the code and data whose change would change what is shown
     made, code  when, and a hash of depends at that time. Only a run writes them; there is no way to mark without running.
@@ -212,11 +213,11 @@ def _outline(node):
 
 
 @functools.cache
-def run(command: str) -> tuple[str, Path]:
-    """What a command prints, and the copy of the project that it ran in. A command runs once."""
+def run(command: str) -> tuple[str, str, Path]:
+    """What a command prints, its warnings, and the copy of the project that it ran in. A command runs once."""
     scratch = Path(tempfile.mkdtemp(dir=_scratch().name)) / "project"
     shutil.copytree(PROJECT, scratch, ignore=shutil.ignore_patterns(".*", "runs", "venv", "__pycache__"))
-    printed = ""
+    printed = warned = ""
     for part in command.split(" && "):
         program, *words = shlex.split(part)
         if program != "python":
@@ -229,7 +230,8 @@ def run(command: str) -> tuple[str, Path]:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing printed"]
             raise BuildError(f"{part} ended with {done.returncode}: {last[0]}")
         printed += done.stdout
-    return printed, scratch
+        warned += re.sub(r"[^\n]*\r", "", done.stderr)  # a progress bar goes back to the start of its line
+    return printed, warned, scratch
 
 
 @functools.cache
@@ -263,12 +265,14 @@ def make(block: Block) -> list[str]:
         if made and not block.start:
             raise BuildError(f"{block.where}: behind a snippet that prints stands a ``` block")
         return made
-    printed, scratch = run(block.command)
+    printed, warned, scratch = run(block.command)
     source = block.options.get("from")
     if block.kind == "figure":
         shutil.copy(scratch / (source or figure_path(block).relative_to(PROJECT)), figure_path(block))
         return block.body
-    text = (scratch / source).read_text(encoding="utf-8") if source else printed
+    if source and source != "stderr":
+        printed = (scratch / source).read_text(encoding="utf-8")
+    text = warned if source == "stderr" else printed
     lines = [line.rstrip() for line in text.rstrip().splitlines()]
     try:
         return pick_table(lines, block.body[0]) if block.kind == "table" else shorten(lines, block.body)
@@ -387,7 +391,7 @@ def rebuild(page: Path, number: int) -> bool:
     if block.is_compared and not differs(block.body, body, block.options.get("within", "")):
         return False  # the same within the tolerance: the page stays
     if not block.is_compared:
-        code = code_hash(block.options["depends"], run(block.command)[1])  # of the copy: the code that ran
+        code = code_hash(block.options["depends"], run(block.command)[-1])  # of the copy: the code that ran
         block.options |= {"made": date.today().isoformat(), "code": code}
     lines = [*block.lines[: block.start], *body, *block.lines[block.end :]]
     lines[block.mark_line] = block.mark()

@@ -1,17 +1,17 @@
-"""Why a training failed, and what would help this very run: memory that ran out, files that could not be written.
+"""What an error means for the user: exit code, cause, and what would help this very run.
 
     try:
         trainer.train()
     except Exception as error:
-        if is_out_of_memory(error):
-            print(remedies(trainer, error))       # "By estimate this run needs 812 MiB: ... What helps, in this order: ..."
-        elif reason := why_write_failed(error, folder):
-            print(reason)                         # "[Errno 28] No space left on device: 'out/...', with 0 MiB free"
+        code, text = explain(error, trainer, users=(MyInputError,))   # 1, "training failed: out of memory. By estimate ..."
+        if code is None:
+            raise                                                     # a fault in the code
 
-Needs memory_estimate.py and token_rows.py beside it.
+Needs checkpoints.py, log_lines.py, memory_estimate.py, token_rows.py and watcher.py beside it.
 """
 
 import errno
+import pickle
 import shutil
 import traceback
 from pathlib import Path
@@ -19,13 +19,69 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from machinery.checkpoints import newest_complete
+from machinery.log_lines import NonFiniteLoss
 from machinery.memory_estimate import estimate_memory
 from machinery.token_rows import row_lengths
+from machinery.watcher import StoppedOnWarning
+
+PROJECT = Path(__file__).resolve().parent.parent
 
 NO_ROOM = [errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)]
 # What PyTorch and safetensors say when the system refuses a write; neither raises an OSError.
 TORCH_MARKS = ("PytorchStreamWriter", "inline_container", "Parent directory", "cannot be opened")
 SAFETENSORS_MARKS = ("os error", "I/O error")
+
+
+def explain(error: BaseException, trainer, users: tuple[type, ...]) -> tuple[int | None, str]:
+    """Exit code and text for an error that has a cause the user can do something about; code None for all others.
+
+    trainer: TRL's DPOTrainer where there was one already. users: errors that say themselves what the user did wrong.
+    """
+    if isinstance(error, users):
+        text = str(error).rstrip(".")
+        return 2, f"error: {text}" + ("" if text.endswith("?") else ".")
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"stopped by Ctrl-C outside of training. {_way_on(trainer)}"
+    if isinstance(error, (NonFiniteLoss, FloatingPointError)):
+        return 1, (
+            f"training failed: {error}. {_way_on(trainer)} Lower --learning_rate, use --bf16 rather than --fp16, and "
+            "look for empty or broken pairs."
+        )
+    if isinstance(error, StoppedOnWarning):
+        return 1, f"training stopped {error}."
+    if is_out_of_memory(error):
+        return 1, f"training failed: out of memory. {remedies(trainer, error)}"
+    if reason := why_write_failed(error, Path(trainer.args.output_dir) if trainer else None):
+        return 1, f"writing failed: {reason}. Nothing complete was overwritten. {_way_on(trainer)}"
+    if isinstance(error, pickle.UnpicklingError):
+        where = trainer.args.resume_from_checkpoint if trainer else "a file"
+        return 2, f"error: {where} holds a file that could run code when it is loaded, so it was not loaded."
+    if _is_refusal(error):
+        return 2, f"error: {error}"
+    return None, ""
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a library says no to settings: in the trainer's constructor, in TRL's loss, or for want of a package."""
+    frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    file = frames[-1][0]
+    if file.parent in (PROJECT, PROJECT / "machinery") or "torch" in file.parts:
+        return False
+    if isinstance(error, ImportError):
+        return True
+    constructs = any(file.name == "dpo_trainer.py" and function == "__init__" for file, function in frames)
+    is_loss = file.name == "dpo_trainer.py" and frames[-1][1] == "_compute_loss"
+    return isinstance(error, (ValueError, NotImplementedError, RuntimeError, OSError)) and (constructs or is_loss)
+
+
+def _way_on(trainer) -> str:
+    """Where a run that failed can go on from."""
+    folder = Path(trainer.args.output_dir) if trainer is not None else None
+    checkpoint = newest_complete(folder)[0] if folder is not None else None
+    if checkpoint is None:
+        return "No checkpoint was complete yet."
+    return f"{checkpoint} is complete: go on from it by --output_dir {folder} --resume_from_checkpoint."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
