@@ -1,6 +1,6 @@
 """How many pairs a second, against TRL as `trl dpo` sets it and against TRL tuned by hand, on the same model and rows?
 
-    python benchmarks/speed.py                                    # the main case, three rounds
+    python benchmarks/speed.py                                    # the main case, three rounds: 20 minutes
     python benchmarks/speed.py --cases long_prompt short_prompt --rounds 1
     python benchmarks/speed.py --cases shapes --out shapes        # every shape of data, vocabulary and training
     python benchmarks/speed.py --cases length batch --out growth  # how it grows
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=[*GROUPS, *CASES], default=["long_prompt"])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=6, help="steps that are timed, after one that is not")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--out", default="speed", metavar="NAME")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)

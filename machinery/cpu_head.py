@@ -45,7 +45,7 @@ class CPUHead(ChunkedLogProbFunction):
     def forward(ctx, hidden, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, outputs):
         """hidden: (N, H). weight: (V, H). targets: (N,). Returns five tensors of shape (N,), or None for some."""
         ctx.is_plain = bias is None and softcap is None and temperature == logit_scale == 1
-        ctx.is_plain = ctx.is_plain and "log_sum_sq_probs" not in outputs
+        ctx.is_plain = ctx.is_plain and "log_sum_sq_probs" not in outputs and hidden.is_cpu  # a model on two devices
         if not ctx.is_plain:
             rest = (temperature, ENTRIES, softcap, logit_scale, outputs)
             return ChunkedLogProbFunction.forward(ctx, hidden, weight, bias, targets, *rest)
