@@ -325,6 +325,9 @@ def run(main) -> None:
     _watched.clear()
     try:
         main()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            PartialState().wait_for_everyone()  # the launcher ends all when one ends badly
+            torch.distributed.destroy_process_group()  # else its threads may abort a process that is done
     except (Exception, KeyboardInterrupt) as error:
         code, text = explain(
             error, _watched[-1] if _watched else None, (UserError, AdapterError, LossError, JudgeError)
