@@ -7,8 +7,8 @@ A preference loss is a function of a few numbers a pair: the log-probs of the tw
 their lengths, and beta. You see (figures differ by seed and machine)
 
                             dpop                  sigmoid
-      true reward           4.75 [4.51, 4.99]     5.42 [5.20, 5.63]
-      KL, nats a reply      0.99 [0.77, 1.23]     4.27 [3.51, 5.05]
+      true reward           4.75 [4.51, 4.99]     5.41 [5.18, 5.63]
+      KL, nats a reply      0.99 [0.77, 1.23]     4.30 [3.54, 5.07]
       chosen logp change    -0.42                 -4.16
       rejected logp change  -1.70                 -7.80
 

@@ -9,12 +9,12 @@ write answers to the same held-out prompts, a judge compares them, and every num
 
       What the models write
                                                         reference          runs/basic
-      score of the judge                                2.83 [2.71, 2.95]  5.48 [5.36, 5.61]
-      score of the reference's best by implicit reward                     4.38 [4.16, 4.59]
-      KL from the reference, nats a reply                                  4.49 [4.07, 4.91]
+      score of the judge                                2.83 [2.72, 2.95]  5.49 [5.36, 5.61]
+      score of the reference's best by implicit reward                     4.45 [4.22, 4.66]
+      KL from the reference, nats a reply                                  4.47 [4.06, 4.90]
 
       runs/basic against demo/model: BETTER
-        Win rate of runs/basic against demo/model: 0.85 [0.82, 0.87] on 200 prompts, ties half (paired test: p below 0.001).
+        Win rate of runs/basic against demo/model: 0.84 [0.82, 0.87] on 200 prompts, ties half (paired test: p below 0.001).
 
 and in report.html the same with figures and all answers side by side.
 

@@ -1,6 +1,6 @@
 """Does the watcher stay silent while nothing is wrong? Every training script as it comes, over five seeds.
 
-    python benchmarks/healthy_runs.py               # 20 runs: about a quarter of an hour on two cores
+    python benchmarks/healthy_runs.py               # 20 runs: about ten minutes on two cores
     python benchmarks/healthy_runs.py --seeds 5 6   # other seeds
 
 Finished runs are kept in runs/healthy. Prints a table, and every warning that was given.

@@ -111,7 +111,7 @@ def side_by_side(runs: dict[str, dict]) -> str:
             cells.append(text if low is None else f"{text} [{low:{form}}, {high:{form}}]")
         if any(cell != "-" for cell in cells):
             lines.append(f"  {label:<22}" + "".join(f"{cell:<22}" for cell in cells))
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _same(one: str | None, other: str) -> bool:
