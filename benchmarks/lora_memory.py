@@ -37,9 +37,9 @@ def main() -> None:
         estimate, measured = results[kind] = json.loads(done.stdout.splitlines()[-1])
         static[kind] = sum(measured[part] for part in PARTS[:4])
         error = sum(estimate[part] for part in PARTS) / measured["total"] - 1
-        print(f"\n{kind}: the estimate is off by {error:+.0%}\n{memory_table(estimate, measured)}")
+        print(f"{kind}: the estimate is off by {error:+.0%}\n{memory_table(estimate, measured)}\n")
     share = static["lora"] / static["full"]
-    print(f"\nWeights, gradients, optimizer and reference of the adapter: {share:.0%} of full training's")
+    print(f"Weights, gradients, optimizer and reference of the adapter: {share:.0%} of full training's")
     (PROJECT / "benchmarks" / "results").mkdir(exist_ok=True)
     path = PROJECT / "benchmarks" / "results" / "lora_memory.json"
     path.write_text(json.dumps({"share": share, **results}, indent=2) + "\n")
