@@ -81,7 +81,7 @@ def give_back_freed_memory(threshold: int = 4 * 2**20) -> None:
     By default it keeps blocks of up to 32 MiB for reuse, in pieces that the next tensor seldom fits. A model of 100
     million parameters then peaks at 1.7 times what it needs.
     """
-    _set_allocator({"mmap_threshold": threshold, "trim_threshold": threshold})
+    _set_allocator({"mmap_max": 65_536, "mmap_threshold": threshold, "trim_threshold": threshold})
 
 
 def keep_freed_memory() -> None:
