@@ -2,6 +2,7 @@
 
     python docs/build.py                  # everything: hours
     python docs/build.py --quick          # what takes seconds
+    python docs/build.py --outdated       # what is older than its code
     python docs/build.py --only losses    # the pages of these names
     python docs/build.py --check          # change nothing, list what is wrong; the tests do the same
 
@@ -9,12 +10,13 @@ What stands in a document because a command has printed or drawn it has a mark a
 
     <!-- run: python benchmarks/interval_coverage.py | slow | depends: benchmarks/interval_coverage.py machinery/statistics.py | made: 2026-11-24 | code: 0123456789 -->
 
-Next comes a fenced block (all that the command prints), a table (the one with this head among what it prints) or a
-figure (a file that it writes). The command stands in the page too, for the reader. The words of a mark:
+Next comes a fenced block (all that the command prints), a table (among what it prints the first that has these columns;
+others it may have besides are left out) or a figure (a file that it writes). The command stands in the page too, for
+the reader. The words of a mark:
 
-    run         one command, or several with && between them. Each mark's runs in a fresh copy of the project, so nothing
-                is taken from earlier runs. "snippet" runs the ```python block below; the block behind it is what it prints.
-                The snippets of a page share their variables.
+    run         one command, or several with && between them, which share a folder. It is a fresh copy of the project, so
+                nothing is taken from earlier runs. "snippet" runs the ```python block below; the block behind it is what
+                it prints. The snippets of a page share their variables.
     quick       seconds: the tests run it, and compare the text
     slow        minutes and more: the tests only look whether the code has changed since
     from        the file the command leaves the text or the figure in, or stderr for its warnings; without it, its output,
@@ -162,18 +164,19 @@ def figure_path(block: Block) -> Path:
 
 
 def code_hash(depends: str, project: Path | None = None) -> str:
-    """Ten hex digits over files, folders and "file.py:name"; Python by its syntax tree without docstrings."""
+    """Ten hex digits over files, folders and "file.py:one,other"; Python by its syntax tree without docstrings."""
     project = project or PROJECT
     digest = hashlib.sha256()
     for word in depends.split():
-        path, _, name = word.partition(":")
+        path, _, names = word.partition(":")
         if not (project / path).exists():
             raise BuildError(f"depends names {path}, which does not exist")
         files = sorted((project / path).rglob("*")) if (project / path).is_dir() else [project / path]
         for file in files:
             if file.is_file() and "__pycache__" not in file.parts:
                 digest.update(file.relative_to(project).as_posix().encode())
-                digest.update(python_outline(file, name) if file.suffix == ".py" else file.read_bytes())
+                for name in names.split(","):
+                    digest.update(python_outline(file, name) if file.suffix == ".py" else file.read_bytes())
     return digest.hexdigest()[:10]
 
 
@@ -214,24 +217,28 @@ def _outline(node):
 
 @functools.cache
 def run(command: str) -> tuple[str, str, Path]:
-    """What a command prints, its warnings, and the copy of the project that it ran in. A command runs once."""
+    """What a command prints, its warnings, and the copy of the project that it ran in. A command runs once.
+
+    Of several, joined by &&, the last runs in a copy of what the others have left.
+    """
+    others, _, last = command.rpartition(" && ")
     scratch = Path(tempfile.mkdtemp(dir=_scratch().name)) / "project"
-    shutil.copytree(PROJECT, scratch, ignore=shutil.ignore_patterns(".*", "runs", "venv", "__pycache__"))
-    printed = warned = ""
-    for part in command.split(" && "):
-        program, *words = shlex.split(part)
-        if program != "python":
-            raise BuildError(f"a mark's command begins with python, not with {program}")
-        environment = os.environ | {"COLUMNS": str(WIDTH)}
-        done = subprocess.run(
-            [sys.executable, *words], cwd=scratch, env=environment, capture_output=True, encoding="utf-8"
-        )
-        if done.returncode:
-            last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing printed"]
-            raise BuildError(f"{part} ended with {done.returncode}: {last[0]}")
-        printed += done.stdout
-        warned += re.sub(r"[^\n]*\r", "", done.stderr)  # a progress bar goes back to the start of its line
-    return printed, warned, scratch
+    if others:
+        printed, warned, left = run(others)
+        shutil.copytree(left, scratch)
+    else:
+        printed = warned = ""
+        shutil.copytree(PROJECT, scratch, ignore=shutil.ignore_patterns(".*", "runs", "venv", "__pycache__"))
+    program, *words = shlex.split(last)
+    if program != "python":
+        raise BuildError(f"a mark's command begins with python, not with {program}")
+    environment = os.environ | {"COLUMNS": str(WIDTH)}
+    done = subprocess.run([sys.executable, *words], cwd=scratch, env=environment, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        told = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing printed"]
+        raise BuildError(f"{last} ended with {done.returncode}: {told[0]}")
+    warned += re.sub(r"[^\n]*\r", "", done.stderr)  # a progress bar goes back to the start of its line
+    return printed + done.stdout, warned, scratch
 
 
 @functools.cache
@@ -281,13 +288,26 @@ def make(block: Block) -> list[str]:
 
 
 def pick_table(lines: list[str], head: str) -> list[str]:
-    """The Markdown table with this head."""
-    if head not in lines:
-        raise BuildError("the command prints no table with this head any more")
-    start = end = lines.index(head)
-    while end < len(lines) and lines[end].startswith("|"):
-        end += 1
-    return lines[start:end]
+    """The first Markdown table that has the columns of this head; of its columns those, in the head's order."""
+    wanted = _cells(head)
+    for start, line in enumerate(lines):
+        is_head = line.startswith("|") and (start == 0 or not lines[start - 1].startswith("|"))
+        if is_head and set(wanted) <= set(columns := _cells(line)):
+            end = start
+            while end < len(lines) and lines[end].startswith("|"):
+                end += 1
+            places = [columns.index(name) for name in wanted]
+            rows = [[_cells(row)[place] for place in places] for row in lines[start + 2 : end]]
+            return [_row(wanted), "|---" * len(wanted) + "|", *map(_row, rows)]
+    raise BuildError("the command prints no table with these columns any more")
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip()[1:-1].split("|")]
+
+
+def _row(cells: list[str]) -> str:
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
 
 
 def shorten(lines: list[str], shown: list[str]) -> list[str]:
@@ -370,7 +390,7 @@ def complaints(block: Block) -> list[str]:
     elif block.options.get("code") != code_hash(depends):
         made = block.options.get("made")
         why = f"made {made}, and the code has changed since" if made else "marked, and not yet made from its mark"
-        wrong.append(f"{block.where}: {why}; {mend} makes it anew")
+        wrong.append(f"{block.where}: {why}; {mend} --outdated makes it anew")
     return wrong
 
 
@@ -408,6 +428,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only what takes seconds")
     parser.add_argument("--check", action="store_true", help="list what is wrong and change nothing; quick text is run")
+    parser.add_argument("--outdated", action="store_true", help="only what is older than its code")
     parser.add_argument("--only", nargs="+", choices=[page_name(page) for page in PAGES], help="these pages")
     options = parser.parse_args()
     try:
@@ -424,6 +445,7 @@ def build(options: argparse.Namespace) -> int:
         if not options.only or page_name(page) in options.only
         for number, block in enumerate(read_blocks(page))
         if block.is_quick or not options.quick
+        if complaints(block) or not options.outdated
     ]
     wrong, start = [], time.monotonic()
     for done, (page, number, block) in enumerate(todo, start=1):
