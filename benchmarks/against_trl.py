@@ -1,12 +1,14 @@
 """Training time of the basic script against `trl dpo`: the same settings, the same files, in turn.
 
-    python benchmarks/against_trl.py               # three rounds, about twelve minutes on two cores
+    python benchmarks/against_trl.py           # three rounds, about twelve minutes on two cores
     python benchmarks/against_trl.py --rounds 1
+    python benchmarks/against_trl.py --show    # what was measured then, once more
 
-A round runs (A) TRL's own script, (B) the basic script with the same settings, (C) the basic script as it comes, which
-also makes batches of rows of like length. Only the training is timed (Transformers' train_runtime: the steps, the
-evaluations and, in B and C, the three preview replies), not start-up nor the sampling before and after. Prints each
-round's ratio to A and the largest difference between the losses of A and B, which see the same batches.
+A round runs TRL's own script, the basic script with the same settings, and the basic script as it comes, which also
+makes batches of rows of like length. Only the training is timed (Transformers' train_runtime: the steps, the
+evaluations and, in the basic script, the three preview replies), not start-up nor the sampling before and after.
+Prints medians, lowest and highest in brackets, and the largest difference between the losses of the first two, which
+see the same batches. Writes benchmarks/results/against_trl.json.
 """
 
 import argparse
@@ -22,14 +24,39 @@ from pathlib import Path
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = PROJECT / "benchmarks" / "results" / "against_trl.json"
 OURS_ALONE = ("num_eval_prompts", "max_new_tokens", "train_sampling_strategy")  # `trl dpo` has no use for these
+STOCK, SAME, OURS = "`trl dpo`", "the basic script, with the same settings", "the basic script as it comes"
 
 
 def main() -> None:
-    """Run the rounds and print the ratios."""
+    """Measure, write and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--show", action="store_true", help="measure nothing, show what against_trl.json has")
+    options = parser.parse_args()
+    if not options.show:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(measure(options.rounds), indent=1) + "\n")
+    report = json.loads(RESULTS.read_text())
+    print("| training the demo | seconds | times as fast |\n|---|---|---|")
+    for name, times in report["seconds"].items():
+        ratios = [stock / own for stock, own in zip(report["seconds"][STOCK], times, strict=True)]
+        print(f"| {name} | {spread(times, 1)} | {spread(ratios, 2)} |")
+    gap = max(abs(a - b) for a, b in zip(report["losses"][STOCK], report["losses"][SAME], strict=True))
+    print(
+        f"\nThe largest difference between the losses of the first two, over {len(report['losses'][STOCK])} logs: {gap:.1e}"
+    )
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median (lowest to highest)."""
+    middle = f"{statistics.median(values):.{digits}f}"
+    return middle if min(values) == max(values) else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every training, one number a round, and the losses that the last round has logged."""
     sys.path.insert(0, str(PROJECT))
     import trl.scripts.dpo
 
@@ -39,26 +66,18 @@ def main() -> None:
     settings += ["--model_name_or_path", "demo/model", "--use_cpu", "--bf16", "false", "--save_strategy", "no"]
     ours = ["basic_dpo_training.py", *settings, "--num_eval_prompts", "4", "--max_new_tokens", "32"]
     commands = {
-        "A  trl dpo": [trl.scripts.dpo.__file__, *settings],
-        "B  basic, same settings": [*ours, "--train_sampling_strategy", "random"],
-        "C  basic as it comes": [*ours, "--train_sampling_strategy", DEMO["train_sampling_strategy"]],
+        STOCK: [trl.scripts.dpo.__file__, *settings],
+        SAME: [*ours, "--train_sampling_strategy", "random"],
+        OURS: [*ours, "--train_sampling_strategy", DEMO["train_sampling_strategy"]],
     }
-    seconds = {name: [] for name in commands}
-    losses = {}
+    seconds, losses = {name: [] for name in commands}, {}
     with tempfile.TemporaryDirectory() as scratch:
         for turn in tqdm(range(rounds * len(commands)), desc="runs"):
-            name = list(commands)[turn % len(commands)]
-            folder = Path(scratch) / str(turn)
+            name, folder = list(commands)[turn % len(commands)], Path(scratch) / str(turn)
             seconds[name].append(run(commands[name], folder))
-            state = next(iter(sorted(folder.rglob("trainer_state.json"))), None)
-            if state is not None:
-                losses[name] = [logs["loss"] for logs in json.loads(state.read_text())["log_history"] if "loss" in logs]
-    stock = seconds["A  trl dpo"]
-    for name, times in seconds.items():
-        ratios = ", ".join(f"{a / t:.2f}" for a, t in zip(stock, times, strict=True))
-        print(f"{name:<26} median {statistics.median(times):6.1f} s   times as fast as A in each round: {ratios}")
-    gap = max(abs(a - b) for a, b in zip(losses["A  trl dpo"], losses["B  basic, same settings"], strict=True))
-    print(f"largest difference between the losses of A and B over {len(losses['A  trl dpo'])} logs: {gap:.1e}")
+            [state, *_] = sorted(folder.rglob("trainer_state.json"))
+            losses[name] = [logs["loss"] for logs in json.loads(state.read_text())["log_history"] if "loss" in logs]
+    return {"seconds": seconds, "losses": losses}
 
 
 def run(command: list[str], folder: Path) -> float:

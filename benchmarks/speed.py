@@ -5,6 +5,7 @@
     python benchmarks/speed.py --cases shapes --out shapes        # every shape of data, vocabulary and training
     python benchmarks/speed.py --cases length batch --out growth  # how it grows
     python benchmarks/speed.py --small                            # a model of two million parameters: does it run at all?
+    python benchmarks/speed.py --show --out growth                # what was measured then, once more
 
 A round trains the same few batches with each contender in a process of its own, in turn:
 
@@ -15,7 +16,7 @@ A round trains the same few batches with each contender in a process of its own,
 
 Prints pairs and tokens a second (the time to ask the reference of a first run counted in), peak memory, and useful
 operations a second as a share of what a large matrix product reaches on this machine: each prompt counted once, nothing
-that is computed again counted at all. "Kept" is what a batch's forward pass keeps for its backward pass. Writes
+that is computed again counted at all. Medians over the rounds, lowest and highest in brackets. Writes
 benchmarks/results/NAME.json and NAME.png.
 """
 
@@ -37,23 +38,36 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 OUT = PROJECT / "benchmarks" / "results"
 CONTENDERS = ("stock", "tuned", "ours", "exact")
-LABELS = {"stock": "TRL, as trl dpo sets it", "tuned": "TRL, tuned by hand", "ours": "this project"}
+LABELS = {
+    "stock": "TRL, as `trl dpo` sets it",
+    "tuned": "TRL, tuned by hand",
+    "ours": "this project",
+    "exact": "the same in float32, TRL's batches",
+}
 
 # Tokens of prompts and completions on average (the first two: shapes as of HH's dialogues and of short questions),
 # and what differs from 25 million parameters, 32,000 tokens and 8 pairs a batch.
 SHAPES = {
-    "long_prompt": dict(prompt=226, completion=68),
-    "short_prompt": dict(prompt=68, completion=68),
-    "long_completion": dict(prompt=48, completion=192),
-    "multi_turn": dict(prompt=640, completion=64),
-    "small_vocabulary": dict(prompt=226, completion=68, vocabulary=4_000),
-    "large_vocabulary": dict(prompt=226, completion=68, vocabulary=128_000),
-    "lora": dict(prompt=226, completion=68, lora=True),
+    "long_prompt": dict(label="long prompts", prompt=226, completion=68),
+    "short_prompt": dict(label="short prompts", prompt=68, completion=68),
+    "long_completion": dict(label="long answers", prompt=48, completion=192),
+    "multi_turn": dict(label="several turns", prompt=640, completion=64),
+    "small_vocabulary": dict(label="a vocabulary of 4,000", prompt=226, completion=68, vocabulary=4_000),
+    "large_vocabulary": dict(label="a vocabulary of 128,000", prompt=226, completion=68, vocabulary=128_000),
+    "lora": dict(label="an adapter of rank 16", prompt=226, completion=68, lora=True),
 }
 TINY = dict(size="small", vocabulary=2_000)
-LENGTH = {f"length_{n}": dict(prompt=n * 3 // 5, completion=n // 5, batch=4, **TINY) for n in (64, 256, 1024, 4096)}
-BATCH = {f"batch_{n}": dict(prompt=226, completion=68, batch=n, **TINY) for n in (1, 4, 16, 64)}
-ROWS = {f"rows_{n}": dict(prompt=12, completion=4, rows=n, **TINY) for n in (1_000, 10_000, 100_000, 1_000_000)}
+LENGTH = {
+    f"length_{n}": dict(label=f"{n:,} tokens a pair", prompt=n * 3 // 5, completion=n // 5, batch=4, **TINY)
+    for n in (64, 256, 1024, 4096)
+}
+BATCH = {
+    f"batch_{n}": dict(label=f"{n} pair(s) a batch", prompt=226, completion=68, batch=n, **TINY) for n in (1, 4, 16, 64)
+}
+ROWS = {
+    f"rows_{n}": dict(label=f"{n:,} rows", prompt=12, completion=4, rows=n, **TINY)
+    for n in (1_000, 10_000, 100_000, 1_000_000)
+}
 GROUPS = {"shapes": list(SHAPES), "length": list(LENGTH), "batch": list(BATCH), "rows": list(ROWS)}
 CASES = SHAPES | LENGTH | BATCH | ROWS
 SIZES = {  # 25 million parameters with 32,000 tokens, and one to try things on
@@ -71,24 +85,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="steps that are timed, after one that is not")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--out", default="speed", metavar="NAME")
+    parser.add_argument("--show", action="store_true", help="measure nothing, show what NAME.json has")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(train(*options.one, options)))
         return
+    file = OUT / f"{options.out}.json"
+    if not options.show:
+        OUT.mkdir(exist_ok=True)
+        file.write_text(json.dumps(measure(options), indent=1) + "\n")
+    report = json.loads(file.read_text())
+    show(report)
+    plot(report, file.with_suffix(".png"))
+
+
+def measure(options) -> dict:
+    """Every case with every contender, in turn: what each training gives, by case and contender, a list over the rounds."""
     cases = [case for name in options.cases for case in GROUPS.get(name, [name])]
     jobs = [(case, name) for case in cases for _ in range(options.rounds) for name in options.contenders]
     results = {case: {name: [] for name in options.contenders} for case in cases}
     peaks = matrix_peaks()
     for case, name in tqdm(jobs, desc="trainings"):
         results[case][name].append(run(case, name, options))
-    report = {"machine": machine(), "peaks": peaks, "steps": options.steps, "cases": results}
-    for case in cases:
-        print(f"\n{case}: {CASES[case]}")
-        show(results[case], peaks)
-    OUT.mkdir(exist_ok=True)
-    (OUT / f"{options.out}.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(report, OUT / f"{options.out}.png")
+    return {"machine": machine(), "peaks": peaks, "steps": options.steps, "cases": results}
 
 
 def run(case: str, name: str, options) -> dict:
@@ -109,35 +129,71 @@ def run(case: str, name: str, options) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def show(results: dict[str, list[dict]], peaks: dict[str, float]) -> None:
-    """A line a contender: medians over the rounds, and the ratio to the others round by round."""
-    print(
-        f"  {'':<8}{'pairs/s':>9}{'tokens/s':>10}{'memory':>10}{'kept':>10}{'useful':>8}   times as fast as stock, tuned"
-    )
-    for name, rounds in results.items():
-        middle = {
-            key: statistics.median(r[key] for r in rounds)
-            for key in ("pairs_per_second", "tokens_per_second", "peak", "kept")
-        }
-        share = statistics.median(r["useful_flops_per_second"] / peaks[r["precision"]] for r in rounds)
-        ratios = "   ".join(ratio(rounds, results[other]) for other in ("stock", "tuned") if other in results)
+def show(report: dict) -> None:
+    """Print Markdown tables: of one case the contenders, of several the speeds case by case."""
+    cases = report["cases"]
+    if len(cases) == 1:
+        [results] = cases.values()
+        rows = {LABELS[name]: contender_row(name, results, report["peaks"]) for name in results}
+    else:
+        rows = {CASES[case]["label"]: case_row(case, results) for case, results in cases.items()}
+    columns = list(next(iter(rows.values())))
+    print("\n".join(["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]))
+    for label, row in rows.items():
+        print(f"| {label} | " + " | ".join(row[column] for column in columns) + " |")
+    gaps = [
+        abs(a - b) / abs(a)
+        for results in cases.values()
+        for one, other in zip(results.get("stock", ()), results.get("exact", ()), strict=False)
+        for a, b in zip(one["losses"], other["losses"], strict=True)
+    ]
+    print(f"\nOn {report['machine']}, {report['steps']} steps timed.")
+    if gaps:
         print(
-            f"  {name:<8}{middle['pairs_per_second']:>9.2f}{middle['tokens_per_second']:>10.0f}"
-            f"{middle['peak'] / 1e6:>7.0f} MB{middle['kept'] / 1e6:>7.0f} MB{share:>8.0%}   {ratios}"
+            f"The largest relative difference of the losses in float32 from TRL's on the same batches: {max(gaps):.1e}."
         )
-    if "stock" in results and "exact" in results:
-        gap = max(
-            abs(a - b) / abs(a)
-            for one, other in zip(results["stock"], results["exact"], strict=True)
-            for a, b in zip(one["losses"], other["losses"], strict=True)
-        )
-        print(f"  largest relative difference of the losses of stock and exact: {gap:.1e}")
 
 
-def ratio(ours: list[dict], theirs: list[dict]) -> str:
-    """How many times as fast, lowest to highest over the rounds."""
-    ratios = sorted(a["pairs_per_second"] / b["pairs_per_second"] for a, b in zip(ours, theirs, strict=True))
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+def contender_row(name: str, results: dict[str, list[dict]], peaks: dict[str, float]) -> dict[str, str]:
+    """What one contender needs in one case."""
+    rounds = results[name]
+    useful = statistics.median(turn["useful_flops_per_second"] / peaks[turn["precision"]] for turn in rounds)
+    return {
+        "pairs/s": f"{median(rounds, 'pairs_per_second'):.2f}",
+        "tokens/s": f"{median(rounds, 'tokens_per_second'):,.0f}",
+        "peak memory": f"{median(rounds, 'peak') / 1e9:.1f} GB",
+        "kept for the backward pass": f"{median(rounds, 'kept') / 1e6:,.0f} MB",
+        "useful operations": f"{useful:.0%}",
+        **ratios(rounds, results),
+    }
+
+
+def case_row(case: str, results: dict[str, list[dict]]) -> dict[str, str]:
+    """The contenders' speeds in one case, and how ours compares."""
+    shape = CASES[case]
+    row = {"prompt and answer, tokens": f"{shape['prompt']} and {shape['completion']}"}
+    for unit, key, digits in (("pairs/s", "pairs_per_second", 2), ("tokens/s", "tokens_per_second", 0)):
+        row |= {f"{LABELS[name]}, {unit}": f"{median(rounds, key):,.{digits}f}" for name, rounds in results.items()}
+    return row | (ratios(results["ours"], results) if "ours" in results else {})
+
+
+def median(rounds: list[dict], key: str) -> float:
+    return statistics.median(turn[key] for turn in rounds)
+
+
+def ratios(ours: list[dict], results: dict[str, list[dict]]) -> dict[str, str]:
+    """How many times as fast as TRL's own and as TRL tuned by hand: the median over the rounds, lowest and highest."""
+    row = {}
+    for other, column in (("stock", "times as fast as stock"), ("tuned", "as tuned")):
+        if other in results:
+            speeds = (
+                (turn["pairs_per_second"], theirs["pairs_per_second"])
+                for turn, theirs in zip(ours, results[other], strict=True)
+            )
+            values = sorted(a / b for a, b in speeds)
+            spread = f" ({values[0]:.2f} to {values[-1]:.2f})" if values[0] < values[-1] else ""
+            row[column] = f"{statistics.median(values):.2f}{spread}"
+    return row
 
 
 # --- One training ----------------------------------------------------------------------------------------------------
@@ -341,16 +397,23 @@ def plot(report: dict, path: Path) -> None:
 
     cases = list(report["cases"])
     figure, axes = plt.subplots(figsize=(2.5 + 1.6 * len(cases), 4))
-    for place, name in enumerate(LABELS):
+    for place, name in enumerate(("stock", "tuned", "ours")):
         for number, case in enumerate(cases):
             speeds = [round_["pairs_per_second"] for round_ in report["cases"][case].get(name, [])]
             if speeds:
                 middle = statistics.median(speeds)
                 bars = [[middle - min(speeds)], [max(speeds) - middle]]
                 x = number + 0.27 * (place - 1)
-                axes.bar(x, middle, 0.25, yerr=bars, color=f"C{place}", label=LABELS[name] if number == 0 else None)
+                axes.bar(
+                    x,
+                    middle,
+                    0.25,
+                    yerr=bars,
+                    color=f"C{place}",
+                    label=LABELS[name].replace("`", "") if number == 0 else None,
+                )
                 axes.text(x, max(speeds), f"{middle:.2f}", ha="center", va="bottom", fontsize=7)
-    axes.set_xticks(range(len(cases)), [case.replace("_", " ") for case in cases])
+    axes.set_xticks(range(len(cases)), [CASES[case]["label"] for case in cases])
     axes.set_ylabel("pairs a second")
     axes.set_title(f"Training on {report['machine']}", fontsize=9)
     axes.legend()

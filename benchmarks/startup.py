@@ -1,10 +1,11 @@
 """How long until something happens: the help text, the libraries, the first step; beside `trl dpo`.
 
-    python benchmarks/startup.py               # three rounds, about two minutes
+    python benchmarks/startup.py           # three rounds, about two minutes
+    python benchmarks/startup.py --show    # what was measured then, once more
 
 Each figure is the wall time of a process of its own, from its start to its end, the contenders in turn. The basic
 script asks the reference about all pairs before the first step, `trl dpo` does so step by step; with
---no_precompute_ref_log_probs they do the same. Prints the medians and their range, and writes
+--no_precompute_ref_log_probs they do the same. Prints medians, lowest and highest in brackets, and writes
 benchmarks/results/startup.json.
 """
 
@@ -20,44 +21,53 @@ from pathlib import Path
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
-OUT = PROJECT / "benchmarks" / "results"
+RESULTS = PROJECT / "benchmarks" / "results" / "startup.json"
 ONE_STEP = "--max_steps 1 --eval_strategy no --save_strategy no --report_to none --use_cpu --bf16 false".split()
 
 
 def main() -> None:
-    """Time every command in turn, print and write."""
+    """Measure, write and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--show", action="store_true", help="measure nothing, show what startup.json has")
     options = parser.parse_args()
+    if not options.show:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(measure(options.rounds), indent=1) + "\n")
+    print("| process, from its start to its end | seconds |\n|---|---|")
+    for name, values in json.loads(RESULTS.read_text()).items():
+        print(f"| {name} | {statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f}) |")
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Seconds of every process, one number a round."""
     trl = Path(sys.executable).with_name("trl")
     script = [sys.executable, "basic_dpo_training.py"]
     demo = ["--model_name_or_path", "demo/model", "--dataset_name", "demo"]
+    imports = "import torch, transformers, datasets, peft; from trl import DPOTrainer"
     commands = {
-        "python -c 'import torch, trl, transformers, datasets, peft'": [
-            sys.executable, "-c", "import torch, transformers, datasets, peft; from trl import DPOTrainer",
-        ],
-        "trl dpo --help": [trl, "dpo", "--help"],
-        "basic_dpo_training.py --help": [*script, "--help"],
-        "trl dpo, one step": [trl, "dpo", *demo, *ONE_STEP],
-        "basic_dpo_training.py --no_precompute_ref_log_probs, one step": [
+        "`import torch, trl, transformers, datasets, peft`": [sys.executable, "-c", imports],
+        "`trl dpo --help`": [trl, "dpo", "--help"],
+        "`basic_dpo_training.py --help`": [*script, "--help"],
+        "`trl dpo`, the demo, one step": [trl, "dpo", *demo, *ONE_STEP],
+        "`basic_dpo_training.py`, one step, the reference asked at every step as there": [
             *script, *ONE_STEP, "--num_eval_prompts", "1", "--no_precompute_ref_log_probs",
         ],
-        "basic_dpo_training.py, one step": [*script, *ONE_STEP, "--num_eval_prompts", "1"],
+        "`basic_dpo_training.py`, one step, after asking the reference about all 2,048 pairs": [
+            *script, *ONE_STEP, "--num_eval_prompts", "1",
+        ],
     }  # fmt: skip
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for name in tqdm([name for _ in range(options.rounds) for name in commands], desc="processes"):
+    seconds = {name: [] for name in commands}
+    for name in tqdm([name for _ in range(rounds) for name in commands], desc="processes"):
         with tempfile.TemporaryDirectory() as folder:
-            extra = ["--output_dir", folder] if name.endswith("one step") else []
-            extra += ["--reference_cache", f"{folder}/cache"] if extra and name.startswith("basic") else []
+            extra = ["--output_dir", folder] if "one step" in name else []
+            extra += ["--reference_cache", f"{folder}/cache"] if "basic" in name and extra else []
             started = time.perf_counter()
             done = subprocess.run([*commands[name], *extra], cwd=PROJECT, capture_output=True, text=True)
             seconds[name].append(time.perf_counter() - started)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr}")
-    for name, values in seconds.items():
-        print(f"  {name:<62}{statistics.median(values):>6.1f} s   ({min(values):.1f} to {max(values):.1f})")
-    OUT.mkdir(exist_ok=True)
-    (OUT / "startup.json").write_text(json.dumps(seconds, indent=1) + "\n")
+    return seconds
 
 
 if __name__ == "__main__":
