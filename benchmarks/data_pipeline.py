@@ -10,6 +10,7 @@ both to benchmarks/results/, data_pipeline_tokens.json where a tokenizer is give
 """
 
 import argparse
+import itertools
 import json
 import random
 import resource
@@ -52,16 +53,15 @@ def main() -> None:
 def measure_all(options: argparse.Namespace) -> list[dict]:
     """Every size with every number of processes, each in a process of its own."""
     rows = []
-    for count in options.pairs:
-        with tempfile.TemporaryDirectory() as folder:
+    for count, num_proc in itertools.product(options.pairs, options.num_proc):
+        with tempfile.TemporaryDirectory() as folder:  # a path of its own, so that nothing kept on disk is found
             path = Path(folder) / "pairs.jsonl"
             write_rows(path, count)
-            for num_proc in options.num_proc:
-                command = [sys.executable, __file__, "--one", str(path), "--num_proc", str(num_proc)]
-                command += ["--tokenizer", options.tokenizer] if options.tokenizer else []
-                done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-                facts = {"pairs": count, "num_proc": num_proc, "bytes": path.stat().st_size}
-                rows.append(facts | json.loads(done.stdout.splitlines()[-1]))
+            command = [sys.executable, __file__, "--one", str(path), "--num_proc", str(num_proc)]
+            command += ["--tokenizer", options.tokenizer] if options.tokenizer else []
+            done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+            facts = {"pairs": count, "num_proc": num_proc, "bytes": path.stat().st_size}
+            rows.append(facts | json.loads(done.stdout.splitlines()[-1]))
     return rows
 
 

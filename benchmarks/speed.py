@@ -62,7 +62,7 @@ LENGTH = {
     for n in (64, 256, 1024, 4096)
 }
 BATCH = {
-    f"batch_{n}": dict(label=f"{n} pair(s) a batch", prompt=226, completion=68, batch=n, **TINY) for n in (1, 4, 16, 64)
+    f"batch_{n}": dict(label=f"a batch of {n}", prompt=226, completion=68, batch=n, **TINY) for n in (1, 4, 16, 64)
 }
 ROWS = {
     f"rows_{n}": dict(label=f"{n:,} rows", prompt=12, completion=4, rows=n, **TINY)
