@@ -402,7 +402,8 @@ class LossArguments(TutorialArguments):  # NEW
         metadata={
             "nargs": "?",
             "const": "losses",
-            "help": "train the demo with many losses; noise: with flipped labels; length: with labels that favour length",
+            "help": "train the demo with many losses; noise: with flipped labels; length: with labels that favour length; "
+            "alike: with answers that differ in one word",
         },
     )
     losses: list[str] = field(default_factory=list, metadata={"help": "with --compare: these losses"})

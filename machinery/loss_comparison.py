@@ -24,6 +24,7 @@ OWN_FLAGS = {"--compare", "--losses", "--betas", "--seeds", "--output_dir", "--o
 DEFAULT_LOSSES = {
     "noise": ["sigmoid", "cdpo", "robust", "ipo"],
     "length": ["sigmoid", "rdpo", "sigmoid_norm", "ipo", "simpo"],
+    "alike": ["sigmoid", "ipo", "nca_pair", "dpop"],
 }
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)  # of labels that are flipped
 LONGER_SHARE = 0.5  # of pairs in which length alone decides
@@ -54,12 +55,12 @@ def compare(
 ) -> None:
     """Run what is missing, print a table, write table.md, results.json and the figures into the folder.
 
-    kind: losses, noise or length. script: trains once, with the flags in argv and those that are put behind them.
+    kind: losses, noise, length or alike. script: trains once, with the flags in argv and those that are put behind them.
     losses, betas, seeds: as said on the command line. own: by loss, its settings on this data, beta and learning_rate
     among them. sample_rewards(seed): the true rewards of one reply of the untrained model to each prompt.
     """
-    if kind not in ("losses", "noise", "length"):
-        raise LossError(f"--compare {kind}: there are losses (the default), noise and length")
+    if kind not in ("losses", *DEFAULT_LOSSES):
+        raise LossError(f"--compare {kind}: there are losses (the default), {', '.join(DEFAULT_LOSSES)}")
     for seed in seeds:
         if not 0 <= seed < 2**32:
             raise LossError(f"--seeds {seed}: a seed is at least 0 and below 2**32")
@@ -87,8 +88,8 @@ def compare(
                     flags += ["--dataset_name", str(folder / "data" / f"flipped{share:g}-seed{{seed}}")]
                     if name in ("cdpo", "robust"):
                         flags += ["--label_smoothing", f"{share:g}"]  # as if the share were known
-                if kind == "length":
-                    flags += ["--dataset_name", str(folder / "data" / "longer-seed{seed}")]
+                if kind in ("length", "alike"):
+                    flags += ["--dataset_name", str(folder / "data" / "seed{seed}")]
                 cases[case] = (script, flags)
                 stamps[case] = inspect.getsource(known[name]) + json.dumps(own[name], sort_keys=True)
                 about[case] = {"loss": name, "beta": value if has_beta else None, "share": share}
@@ -96,7 +97,9 @@ def compare(
         for share in SHARES if kind == "noise" else ():
             write_pairs(folder / "data" / f"flipped{share:g}-seed{seed}", seed, flipped=share)
         if kind == "length":
-            write_pairs(folder / "data" / f"longer-seed{seed}", seed, longer=LONGER_SHARE)
+            write_pairs(folder / "data" / f"seed{seed}", seed, longer=LONGER_SHARE)
+        if kind == "alike":
+            write_alike_pairs(folder / "data" / f"seed{seed}", seed)
 
     print(f"{len(cases)} settings, {len(seeds)} seed(s); finished runs are kept in {folder / 'cells'}", flush=True)
     try:
@@ -163,6 +166,24 @@ def write_pairs(folder: Path, seed: int, flipped: float = 0.0, longer: float = 0
             row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "test.jsonl").write_bytes((source / "test.jsonl").read_bytes())
+
+
+def write_alike_pairs(folder: Path, seed: int) -> None:
+    """The demo's chosen answers, each against itself with one word put in place of another; the held-out pairs as they are.
+
+    Every label is right: the word makes the answer worse.
+    """
+    write_pairs(folder, seed)
+    file, rng = folder / "train.jsonl", random.Random(seed)
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    vocabulary = sorted({word for row in rows for word in row["chosen"][-1]["content"].split()})
+    for row in rows:
+        words = row["chosen"][-1]["content"].split()
+        place = rng.randrange(len(words))
+        words[place] = rng.choice([word for word in vocabulary if word != words[place]])
+        row["rejected"] = [{"role": "assistant", "content": " ".join(words)}]
+        del row["score_chosen"], row["score_rejected"]  # they were another answer's
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def best_of_n(sample_rewards: Callable[[int], list[float]], seeds: list[int], cache: Path) -> dict[str, dict]:

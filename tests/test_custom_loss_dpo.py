@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from custom_loss_dpo import LIMITS, LOSSES, CustomLossDPOTrainer
 from dpo_utils import LOSS_TYPES
 from machinery.grid import mean_interval, run_grid, without
-from machinery.loss_comparison import SHARES, best_of_n, write_pairs
+from machinery.loss_comparison import SHARES, best_of_n, write_alike_pairs, write_pairs
 from machinery.loss_figures import loss_and_pull
 from machinery.loss_functions import LossError, check_loss, choose_loss, load_loss, made_up_pairs, uses_reference
 
@@ -500,6 +500,16 @@ def test_labels_that_favour_length_only_ever_make_the_chosen_answer_longer(tmp_p
     flipped = [new for old, new in zip(rows, changed, strict=True) if old["chosen"] != new["chosen"]]
     assert 0.2 < len(flipped) / len(rows) < 0.35
     assert all(len(row["chosen"][-1]["content"]) > len(row["rejected"][-1]["content"]) for row in flipped)
+
+
+def test_pairs_that_are_alike_differ_in_one_word_of_the_rejected_answer(tmp_path):
+    write_alike_pairs(tmp_path, seed=0)
+    rows = [json.loads(line) for line in (PROJECT / "demo" / "train.jsonl").read_text().splitlines()]
+    changed = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for old, new in zip(rows, changed, strict=True):
+        assert new["chosen"] == old["chosen"]
+        words = [new[answer][-1]["content"].split() for answer in ("chosen", "rejected")]
+        assert sum(one != other for one, other in zip(*words, strict=True)) == 1
 
 
 def test_best_of_n_takes_the_best_of_the_first_n_and_is_kept(tmp_path):
