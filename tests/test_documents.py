@@ -142,6 +142,14 @@ def test_every_file_that_a_page_names_exists(page):
         assert is_there or name.rpartition("/")[2] in WRITTEN_BY_RUNS, name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=names_of)
+def test_no_page_takes_longer_than_a_quarter_of_an_hour_to_read(page):
+    words = [word for word in visible(page).split() if re.search("[a-zA-Z]", word)]  # numbers in tables are looked up
+    assert (
+        len(words) <= 15 * 238
+    )  # words a minute: Brysbaert, Journal of Memory and Language 109 (2019), for non-fiction
+
+
 @functools.cache
 def known_words() -> set[str]:
     """Every name in the project's code and in what TRL and PEFT call their settings, metrics and data."""
