@@ -201,57 +201,58 @@ def ratios(ours: list[dict], results: dict[str, list[dict]]) -> dict[str, str]:
 
 def train(case: str, name: str, options) -> dict:
     """Train a few steps with one contender, and measure."""
+    from machinery import memory
+    from machinery.memory_estimate import kept_for_backward
+
+    shape = dict(vocabulary=32_000, lora=False, batch=8, rows=0, size="normal") | CASES[case]
+    if options.small:
+        shape |= TINY
+    trainer, asked, tokens, ticks = contender(name, shape, options.steps + 1)
+    trainer.train()
+    start = 0 if memory.uses_gpu() else memory.START
+    peak = memory.peak_since_reset() - start
+    rows = trainer.train_dataset
+    lengths = [
+        [len(row[column]) for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
+        for row in rows.select(range(min(len(rows), 1_000)))
+    ]
+    tokens_a_pair = sum(map(sum, lengths)) / len(lengths)  # its prompt once
+    # The contenders take the rows in other orders, so what is timed is tokens, and a pair is its mean number of them.
+    timed = sum(tokens[1:])
+    seconds = ticks[-1] - ticks[0] + sum(asked) * timed / sum(tokens)
+    count = timed / tokens_a_pair
+    batch = [rows[number] for number in range(shape["batch"])]
+    return {
+        "pairs_per_second": count / seconds,
+        "tokens_per_second": timed / seconds,
+        "peak": peak,
+        "kept": kept_for_backward(trainer, batch, checkpointing=name == "stock"),
+        "precision": "bf16" if trainer.args.bf16 else "fp32",
+        "useful_flops_per_second": count * useful_flops(trainer.model, lengths, shape["lora"]) / seconds,
+        "losses": [logs["loss"] for logs in trainer.state.log_history if "loss" in logs],
+        "steps_aside": getattr(trainer, "shared_prompt_refusal", None),
+    }
+
+
+def contender(name: str, shape: dict, steps: int) -> tuple:
+    """A trainer, and three lists that fill while it works: seconds that asking the reference beforehand took; tokens a
+    step, prompts once; the time at the end of every step."""
     import torch
     from peft import LoraConfig
     from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     from machinery import memory
-    from machinery.memory_estimate import kept_for_backward
     from machinery.precision import prefers_bf16
     from machinery.shared_prompt import SharedPromptDPOTrainer
     from machinery.token_budget import pair_lengths
 
-    shape = dict(vocabulary=32_000, lora=False, batch=8, rows=0, size="normal") | CASES[case]
-    if options.small:
-        shape |= TINY
-    vocabulary, batch = shape["vocabulary"], shape["batch"]
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    asked, tokens, ticks = [], [], []
     is_ours, is_fast = name in ("ours", "exact"), name in ("tuned", "ours")
+    asks_beforehand = is_fast and not shape["rows"]  # many rows would take hours, and all of them are alike
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     if is_ours and device == "cpu":
         memory.keep_freed_memory()  # as load_model does for models of this size
-    tokenizer = word_tokenizer(vocabulary)
-    steps = options.steps + 1
-    pairs = made_up_pairs(shape, max(batch * steps, shape["rows"]), vocabulary)
-    torch.manual_seed(0)
-    size = SIZES[shape["size"]]
-    config = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=2, tie_word_embeddings=True, **size)
-    bf16 = is_fast and prefers_bf16(device)
-    asks_beforehand = is_fast and not shape["rows"]  # many rows would take hours, and all of them are alike
-    policy = Qwen3ForCausalLM(config)
-    reference = None
-    if not asks_beforehand and not shape["lora"]:
-        reference = Qwen3ForCausalLM(config)
-        reference.load_state_dict(policy.state_dict())
-    memory.reset_peak()
-    args = DPOConfig(
-        output_dir="/tmp/speed",
-        use_cpu=not torch.accelerator.is_available(),
-        bf16=bf16,
-        gradient_checkpointing=name == "stock",
-        precompute_ref_log_probs=asks_beforehand,
-        per_device_train_batch_size=batch,
-        max_length=16_384,
-        max_steps=steps,
-        train_sampling_strategy="group_by_length" if name == "ours" else "sequential",
-        learning_rate=1e-4,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=0,
-    )
-    asked, tokens = [], []  # seconds that asking the reference beforehand took; tokens a step, prompts once
 
     class Contender(SharedPromptDPOTrainer if is_ours else DPOTrainer):
         def _precompute_ref_logps(self, *args, **kwargs):
@@ -264,44 +265,49 @@ def train(case: str, name: str, options) -> dict:
             tokens.append(sum(pair_lengths(inputs, is_shared=True)))
             return super().training_step(model, inputs, *args, **kwargs)
 
-    trainer = Contender(
-        model=policy,
-        ref_model=reference,
-        args=args,
-        train_dataset=pairs,
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if shape["lora"] else None,
-    )
-    ticks = []
-
     class Clock(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             ticks.append(time.perf_counter())
 
-    trainer.add_callback(Clock())
-    trainer.train()
-    start = 0 if memory.uses_gpu() else memory.START
-    peak = memory.peak_since_reset() - start
-    lengths = [[len(row[column]) for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
-               for row in trainer.train_dataset.select(range(min(len(pairs), 1_000)))]  # fmt: skip
-    tokens_a_pair = sum(map(sum, lengths)) / len(lengths)  # its prompt once
-    # The contenders take the rows in other orders, so what is timed is tokens, and a pair is its mean number of them.
-    timed = sum(tokens[1:])
-    seconds = ticks[-1] - ticks[0] + sum(asked) * timed / sum(tokens)
-    count = timed / tokens_a_pair
-    rows = [trainer.train_dataset[number] for number in range(batch)]
-    return {
-        "pairs_per_second": count / seconds,
-        "tokens_per_second": timed / seconds,
-        "peak": peak,
-        "kept": kept_for_backward(trainer, rows, checkpointing=name == "stock"),
-        "precision": "bf16" if bf16 else "fp32",
-        "useful_flops_per_second": count * useful_flops(policy, lengths, shape["lora"]) / seconds,
-        "losses": [logs["loss"] for logs in trainer.state.log_history if "loss" in logs],
-        "steps_aside": getattr(trainer, "shared_prompt_refusal", None),
-    }
+    args = DPOConfig(
+        output_dir="/tmp/speed",
+        use_cpu=device == "cpu",
+        bf16=is_fast and prefers_bf16(device),
+        gradient_checkpointing=name == "stock",
+        precompute_ref_log_probs=asks_beforehand,
+        per_device_train_batch_size=shape["batch"],
+        max_length=16_384,
+        max_steps=steps,
+        train_sampling_strategy="group_by_length" if name == "ours" else "sequential",
+        learning_rate=1e-4,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+    )
+    pairs = made_up_pairs(shape, max(shape["batch"] * steps, shape["rows"]), shape["vocabulary"])
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=shape["vocabulary"], num_key_value_heads=2, tie_word_embeddings=True, **SIZES[shape["size"]]
+    )
+    policy, reference = Qwen3ForCausalLM(config), None
+    if not asks_beforehand and not shape["lora"]:
+        reference = Qwen3ForCausalLM(config)
+        reference.load_state_dict(policy.state_dict())
+    memory.reset_peak()
+    trainer = Contender(
+        model=policy,
+        ref_model=reference,
+        args=args,
+        train_dataset=pairs,
+        processing_class=word_tokenizer(shape["vocabulary"]),
+        peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if shape["lora"] else None,
+        callbacks=[Clock()],
+    )
+    return trainer, asked, tokens, ticks
 
 
 def word_tokenizer(vocabulary: int):
