@@ -1,4 +1,4 @@
-"""DPO in its smallest honest form: pairs of a better and a worse answer change what a model says.
+"""DPO (arXiv:2305.18290) in its smallest honest form: pairs of a better and a worse answer change what a model says.
 
     python basic_dpo_training.py
 
@@ -74,7 +74,7 @@ def main():
     if eval_pairs is None:
         training_args.eval_strategy = "no"
 
-    # Trainer: TRL's, with each prompt computed once instead of twice. Put `trl.DPOTrainer` here and the rest stays.
+    # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits here too, without group_by_length.
     claim_output_dir(training_args, None if args.names_output_dir else "runs/basic")
     trainer = SharedPromptDPOTrainer(
         model=policy,
@@ -85,7 +85,8 @@ def main():
         processing_class=tokenizer,
     )
 
-    # Training: -log sigmoid(chosen_reward - rejected_reward), where reward = beta * (log policy - log reference).
+    # Training (Eq. 7, arXiv:2305.18290): -log sigmoid(chosen_reward - rejected_reward), reward = beta * (log policy -
+    # log reference). What is logged: their difference, the margin, and how often it is above 0, the accuracy.
     show_start(trainer, f"a frozen copy of {model_args.model_name_or_path}")
     watch(trainer, tokenizer, prompts[0])
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)

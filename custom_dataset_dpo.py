@@ -88,7 +88,7 @@ def main():
     args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments)
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
-    if args.check_only:  # NEW: to look at data takes a tokenizer at most, and only the user's own says anything of them
+    if args.check_only:  # NEW: a count of tokens means something only with the model that will be trained
         looks_at_tokens = args.names_model or not args.names_data
         tokenizer = load_tokenizer(model_args.model_name_or_path) if looks_at_tokens else None
     else:
@@ -123,7 +123,7 @@ What to try next  the same command without --check_only"""
     if eval_pairs is None:
         training_args.eval_strategy = "no"
 
-    # Trainer: TRL's, with each prompt computed once instead of twice. Put `trl.DPOTrainer` here and the rest stays.
+    # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits here too, without group_by_length.
     trainer = SharedPromptDPOTrainer(
         model=policy,
         ref_model=reference,
@@ -133,7 +133,8 @@ What to try next  the same command without --check_only"""
         processing_class=tokenizer,
     )
 
-    # Training: -log sigmoid(chosen_reward - rejected_reward), where reward = beta * (log policy - log reference).
+    # Training (Eq. 7, arXiv:2305.18290): -log sigmoid(chosen_reward - rejected_reward), reward = beta * (log policy -
+    # log reference). What is logged: their difference, the margin, and how often it is above 0, the accuracy.
     show_start(trainer, f"a frozen copy of {model_args.model_name_or_path}")
     watch(trainer, tokenizer, prompts[0])
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)

@@ -87,7 +87,7 @@ def hinge(beta, **pair):
 def ipo(beta, chosen_lengths, rejected_lengths, **pair):
     """IPO: (chosen / |chosen| - rejected / |rejected| - 1 / (2 beta))^2; arXiv:2310.12036, Eq. 17.
 
-    Means over tokens, as in TRL; the paper writes sums, so its beta (tau) is another number. For: pairs whose label
+    Means over tokens, as in TRL, which had it confirmed by the authors; the paper's formula shows sums. For: pairs whose label
     is certain, where DPO's margin would grow without bound: here it is led to 1 / (2 beta) and no further.
     """
     chosen, rejected = logratios(**pair)
@@ -229,7 +229,7 @@ def sigmoid_norm(beta, chosen_lengths, rejected_lengths, **pair):
 def simpo(beta, policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths, gamma=0.5, **_):
     """SimPO: -logsigmoid(beta * (logp_chosen / |chosen| - logp_rejected / |rejected|) - gamma); arXiv:2405.14734, Eq. 6.
 
-    Means over tokens, so beta is large (the paper's are 2 and 2.5). No reference: half the work, and nothing but a low
+    Means over tokens, so beta is large (the preprint's are 2 and 2.5). No reference: half the work, and nothing but a low
     rate keeps the model where it was. For: models whose likelihood is to rank answers as they are sampled.
     """
     chosen, rejected = policy_chosen_logps / chosen_lengths, policy_rejected_logps / rejected_lengths
@@ -307,6 +307,10 @@ class CustomLossDPOTrainer(SharedPromptDPOTrainer):
         return dataset.map(lambda row: {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})
 
     def _compute_loss(self, model, inputs, return_outputs):
+        """TRL's method runs the model, logs every metric and computes a loss, all in one.
+
+        So it runs on a model that we listen to: its metrics stay, and our loss takes the place of its own.
+        """
         if self.loss is None:
             return super()._compute_loss(model, inputs, return_outputs)
         if "ref_chosen_logps" not in inputs:
@@ -462,7 +466,8 @@ def main(argv=None):
     )
 
     # Training: whatever the loss is, what is logged as a reward is beta * (log policy - log reference).
-    show_start(trainer, f"a frozen copy of {model_args.model_name_or_path}")
+    frozen = "the base, which is the policy with its adapter off" if model_args.use_peft else "a frozen copy of it"
+    show_start(trainer, f"{model_args.model_name_or_path}: {frozen}" if needs_reference else "none")  # NEW
     watch(trainer, tokenizer, prompts[0])
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies before")
@@ -521,6 +526,7 @@ def compare_losses(args, training_args, model_args, argv):  # NEW
         seeds=args.seeds,
         own={name: DEMO | BY_LOSS.get(name, {}) for name in LOSSES},
         sample_rewards=sample_rewards,
+        true_reward=true_reward,
         folder=Path(training_args.output_dir if args.names_output_dir else f"runs/compare/{args.compare}"),
     )
 

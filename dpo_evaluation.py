@@ -112,7 +112,12 @@ def main():
     reference_name = args.reference or facts.get("reference")
     dataset = args.source if args.names_data else facts.get("dataset")
     if reference_name is None or dataset is None:
-        raise UserError(f"{names[0]} has no metrics.json to tell: add --reference and --dataset_name.")
+        lacking = "reference" if reference_name is None else "dataset_name"
+        raise UserError(f"{names[0]} has no metrics.json that names it: add --{lacking}.")
+    if len(set(names)) > 1 and (args.judge == "human" or args.answers):
+        raise UserError("A person judges one model at a time: name one by --model_name_or_path.")
+    if args.dataset_streaming:
+        raise UserError("--dataset_streaming: the held-out pairs are read more than once; leave it out.")
     for name in (reference_name, *names):
         base_of(name)  # better to fail now than after the reference has written its answers
     say(f"Evaluating {', '.join(names)} against {reference_name} on {dataset}")

@@ -12,6 +12,7 @@ Read it once from top to bottom, then read the scripts. Every function takes mod
 can be copied into another project; what it needs from `machinery/` is named in its imports.
 """
 
+import functools
 import json
 import logging
 import math
@@ -244,7 +245,7 @@ def _parse_columns(text: str | None) -> dict[str, str]:
 
 def _from_here(path: str) -> str:
     """A path of this project as seen from where the user stands."""
-    return path if Path(path).exists() else os.path.relpath(PROJECT / path)
+    return os.path.relpath(PROJECT / path)
 
 
 def _device_settings(values: dict) -> dict:
@@ -317,6 +318,9 @@ def say(*words) -> None:
         print(printable(" ".join(map(str, words))), flush=True)
 
 
+_say_once = functools.cache(say)
+
+
 _watched: list = []  # the trainer that `watch` was given: `run` tells of it when it fails
 
 
@@ -382,6 +386,7 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
             raise ValueError(f"it lacks {len(some)} of the model's weights (first: {some[0]}); they would be random")
         check_weights(model)
         check_vocabulary(model, tokenizer)
+        _say_what_generation_changes(name, model.generation_config)
     except (UserError, torch.OutOfMemoryError, MemoryError):
         raise
     except SafetensorError as error:
@@ -389,6 +394,18 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
     except Exception as error:  # a broken configuration makes the libraries fail anywhere
         raise UserError(f"--model_name_or_path {name} cannot be loaded: {_first_line(error)}.") from error
     return model, tokenizer
+
+
+def _say_what_generation_changes(name: str, config) -> None:
+    """A model's files may ask for more than a temperature when it writes: then its replies are not quite its own."""
+    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0}
+    asked = {key: getattr(config, key, None) for key in neutral}
+    changed = [f"{key} {asked[key]:g}" for key in neutral if asked[key] not in (None, neutral[key])]
+    if changed:
+        _say_once(
+            f"{name}: its generation_config.json asks for {', '.join(changed)}. Replies are sampled with that, so the KL "
+            "is not quite that of the model's own distribution. Take it out of the file to measure exactly."
+        )
 
 
 def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
@@ -653,7 +670,7 @@ def show_start(trainer, reference: str) -> None:
     is_exact = not (trainer.args.bf16 or trainer.args.fp16) and trainer.model.dtype == torch.float32
     if not drift / trainer.beta < (0.01 if is_exact else 5.0):  # in nats a completion
         raise UserError(
-            f"The policy is not the reference: before training their log-probs already differ by {drift / trainer.beta:.3g}. "
+            f"The policy is not the reference: before training their log-probs already differ by {drift / trainer.beta:.3g} nats. "
             "A checkpoint or an adapter was loaded into one of them only."
         )
     meaning, off = "", abs(loss - math.log(2))
@@ -711,6 +728,9 @@ def _keep_checkpoints(trainer) -> None:
 
 
 # --- Generating ------------------------------------------------------------------------------------------------------
+
+
+MOST_LOGITS = 2**28  # that are held at once: a gigabyte in float32
 
 
 class Completion(NamedTuple):
@@ -795,10 +815,9 @@ def sequence_logps(
     """
     was_training = model.training
     model.eval()
-    order = sorted(range(len(rows)), key=lambda number: sum(map(len, rows[number])))
     logps = torch.zeros(len(rows))
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
-        numbers = order[start : start + batch_size]
+    batches = _batches(rows, batch_size, MOST_LOGITS // model.config.get_text_config().vocab_size)
+    for numbers in tqdm(batches, desc=progress, disable=progress is None, leave=False):
         width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
         input_ids = torch.full((len(numbers), width), pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
@@ -816,6 +835,17 @@ def sequence_logps(
         logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
     model.train(was_training)
     return logps
+
+
+def _batches(rows: list[tuple[list[int], list[int]]], most_rows: int, most_tokens: int) -> list[list[int]]:
+    """The numbers of rows, batch by batch: like lengths together, and no more tokens in one, padding included."""
+    batches = []
+    for number in sorted(range(len(rows)), key=lambda number: sum(map(len, rows[number]))):
+        width = sum(map(len, rows[number]))  # of the batch that ends with this row
+        if not batches or len(batches[-1]) == most_rows or (len(batches[-1]) + 1) * width > most_tokens:
+            batches.append([])
+        batches[-1].append(number)
+    return batches
 
 
 def pair_logps(
@@ -853,6 +883,10 @@ def sequence_kl(
         with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
             ref_logps = sequence_logps(policy, rows, pad_token_id)
     else:
+        try:
+            reference.to(policy.device)
+        except torch.OutOfMemoryError:  # beside the optimizer: then slowly, where it was
+            reference.to("cpu")
         ref_logps = sequence_logps(reference, rows, pad_token_id)
     return bootstrap_mean((policy_logps - ref_logps).tolist())
 
@@ -942,7 +976,8 @@ def save_run(
     held-out pairs once more where that was not done at the last step.
     """
     last_measured = max((logs["step"] for logs in trainer.state.log_history if "eval_loss" in logs), default=None)
-    if trainer.eval_dataset is not None and last_measured != trainer.state.global_step:
+    is_other_model = last_measured != trainer.state.global_step or trainer.args.load_best_model_at_end
+    if trainer.eval_dataset is not None and is_other_model:
         trainer.evaluate()
     folder, state = Path(trainer.args.output_dir), trainer.state
     held_out = next((logs for logs in reversed(state.log_history) if "eval_loss" in logs), {})

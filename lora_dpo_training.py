@@ -4,8 +4,8 @@
 
 A LoRA adapter adds to each frozen weight matrix W a product B A of two thin ones: W + (alpha / r) B A. Only A and B are
 trained, here 88,064 numbers beside the demo's million. B starts at zero, so at first the policy *is* the base; and the
-base with the adapter switched off *is* the reference. One model in memory instead of two, and gradients and optimizer
-for a few percent of it. It takes about a minute on two CPU cores. You see (figures differ by seed and machine)
+base with the adapter switched off *is* the reference. No second model even where the
+reference is asked at every step, and gradients and optimizer for a few percent of it. It takes about a minute on two CPU cores. You see (figures differ by seed and machine)
 
     Trained: 88,064 parameters, 7.5% of the model's
       all         2.83 [2.60, 3.06]   5.28 [5.10, 5.45]   7
@@ -128,7 +128,7 @@ def main():
     if eval_pairs is None:
         training_args.eval_strategy = "no"
 
-    # Trainer: TRL's, with each prompt computed once instead of twice. Put `trl.DPOTrainer` here and the rest stays.
+    # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits here too, without group_by_length.
     claim_output_dir(training_args, None if args.names_output_dir else "runs/lora")
     folder = Path(training_args.output_dir)
     if args.merge_first:  # NEW: the adapter to come belongs to this base, so it has to be kept
@@ -147,7 +147,8 @@ def main():
         peft_config=peft_config,  # NEW
     )
 
-    # Training: -log sigmoid(chosen_reward - rejected_reward), where reward = beta * (log policy - log reference).
+    # Training (Eq. 7, arXiv:2305.18290): -log sigmoid(chosen_reward - rejected_reward), reward = beta * (log policy -
+    # log reference). What is logged: their difference, the margin, and how often it is above 0, the accuracy.
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     share = trained / sum(p.numel() for name, p in trainer.model.named_parameters() if ".ref." not in name)
     say(f"\nTrained: {trained:,} parameters, {share:.1%} of the model's")  # NEW

@@ -2,7 +2,7 @@
 
     folder = check_adapter("my_adapter")               # AdapterError: "--adapter my_adapter holds a full model, not an adapter"
     base_of_adapter(folder)                            # "Qwen/Qwen3-0.6B"
-    check_targets(model, ["q_proj", "v_porj"])         # AdapterError: "... match nothing; there are q_proj, k_proj, ..."
+    check_targets(model, ["q_proj", "v_porj"], 8)      # AdapterError: "... match nothing; there are q_proj, k_proj, ..."
     note_base(folder, "Qwen/Qwen3-0.6B", None, weights_fingerprint(model))
     check_base(folder, weights_fingerprint(other))     # AdapterError: "my_adapter was trained on another base"
     print(merge_adapter(load, "Qwen/Qwen3-0.6B", folder, tokenizer, rows))

@@ -1,7 +1,7 @@
 """Examine preference pairs: what is wrong with which row, what has to go, and what to look at.
 
     checkup = Checkup()
-    for made in pairs_and_faults:           # {"prompt", "chosen", "rejected", "rows"}, or {"fault", "text", "rows"}
+    for made in pairs_and_faults:           # {"prompt", "chosen", "rejected", "rows", "where"}, or a "fault" for the texts
         checkup.see(made)
     sound = checkup.sound()                 # which pairs are to be trained on
     report = checkup.report()               # counts, shares, the first rows of each finding, lengths, a verdict

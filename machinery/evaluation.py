@@ -79,10 +79,7 @@ class HumanJudge:
             )
             return [Verdict(None, None, None) for _ in comparisons]
         table = Path(self.filled)
-        verdicts = read_blind_csv(table, table.with_name("blind_key.json"))
-        if len(verdicts) != len(comparisons):
-            raise JudgeError(f"--answers {table} has {len(verdicts)} rows, and {len(comparisons)} are to be judged")
-        return verdicts
+        return read_blind_csv(table, table.with_name("blind_key.json"), comparisons)
 
 
 def choose_judge(

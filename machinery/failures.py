@@ -118,10 +118,15 @@ def remedies(trainer, error: BaseException) -> str:
 
     trainer: TRL's DPOTrainer, as it was when memory ran out with the error; None if that was before there was one.
     """
+    where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    if trainer is None and where & {"sample_completions", "sequence_logps"}:
+        return (
+            "It ran out while replies were sampled or scored: --per_device_eval_batch_size, --max_new_tokens and "
+            "--max_length lower."
+        )
     if trainer is None:
         return "Not even the model fits: take a smaller one, or --load_in_4bit in lora_dpo_training.py."
     args, needs = trainer.args, _needs(trainer)
-    where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
 
     def less(part: str, **changed) -> str:
         """How much a change takes off a part, where it can be told."""
@@ -162,8 +167,6 @@ def remedies(trainer, error: BaseException) -> str:
 
 def _needs(trainer, **changed) -> dict[str, int] | None:
     """The estimate with some of the arguments changed; None where there is none (a stream, weights in pieces)."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return None
     before = {name: getattr(trainer.args, name) for name in changed}
     try:
         for name, value in changed.items():
@@ -174,6 +177,8 @@ def _needs(trainer, **changed) -> dict[str, int] | None:
     finally:
         for name, value in before.items():
             setattr(trainer.args, name, value)
+    if not needs:
+        return None
     needs.pop("runtime")  # in the middle of a training it would count the training itself
     return needs
 

@@ -69,7 +69,7 @@ def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str 
     if not (folder / "metrics.json").exists() or not note.exists() or json.loads(note.read_text()) != made_by:
         shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, str(PROJECT / script), "--output_dir", str(folder), *words]
-        environment = os.environ | ({"OMP_NUM_THREADS": "1"} if RUNS_AT_A_TIME > 1 else {})
+        environment = alone() | ({"OMP_NUM_THREADS": "1"} if RUNS_AT_A_TIME > 1 else {})
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
@@ -78,6 +78,12 @@ def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str 
             weights.unlink()
         note.write_text(json.dumps(made_by))
     return json.loads((folder / "metrics.json").read_text())
+
+
+def alone() -> dict[str, str]:
+    """The environment without what a launcher tells its processes of each other: a child would wait for them."""
+    launchers = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "FSDP_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
 
 
 def markdown(results: dict[str, list[dict]], columns: dict[str, str], first: str = "case", cell=None) -> str:

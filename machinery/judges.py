@@ -447,18 +447,24 @@ def write_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison], s
     for file in (path, key_path):
         if file.exists():
             raise JudgeError(f"{file} is there already, and may hold verdicts: move it away")
+    key = {"answers": digest_of(comparisons)}
     generator = random.Random(seed)
     numbers = generator.sample(range(len(comparisons)), len(comparisons))
-    key = [{"comparison": number, "swapped": generator.random() < 0.5} for number in numbers]
+    key["rows"] = [{"comparison": number, "swapped": generator.random() < 0.5} for number in numbers]
     # Excel needs the mark at the start to read UTF-8; half a character (a lone surrogate) cannot be written.
     with open(path, "w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for row, entry in enumerate(key, start=1):
+        for row, entry in enumerate(key["rows"], start=1):
             prompt, first, second = comparisons[entry["comparison"]]
             answers = (second, first) if entry["swapped"] else (first, second)
             writer.writerow([row, *map(_defused, (as_text(prompt), *answers)), ""])
     key_path.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+
+
+def digest_of(comparisons: list[Comparison]) -> str:
+    """Tells the answers of one evaluation from those of another."""
+    return hashlib.sha256(json.dumps(comparisons, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _defused(cell: str) -> str:
@@ -466,16 +472,22 @@ def _defused(cell: str) -> str:
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
-def read_blind_csv(path: Path, key_path: Path) -> list[Verdict]:
+def read_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison]) -> list[Verdict]:
     """The verdicts of `write_blind_csv`'s table in the order of its comparisons; None for rows that were left empty.
 
-    Rows may be in any order, columns separated by comma, semicolon or tab. Raises JudgeError that names the line.
+    Rows may be in any order, columns separated by comma, semicolon or tab. Raises JudgeError that names the line, or
+    where the table was written for other answers than these.
     """
     try:
         key = json.loads(key_path.read_text(encoding="utf-8"))
-        places = {str(row): (entry["comparison"], entry["swapped"]) for row, entry in enumerate(key, start=1)}
+        written_for = key["answers"]
+        places = {str(row): (entry["comparison"], entry["swapped"]) for row, entry in enumerate(key["rows"], start=1)}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise JudgeError(f"{key_path} cannot be read as the key of {path}") from error
+    if written_for != digest_of(comparisons) or len(places) != len(comparisons):
+        raise JudgeError(
+            f"{path} was written for other answers: the model, the prompts or a setting of the sampling has changed"
+        )
     verdicts = [Verdict(None, "not judged: left empty", None)] * len(places)
     seen = {}
     try:

@@ -51,6 +51,7 @@ def compare(
     seeds: list[int],
     own: dict[str, dict],
     sample_rewards: Callable[[int], list[float]],
+    true_reward: Callable[[list, str], float],
     folder: Path,
 ) -> None:
     """Run what is missing, print a table, write table.md, results.json and the figures into the folder.
@@ -58,6 +59,7 @@ def compare(
     kind: losses, noise, length or alike. script: trains once, with the flags in argv and those that are put behind them.
     losses, betas, seeds: as said on the command line. own: by loss, its settings on this data, beta and learning_rate
     among them. sample_rewards(seed): the true rewards of one reply of the untrained model to each prompt.
+    true_reward(prompt, answer): that of any.
     """
     if kind not in ("losses", *DEFAULT_LOSSES):
         raise LossError(f"--compare {kind}: there are losses (the default), {', '.join(DEFAULT_LOSSES)}")
@@ -99,7 +101,7 @@ def compare(
         if kind == "length":
             write_pairs(folder / "data" / f"seed{seed}", seed, longer=LONGER_SHARE)
         if kind == "alike":
-            write_alike_pairs(folder / "data" / f"seed{seed}", seed)
+            write_alike_pairs(folder / "data" / f"seed{seed}", seed, true_reward)
 
     print(f"{len(cases)} settings, {len(seeds)} seed(s); finished runs are kept in {folder / 'cells'}", flush=True)
     try:
@@ -168,22 +170,28 @@ def write_pairs(folder: Path, seed: int, flipped: float = 0.0, longer: float = 0
     (folder / "test.jsonl").write_bytes((source / "test.jsonl").read_bytes())
 
 
-def write_alike_pairs(folder: Path, seed: int) -> None:
+def write_alike_pairs(folder: Path, seed: int, true_reward: Callable[[list, str], float]) -> None:
     """The demo's chosen answers, each against itself with one word put in place of another; the held-out pairs as they are.
 
-    Every label is right: the word makes the answer worse.
+    true_reward(prompt, answer): words are drawn until it falls, so every label is right. An answer that 100 draws do not
+    make worse is left out.
     """
     write_pairs(folder, seed)
     file, rng = folder / "train.jsonl", random.Random(seed)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     vocabulary = sorted({word for row in rows for word in row["chosen"][-1]["content"].split()})
+    alike = []
     for row in rows:
         words = row["chosen"][-1]["content"].split()
-        place = rng.randrange(len(words))
-        words[place] = rng.choice([word for word in vocabulary if word != words[place]])
-        row["rejected"] = [{"role": "assistant", "content": " ".join(words)}]
-        del row["score_chosen"], row["score_rejected"]  # they were another answer's
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        for _ in range(100):
+            place = rng.randrange(len(words))
+            changed = " ".join([*words[:place], rng.choice(vocabulary), *words[place + 1 :]])
+            score = true_reward(row["prompt"], changed)
+            if score < row["score_chosen"]:
+                rejected = [{"role": "assistant", "content": changed}]
+                alike.append(row | {"rejected": rejected, "score_rejected": score})
+                break
+    file.write_text("".join(json.dumps(row) + "\n" for row in alike), encoding="utf-8")
 
 
 def best_of_n(sample_rewards: Callable[[int], list[float]], seeds: list[int], cache: Path) -> dict[str, dict]:

@@ -3,13 +3,14 @@
     print(choose_checkpointing(trainer))  # turns gradient checkpointing on where memory is short
     estimate = estimate_memory(trainer)
     trainer.train()
-    measured = measure_memory(trainer)
+    measured = measure_memory(trainer, memory.peak_since_reset(), memory.START)
     print(memory_table(estimate, measured))
 
 Weights, gradients, optimizer and reference are counted from the parameters. The activations are found by a trial: a
 forward pass over the longest pair, in which every tensor that is kept for the backward pass is counted; a batch of such
 pairs takes that times its size. The trial changes no weight and draws no random number that the training would draw.
 The runtime is what the process holds besides: code that was loaded, and the kernels' own memory (on a CPU only).
+Needs memory.py and token_rows.py beside it.
 """
 
 import torch
@@ -25,7 +26,12 @@ ONE_BYTE_STATES = ("8bit",)
 
 
 def estimate_memory(trainer) -> dict[str, int]:
-    """Bytes by part, for this trainer's model, batch size, precision and settings."""
+    """Bytes by part, for this trainer's model, batch size, precision and settings.
+
+    Nothing where it cannot be foreseen: the pairs are streamed, or the weights lie in pieces.
+    """
+    if not can_be_foreseen(trainer):
+        return {}
     counted = _count(trainer)
     optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     states = STATES_PER_PARAMETER.get(optimizer, 2)
@@ -43,6 +49,11 @@ def estimate_memory(trainer) -> dict[str, int]:
     return counted | {"activations": per_pair * trainer.args.per_device_train_batch_size, "runtime": runtime}
 
 
+def can_be_foreseen(trainer) -> bool:
+    """Whether the longest pair and the whole of the weights are at hand."""
+    return isinstance(trainer.train_dataset, Dataset) and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
 def choose_checkpointing(trainer) -> str:
     """Turn gradient checkpointing on where `args.checkpointing_if_needed` and memory is short; returns what was chosen.
 
@@ -50,7 +61,7 @@ def choose_checkpointing(trainer) -> str:
     """
     args, why = trainer.args, ""
     if getattr(args, "checkpointing_if_needed", False) and not args.gradient_checkpointing:
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not isinstance(trainer.train_dataset, Dataset):
+        if not can_be_foreseen(trainer):
             is_short, why = True, ", because what it would save cannot be foreseen"
         else:
             try:
@@ -88,6 +99,8 @@ def memory_metrics(estimate: dict[str, int], measured: dict[str, int]) -> dict[s
 
 def memory_table(estimate: dict[str, int], measured: dict[str, int] | None = None) -> str:
     """Estimate, and what was measured beside it, in MiB."""
+    if not estimate:
+        return "Memory: not estimated, since the pairs are streamed or the weights lie in pieces."
     lines = [f"{'Memory, MiB':<14}{'estimated':>10}" + (f"{'measured':>10}" if measured else "")]
     for part in PARTS:
         line = f"  {part:<12}{estimate[part] / 2**20:>10,.0f}"
@@ -135,11 +148,13 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
     tokens_seen, was_training = trainer._total_train_tokens, model.training
     model.train()
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-    with torch.random.fork_rng(), hooks, trainer.compute_loss_context_manager():
-        trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
-    model.train(was_training)
-    if checkpointing:
-        model.gradient_checkpointing_disable()  # the training switches it on itself
-    trainer._total_train_tokens = tokens_seen
-    trainer._metrics["train"].clear()  # TRL would mix them into the first line that it logs
+    try:
+        with torch.random.fork_rng(), hooks, trainer.compute_loss_context_manager():
+            trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
+    finally:  # after running out of memory too: the caller may go on
+        model.train(was_training)
+        if checkpointing:
+            model.gradient_checkpointing_disable()  # the training switches it on itself
+        trainer._total_train_tokens = tokens_seen
+        trainer._metrics["train"].clear()  # TRL would mix them into the first line that it logs
     return sum(kept.values())

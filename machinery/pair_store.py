@@ -3,7 +3,7 @@
     rows, digest = spool(pairs, keep=lambda pair: True, path="pairs.arrow")   # one column "pair": each pair as JSON
     features = pair_features({"turns", "category"}, are_turns=True)           # for rows.map(..., features=features)
     train, held_out = hold_out(numbers, prompt_of, share=0.1, seed=0)         # no prompt on both sides
-    write_lines("cleaned.jsonl", pairs)                                       # whole, or not there
+    write_lines(Path("cleaned.jsonl"), pairs)                                 # whole, or not there
 
 The pairs go through a file, so memory does not grow with the texts. Turns that carry more than role and content (tool
 calls) are kept as JSON in Arrow: a struct would give every turn every key.

@@ -1,15 +1,16 @@
 """From any source of preference rows to datasets of sound pairs: read, convert, examine, format, hold out, save.
 
-    splits = find_splits("pairs.csv", "train", "test")
-    pairs, reports, notes = load_pairs(splits, tokenizer, format_pair, held_out_share=0.1)
-    pairs["train"]                   # a Dataset of prompt, chosen, rejected and the rows they came from
-    reports["train"]["verdict"]      # what the doctor says
+    splits, _ = find_splits("pairs.csv", "train", "test")
+    [train, held_out], reports, notes = load_pairs(splits, tokenizer, format_pair, held_out_share=0.1)
+    train                            # a Dataset of prompt, chosen, rejected and the rows they came from
+    reports["train"]["verdict"]      # what the examination says
 
-This is the one file here that stands on others: data_files reads, preference_shapes converts, data_doctor examines,
-pair_store keeps. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
+It stands on others: data_files reads, preference_shapes converts, data_doctor examines, data_tables sums up, pair_store
+keeps, shorten shortens. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
 What the user can put right is `Refused`, one sentence. Nothing is printed: what is to be said comes back as notes.
 """
 
+import inspect
 import json
 import logging
 import tempfile
@@ -23,13 +24,15 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
-from machinery import pair_store
+from machinery import data_doctor, pair_store, shorten
 from machinery.data_doctor import KEEPABLE, TEMPLATE_ERRORS, Checkup, token_facts
 from machinery.data_files import RowSource, open_splits, wrap_splits
 from machinery.data_tables import summary, to_look_at
 from machinery.preference_shapes import PAIRINGS, SHAPES, Shape, make_pairs, recognise, shape_of_converter
 
 logger = logging.getLogger("dpo")
+
+MOST_BYTES = 2_000_000_000  # of formatted pairs that are kept on disk
 
 # For base models: no token is added, because its embedding would be random. The EOS ends what is trained on.
 PLAIN_CHAT_TEMPLATE = (
@@ -45,7 +48,7 @@ class Refused(ValueError):
 
 
 def find_splits(source, train: str, test: str, config: str | None = None, streaming: bool = False):
-    """The training split and, where there is one, the test split, as {name: RowSource}, in this order.
+    """The training split and, where there is one, the test split, as {name: RowSource}, in this order; other splits' names.
 
     source: a path or hub name, or a dictionary of datasets that are loaded already.
     """
@@ -225,10 +228,19 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
     )
     how = {"as_turns": as_turns, "step": step, "columns": list(features)}
     how |= {name: form.get(name) for name in ("max_prompt_length", "max_length")}
-    code = [Path(__file__).read_bytes(), format_pair.__code__.co_code]
-    key = Hasher.hash([digest, how, code, tokenizer.name_or_path, len(tokenizer), tokenizer.chat_template])
+    # shorten: by which the scripts' format_pair shortens prompts
+    code = [Path(file).read_bytes() for file in (__file__, data_doctor.__file__, shorten.__file__)]
+    try:
+        code.append(inspect.getsource(format_pair))
+    except (OSError, TypeError):  # typed into a session
+        code += [format_pair.__code__.co_code, repr(format_pair.__code__.co_consts)]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else [tokenizer.name_or_path, len(tokenizer)]
+    key = Hasher.hash([digest, how, code, words, tokenizer.chat_template])
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs"
     folder.mkdir(parents=True, exist_ok=True)
+    if PartialState().is_main_process:
+        forget_oldest(folder)
     with PartialState().main_process_first():
         found = found.map(
             _format_row,
@@ -244,6 +256,15 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
     for number, facts in zip(checkup.sound(), found["facts"], strict=True):
         checkup.see_tokens(number, facts)
     return found.remove_columns("facts")
+
+
+def forget_oldest(folder: Path) -> None:
+    """Remove the oldest of the kept pairs, beyond MOST_BYTES in all."""
+    kept = 0
+    for file in sorted(folder.glob("*.arrow"), key=lambda file: file.stat().st_mtime, reverse=True):
+        kept += file.stat().st_size
+        if kept > MOST_BYTES:
+            file.unlink(missing_ok=True)
 
 
 def _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:

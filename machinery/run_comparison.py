@@ -1,7 +1,9 @@
 """Put two finished runs side by side, by their metrics.json.
 
-full = newest_run(Path("runs"), "basic", model="demo/model", dataset="demo")
-print(side_by_side({"adapter": mine, "all weights": full}))
+full, folder = newest_run(Path("runs"), "basic", model="demo/model", dataset="demo")
+print(side_by_side({"adapter": run_facts("runs/lora"), "all weights": full}))
+
+Needs grid.py beside it.
 """
 
 import json
@@ -10,7 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from machinery.grid import alone
+
 ROWS = (
+    ("beta", "beta", ".3g"),
     ("trainable_parameters", "trained parameters", ",.0f"),
     ("true_reward_after", "true reward", ".2f"),
     ("win_rate", "win rate", ".2f"),
@@ -36,11 +41,13 @@ def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
             "model_name_or_path": model,
             "dataset_name": dataset,
             "seed": metrics["seed"],
+            "beta": metrics["beta"],
             "output_dir": where / "basic",
         }
         command = [sys.executable, str(make_with), *(str(w) for k, v in words.items() for w in (f"--{k}", v))]
         print("\nNow all weights, by", make_with.name, flush=True)
-        subprocess.run(command, check=True)
+        if subprocess.run(command, env=alone()).returncode:
+            return f"The run of all weights failed: {' '.join(command[1:])}"
     full = newest_run(where, "basic", model, dataset)
     if full is None:
         return "No run of the basic script to compare with; --compare_full makes one."
@@ -87,7 +94,7 @@ def run_facts(folder: str) -> dict:
 def train_basic(script: Path) -> str:
     """Run the basic script in runs/basic, and return where."""
     print("There is no run yet, so the basic one is trained first.\n", flush=True)
-    subprocess.run([sys.executable, str(script)], check=True)
+    subprocess.run([sys.executable, str(script)], check=True, env=alone())
     return newest_trained(Path("runs"))
 
 

@@ -19,6 +19,14 @@ from machinery.checkpoints import checkpoints, newest_complete, why_incomplete
 FINISHED = "metrics.json"  # the last file a run writes
 UNFINISHED = ".unfinished"  # where files wait that are to appear together
 OTHER_TRACES = ("config.json", "adapter_config.json", "trainer_state.json")
+# What a run may leave besides its checkpoints; all else in the folder is somebody's own.
+WRITTEN = (
+    FINISHED, *OTHER_TRACES, "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
+    "model.safetensors.index.json", "adapter_model.safetensors", "base_model.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.jinja", "training_args.bin", "warnings.jsonl", "training_curves.png", "completions.md",
+    "data_report.json", "data_report.png", "report.html", "generations.jsonl",
+)  # fmt: skip
 
 
 def choose_folder(named: str | None, default: str | None, resume: str | None, replace: bool):
@@ -80,10 +88,12 @@ def holds_run(folder: Path) -> bool:
 
 
 def clear_run(folder: Path) -> None:
-    """Remove what a run wrote into the folder, and nothing else."""
+    """Remove what a run wrote into the folder, and nothing else; where there was no run, nothing."""
+    if not holds_run(folder):
+        return
     for path in checkpoints(folder):
         shutil.rmtree(path)
-    for pattern in ("*.json", "*.jsonl", "*.safetensors", "*.bin", "*.jinja", "*.png", "completions.md", "README.md"):
+    for pattern in WRITTEN:
         for path in folder.glob(pattern):
             path.unlink()
 

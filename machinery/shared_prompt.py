@@ -62,7 +62,7 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
         self._share_prompts()  # TRL calls this in its constructor, before ours gets to it
         return super()._precompute_ref_logps(*args, **kwargs)
 
-    # Transformers refuses `train_sampling_strategy="group_by_length"` for rows of this form; here it works.
+    # For rows of this form Transformers wants a column of lengths for `group_by_length`; here they are counted.
 
     def _get_train_sampler(self, train_dataset=None):
         pairs = self.train_dataset if train_dataset is None else train_dataset
@@ -124,20 +124,39 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
         return None
 
     def _probe(self, policy) -> str | None:
-        """Run two pairs both ways: models differ in what they make of a mask, and some ignore positions."""
-        rows = islice(iter(self.train_dataset), 2)
-        batch = self.data_collator([{k: v for k, v in row.items() if k.endswith("_ids")} for row in rows])
-        batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
-        labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+        """Run two pairs both ways: models differ in what they make of a mask, and some ignore positions.
+
+        The two longest, since some attend only to what is near; where one row would not be shorter, those with the
+        longest prompts.
+        """
+        for rows in self._rows_to_probe():
+            batch = self.data_collator([{k: v for k, v in row.items() if k.endswith("_ids")} for row in rows])
+            batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
+            labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+            plan = plan_shared_rows(batch["input_ids"], batch["attention_mask"], labels)
+            if plan is not None:
+                return self._compare(policy, batch, labels, plan)
+        return "no pair would be shorter in one row"
+
+    def _rows_to_probe(self) -> Iterator[list[dict]]:
+        pairs = self.train_dataset
+        if not isinstance(pairs, Dataset):
+            yield list(islice(iter(pairs), 2))
+            return
+        for count in (row_lengths, lambda pairs: torch.tensor([len(ids) for ids in pairs["prompt_ids"]])):
+            yield [pairs[number] for number in count(pairs).topk(min(2, len(pairs))).indices.tolist()]
+
+    def _compare(self, policy, batch: dict, labels: torch.Tensor, plan: dict) -> str | None:
         was_training = policy.training
         policy.eval()
         try:
             with torch.no_grad(), self.accelerator.autocast():
                 stock = policy(**batch, labels=labels, fused_lm_head=True).log_probs
-                plan = plan_shared_rows(batch["input_ids"], batch["attention_mask"], labels)
-                if plan is None:
-                    return None  # these rows gain nothing from it; others of the dataset may
                 shared = planned_forward(policy, policy.forward, batch, labels, plan)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            return f"this model takes no mask of our own ({str(error).splitlines()[0]})"
         finally:
             policy.train(was_training)
         # bfloat16 keeps 8 bits: there two exact computations differ by a percent of a log-prob of about 10

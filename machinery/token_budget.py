@@ -32,7 +32,7 @@ class TokenBudget:
         budget = getattr(self.args, "max_tokens_per_batch", None)
         if not budget or self._is_vision_dataset:
             return super().training_step(model, inputs, num_items_in_batch)
-        lengths = pair_lengths(inputs, is_shared=self.shared_prompt_refusal is None)
+        lengths = pair_lengths(inputs, is_shared=getattr(self, "shared_prompt_refusal", "as in TRL") is None)
         parts = plan_parts(lengths, budget)
         if self.args.world_size > 1:  # metrics are gathered part by part, so all processes need as many
             count = torch.tensor([len(parts)], device=self.accelerator.device)

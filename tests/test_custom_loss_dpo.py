@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from custom_loss_dpo import LIMITS, LOSSES, CustomLossDPOTrainer
+from demo.world import true_reward
 from dpo_utils import LOSS_TYPES
 from machinery.grid import mean_interval, run_grid, without
 from machinery.loss_comparison import SHARES, best_of_n, write_alike_pairs, write_pairs
@@ -503,13 +504,13 @@ def test_labels_that_favour_length_only_ever_make_the_chosen_answer_longer(tmp_p
 
 
 def test_pairs_that_are_alike_differ_in_one_word_of_the_rejected_answer(tmp_path):
-    write_alike_pairs(tmp_path, seed=0)
-    rows = [json.loads(line) for line in (PROJECT / "demo" / "train.jsonl").read_text().splitlines()]
-    changed = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    for old, new in zip(rows, changed, strict=True):
-        assert new["chosen"] == old["chosen"]
-        words = [new[answer][-1]["content"].split() for answer in ("chosen", "rejected")]
-        assert sum(one != other for one, other in zip(*words, strict=True)) == 1
+    write_alike_pairs(tmp_path, seed=0, true_reward=true_reward)
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert len(rows) > 1_900
+    for row in rows:
+        chosen, rejected = (row[answer][-1]["content"] for answer in ("chosen", "rejected"))
+        assert sum(one != other for one, other in zip(chosen.split(), rejected.split(), strict=True)) == 1
+        assert true_reward(row["prompt"], rejected) < true_reward(row["prompt"], chosen)
 
 
 def test_best_of_n_takes_the_best_of_the_first_n_and_is_kept(tmp_path):

@@ -8,6 +8,17 @@ from machinery.safe_text import completions_page, visible
 from machinery.statistics import bootstrap_mean
 
 
+def test_replacing_a_run_leaves_the_user_s_own_files(tmp_path):
+    own = ["pairs.jsonl", "photo.png", "package.json", "README.md", "other.bin"]
+    for name in own:
+        (tmp_path / name).write_text("mine")
+    choose_folder(str(tmp_path), None, None, True)  # no run in it
+    for name in ("metrics.json", "config.json", "model.safetensors", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).write_text("a run's")
+    choose_folder(str(tmp_path), None, None, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(own)
+
+
 def test_default_folders_take_numbers(tmp_path):
     default = str(tmp_path / "basic")
     folders = [choose_folder(None, default, None, False)[0] for _ in range(3)]

@@ -699,7 +699,7 @@ def test_what_a_person_fills_in_comes_back_in_the_original_order(table):
         if number == 7:
             row["verdict"], expected[number] = "", None
     save(path, rows)
-    verdicts = read_blind_csv(path, key)
+    verdicts = read_blind_csv(path, key, MANY)
     assert wins(verdicts) == expected
     assert verdicts[7].reason == "not judged: left empty"
 
@@ -721,7 +721,7 @@ def test_a_spreadsheet_may_sort_the_rows_and_change_the_separator(table, separat
     for row in rows:
         row["verdict"] = "1" if "good" in row["answer_1"] else "2"
     save(path, sorted(rows, key=lambda row: row["prompt"]), separator)
-    assert wins(read_blind_csv(path, key)) == [1.0] * 30
+    assert wins(read_blind_csv(path, key, MANY)) == [1.0] * 30
 
 
 def test_nothing_in_the_table_is_run_as_a_formula(tmp_path):
@@ -740,12 +740,13 @@ def test_nothing_in_the_table_is_run_as_a_formula(tmp_path):
 
 def test_a_wrong_entry_is_named_with_its_line(tmp_path):
     path, key = tmp_path / "blind.csv", tmp_path / "key.json"
-    write_blind_csv(path, key, [Comparison("two\nlines", "a", "b"), Comparison("two\nlines", "c", "d")], seed=0)
+    pairs = [Comparison("two\nlines", "a", "b"), Comparison("two\nlines", "c", "d")]
+    write_blind_csv(path, key, pairs, seed=0)
     rows = rows_of(path)
     rows[1]["verdict"] = "3"
     save(path, rows)
     with pytest.raises(JudgeError, match=rf"{path}, line 4, number 2: '3' is no verdict; write 1, 2 or tie"):
-        read_blind_csv(path, key)
+        read_blind_csv(path, key, pairs)
 
 
 def test_numbers_that_occur_twice_or_are_unknown_are_refused(table):
@@ -753,23 +754,23 @@ def test_numbers_that_occur_twice_or_are_unknown_are_refused(table):
     rows = rows_of(path)
     save(path, [*rows, rows[3]])
     with pytest.raises(JudgeError, match=r"line 32: the number '4' is in .*line 5 too"):
-        read_blind_csv(path, key)
+        read_blind_csv(path, key, MANY)
     save(path, [rows[0] | {"number": "31"}])
     with pytest.raises(JudgeError, match="line 2: the number '31' is not in"):
-        read_blind_csv(path, key)
+        read_blind_csv(path, key, MANY)
     save(path, rows[:2])  # deleted rows are not judged
-    assert wins(read_blind_csv(path, key)) == [None] * 30
+    assert wins(read_blind_csv(path, key, MANY)) == [None] * 30
 
 
 def test_files_that_are_no_table_or_no_key_are_named(table, tmp_path):
     path, key = table
     with pytest.raises(JudgeError, match=r"gone\.csv cannot be read"):
-        read_blind_csv(tmp_path / "gone.csv", key)
+        read_blind_csv(tmp_path / "gone.csv", key, MANY)
     with pytest.raises(JudgeError, match="cannot be read as the key"):
-        read_blind_csv(path, path)
+        read_blind_csv(path, path, MANY)
     path.write_text("a,b\n1,2\n")
     with pytest.raises(JudgeError, match="line 1: no columns number and verdict"):
-        read_blind_csv(path, key)
+        read_blind_csv(path, key, MANY)
 
 
 def test_a_table_that_somebody_may_have_worked_on_is_not_replaced(table, tmp_path):
@@ -780,3 +781,10 @@ def test_a_table_that_somebody_may_have_worked_on_is_not_replaced(table, tmp_pat
             write_blind_csv(*files, MANY, seed=3)
     assert (path.read_bytes(), key.read_bytes()) == before
     assert sorted(os.listdir(tmp_path)) == ["blind.csv", "key.json"]
+
+
+def test_verdicts_on_other_answers_are_refused(table):
+    path, key = table
+    others = [*MANY[:-1], MANY[-1]._replace(first="another answer")]
+    with pytest.raises(JudgeError, match="was written for other answers"):
+        read_blind_csv(path, key, others)
