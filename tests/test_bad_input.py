@@ -504,6 +504,11 @@ EVALUATIONS = {
         EVALUATION, ON_ITSELF + "--judge_url https://example.org/v1 --judge_model m", ("the judge's key",),
         environment={"DPO_JUDGE_API_KEY": "sk-very\nsecret"},
     ),
+    "several_models_and_a_person": Case(
+        EVALUATION, ON_ITSELF.replace("--model_name_or_path {demo}/model", "--models {demo}/model m") + "--judge human",
+        ("one model at a time",),
+    ),
+    "streamed": Case(EVALUATION, ON_ITSELF + "--dataset_streaming --max_steps 1", ("--dataset_streaming",)),
     "budget_negative": Case(EVALUATION, ON_ITSELF + "--judge_budget -1", ("--judge_budget must be at least 0",)),
     "reward_model_unnamed": Case(EVALUATION, ON_ITSELF + "--judge reward_model", ("--judge_model",)),
     "reward_model_not_there": Case(EVALUATION, ON_ITSELF + "--judge_model no/where", ("--judge_model no/where",)),

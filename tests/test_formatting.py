@@ -45,6 +45,15 @@ def test_plain_strings_become_turns_where_there_is_a_template(chat_tokenizer, tm
     assert parts(load([TEXTS], chat_tokenizer, tmp_path, keep_plain=True)[0][0]) == TEXTS
 
 
+def test_pairs_that_are_kept_on_disk_are_not_those_of_another_formatting(chat_tokenizer, tmp_path, monkeypatch):
+    def format_otherwise(*args):
+        return format_pair(*args) | {"prompt": [{"role": "user", "content": "Otherwise"}]}
+
+    assert parts(load([TEXTS], chat_tokenizer, tmp_path)[0][0]) == TURNS
+    monkeypatch.setattr("dpo_utils.format_pair", format_otherwise)
+    assert load([TEXTS], chat_tokenizer, tmp_path)[0][0]["prompt"][0]["content"] == "Otherwise"
+
+
 def test_plain_strings_stay_plain_where_there_is_none(base_model_folder, tmp_path):
     assert parts(load([TEXTS], load_tokenizer(str(base_model_folder)), tmp_path)[0][0]) == TEXTS
 

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, LlamaConfig
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+import dpo_utils
 from dpo_utils import Completion, sample_completions, sequence_kl, sequence_logps
 
 
@@ -18,7 +19,7 @@ class FixedModel(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.logits = torch.nn.Parameter(torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8]).log())
-        self.device = torch.device("cpu")
+        self.device, self.config = torch.device("cpu"), LlamaConfig(vocab_size=4)
 
     def forward(self, input_ids, attention_mask):
         return type("Output", (), {"logits": self.logits.expand(*input_ids.shape, 4)})()
@@ -40,6 +41,20 @@ def test_padding_changes_nothing(tiny_llama):
     together = sequence_logps(tiny_llama, rows, pad_token_id=0, batch_size=3)
     alone = torch.cat([sequence_logps(tiny_llama, [row], pad_token_id=0) for row in rows])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_long_rows_come_in_small_batches(tiny_llama, monkeypatch):
+    rows = [([5] * length, [8] * length) for length in (2, 3, 20, 4, 90)]
+    whole = sequence_logps(tiny_llama, rows, pad_token_id=0)
+    widest = []
+    forward = tiny_llama.forward
+    monkeypatch.setattr(
+        tiny_llama, "forward", lambda **inputs: widest.append(inputs["input_ids"].numel()) or forward(**inputs)
+    )
+    monkeypatch.setattr(dpo_utils, "MOST_LOGITS", 50 * tiny_llama.config.vocab_size)
+    in_parts = sequence_logps(tiny_llama, rows, pad_token_id=0)
+    assert widest == [24, 40, 180]  # three rows of up to 8 tokens; the longest alone, although it is too long
+    torch.testing.assert_close(in_parts, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_logps_equal_a_loop_over_the_tokens(tiny_llama):

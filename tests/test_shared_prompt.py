@@ -9,7 +9,18 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, MptConfig, MptForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
@@ -218,6 +229,26 @@ def test_sliding_windows_are_refused_by_name(base_tokenizer, tmp_path):
     model = MistralForCausalLM.from_pretrained(tmp_path / "mistral")
     trainer, _ = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
     assert "sliding" in trainer.shared_prompt_refusal
+
+
+def test_attention_to_what_is_near_is_found_by_the_longest_pairs(base_tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = GPTNeoConfig(vocab_size=len(base_tokenizer), hidden_size=32, num_layers=2, num_heads=2, window_size=6,
+                          attention_types=[[["global", "local"], 1]])  # fmt: skip
+    GPTNeoForCausalLM(config).save_pretrained(tmp_path / "neo")
+    model = GPTNeoForCausalLM.from_pretrained(tmp_path / "neo")
+    trainer, _ = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
+    assert "would differ" in trainer.shared_prompt_refusal
+
+
+def test_a_model_that_takes_no_such_mask_trains_as_in_trl(base_tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=len(base_tokenizer), hidden_size=32, n_layer=2, n_head=2)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    model = BloomForCausalLM.from_pretrained(tmp_path / "bloom")
+    trainer, logs = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
+    assert "takes no mask" in trainer.shared_prompt_refusal
+    assert logs[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
 def test_turned_off_means_trls_own_forward(base_model_folder, base_tokenizer, tmp_path):
