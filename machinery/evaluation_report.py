@@ -4,7 +4,8 @@
     report.show()
     print(report.write(Path("runs/evaluation"), {"seed": "42"}))      # the names of the files
 
-Glue between the measurements (evaluation.py, preference_metrics.py) and the page (html_report.py).
+Glue between the measurements (evaluation.py, preference_metrics.py) and the page (html_report.py). Needs these, and
+judges.py, run_folder.py and safe_text.py, beside it.
 """
 
 import json

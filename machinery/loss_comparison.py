@@ -2,7 +2,8 @@
 
 It is what `custom_loss_dpo.py --compare` runs; each training is that script in a process of its own. Finished runs are
 kept in FOLDER/cells and not repeated, unless the formula or a setting has changed. The best of n replies of the
-untrained model, chosen by the true reward itself, stands beside them: what choosing alone can reach.
+untrained model, chosen by the true reward itself, stands beside them: what choosing alone can reach. Needs grid.py,
+loss_figures.py and loss_functions.py beside it.
 """
 
 import inspect

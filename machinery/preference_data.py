@@ -5,8 +5,8 @@
     train                            # a Dataset of prompt, chosen, rejected and the rows they came from
     reports["train"]["verdict"]      # what the examination says
 
-It stands on others: data_files reads, preference_shapes converts, data_doctor examines, data_tables sums up, pair_store
-keeps, shorten shortens. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
+It stands on others: data_files.py reads, preference_shapes.py converts, data_doctor.py examines, data_tables.py sums
+up, pair_store.py keeps, shorten.py shortens. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
 What the user can put right is `Refused`, one sentence. Nothing is printed: what is to be said comes back as notes.
 """
 

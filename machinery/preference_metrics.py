@@ -4,7 +4,8 @@
     measured = preference_metrics(logps, beta=0.1)
     measured["reward_accuracy"]                      # (mean, low, high), the ends of a 95% interval over the pairs
 
-All of it is about the answers that are in the file. A model can rank those well and write badly.
+All of it is about the answers that are in the file. A model can rank those well and write badly. Needs statistics.py
+beside it.
 """
 
 import math

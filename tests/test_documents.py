@@ -1,5 +1,6 @@
 """What README and docs say can be done can be done: commands parse, links and figures exist, settings agree."""
 
+import ast
 import functools
 import importlib.util
 import re
@@ -148,6 +149,17 @@ def test_no_page_takes_longer_than_a_quarter_of_an_hour_to_read(page):
     assert (
         len(words) <= 15 * 238
     )  # words a minute: Brysbaert, Journal of Memory and Language 109 (2019), for non-fiction
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "machinery").glob("*.py")), ids=lambda file: file.name)
+def test_a_file_of_the_machinery_names_the_others_that_it_needs(file):
+    tree, needed = ast.parse(file.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "machinery":
+            needed |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("machinery."):
+            needed.add(node.module.partition(".")[2])
+    assert needed <= set(re.findall(r"(\w+)\.py", ast.get_docstring(tree) or ""))
 
 
 @functools.cache
