@@ -276,6 +276,26 @@ def test_a_frozen_copy_counts_as_the_reference_and_not_as_weights(base_model_fol
     assert on["reference"] == on["gradients"]
 
 
+def test_what_cannot_be_foreseen_is_said(base_model_folder, tmp_path):
+    trainer = trainer_for(base_model_folder, tmp_path)
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()  # no longest pair
+    assert estimate_memory(trainer) == {}
+    assert "not estimated" in memory_table({})
+
+
+def test_a_trial_that_runs_out_of_memory_leaves_the_trainer_as_it_was(base_model_folder, tmp_path, monkeypatch):
+    trainer = trainer_for(base_model_folder, tmp_path)
+    trainer.model.eval()
+
+    def run_out(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(trainer, "compute_loss", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        estimate_memory(trainer)
+    assert not trainer.model.training
+
+
 def test_the_trial_changes_nothing_that_the_training_sees(base_model_folder, tmp_path):
     results = []
     for tries in (0, 2):
