@@ -52,7 +52,7 @@ from dpo_utils import (
 )
 from machinery.loss_comparison import compare
 from machinery.loss_functions import loss_from_flags, uses_reference
-from machinery.run_comparison import side_by_side
+from machinery.run_comparison import run_again, side_by_side
 from machinery.shared_prompt import SharedPromptDPOTrainer
 
 # --- The formulas ----------------------------------------------------------------------------------------------------
@@ -418,12 +418,10 @@ class LossArguments(TutorialArguments):  # NEW
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "with --compare: these seeds"})
 
 
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+def main():
     args, training_args, model_args = parse_args(
         __doc__,
         DEMO,
-        argv,
         arguments=LossArguments,
         defaults=ADAPTERS,
         takes_adapters=True,
@@ -431,7 +429,7 @@ def main(argv=None):
         by_loss=BY_LOSS,
     )
     if args.compare:
-        return compare_losses(args, training_args, model_args, argv)
+        return compare_losses(args, training_args, model_args)
 
     # Loss: one of the formulas above, one of the user's own file, or a sum; None where only TRL's code will do. NEW
     loss = loss_from_flags(args, training_args, LOSSES, LIMITS, LOSS_TYPES)
@@ -489,22 +487,21 @@ def main(argv=None):
         replies=(prompts, before, after),
     )
     folder, name = Path(training_args.output_dir), " + ".join(training_args.loss_type)
-    if args.beside not in (None, "none", name):  # NEW: the same once more with another loss
+    is_alone = args.beside in (None, "none", name)
+    if not is_alone and trainer.accelerator.is_main_process:  # NEW: the same once more with another loss
         say(f"\nNow the same with {args.beside}")
-        other_argv = ["--loss_type", args.beside, "--loss_weights", "1", "--loss_kwargs", "", "--loss_file", ""]
-        other = main([*argv, *other_argv, "--beside", "none", "--output_dir", str(folder / f"beside-{args.beside}")])
+        words = ["--loss_type", args.beside, "--loss_weights", "1", "--loss_kwargs", "", "--loss_file", ""]
+        other = run_again(__file__, [*words, "--beside", "none"], folder / f"beside-{args.beside}")
         say("\n" + side_by_side({name: metrics, args.beside: other}))
-    if args.beside != "none":
-        say(
-            f"""
+    say(
+        f"""
 What to look at   {folder}/training_curves.png, completions.md, metrics.json
 What to try next  another --loss_type, your_loss among them; --compare for all of them at once
 The model is in   {folder}"""
-        )
-    return metrics
+    )
 
 
-def compare_losses(args, training_args, model_args, argv):  # NEW
+def compare_losses(args, training_args, model_args):  # NEW
     """Train with many losses, each in a process of its own, and write the tables and figures."""
     policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
     _, held_out, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
@@ -520,7 +517,7 @@ def compare_losses(args, training_args, model_args, argv):  # NEW
         args.compare,
         __file__,
         LOSSES,
-        argv,
+        sys.argv[1:],
         losses=args.losses,
         betas=args.betas,
         seeds=args.seeds,

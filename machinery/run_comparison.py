@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from machinery.grid import alone
+from machinery.grid import alone, without
 
 ROWS = (
     ("beta", "beta", ".3g"),
@@ -53,6 +53,16 @@ def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
         return "No run of the basic script to compare with; --compare_full makes one."
     runs = {"this adapter": (metrics, folder), f"all weights ({full[1]})": full}
     return side_by_side({name: m | {"size_on_disk_bytes": model_size(path)} for name, (m, path) in runs.items()})
+
+
+def run_again(script: str, words: list[str], folder: Path) -> dict:
+    """Run this process's command line once more, with other words behind it, into a folder of its own.
+
+    Returns its metrics; nothing where it failed, which it has said itself.
+    """
+    own = without(sys.argv[1:], {"--resume_from_checkpoint", "--overwrite_output_dir"})
+    command = [sys.executable, script, *own, *words, "--output_dir", str(folder), "--overwrite_output_dir"]
+    return run_facts(str(folder)) if subprocess.run(command, env=alone()).returncode == 0 else {}
 
 
 def newest_run(folder: Path, script: str, model: str, dataset: str) -> tuple[dict, Path] | None:
