@@ -123,7 +123,8 @@ What to try next  the same command without --check_only"""
     if eval_pairs is None:
         training_args.eval_strategy = "no"
 
-    # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits here too, without group_by_length.
+    # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
+    # group_by_length.
     trainer = SharedPromptDPOTrainer(
         model=policy,
         ref_model=reference,

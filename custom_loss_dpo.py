@@ -87,8 +87,8 @@ def hinge(beta, **pair):
 def ipo(beta, chosen_lengths, rejected_lengths, **pair):
     """IPO: (chosen / |chosen| - rejected / |rejected| - 1 / (2 beta))^2; arXiv:2310.12036, Eq. 17.
 
-    Means over tokens, as in TRL, which had it confirmed by the authors; the paper's formula shows sums. For: pairs whose label
-    is certain, where DPO's margin would grow without bound: here it is led to 1 / (2 beta) and no further.
+    Means over tokens, as in TRL, which had it confirmed by the authors; the paper's formula shows sums. For: pairs
+    whose label is certain, where DPO's margin would grow without bound: here it is led to 1 / (2 beta) and no further.
     """
     chosen, rejected = logratios(**pair)
     return (chosen / chosen_lengths - rejected / rejected_lengths - 1 / (2 * beta)) ** 2
@@ -229,8 +229,8 @@ def sigmoid_norm(beta, chosen_lengths, rejected_lengths, **pair):
 def simpo(beta, policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths, gamma=0.5, **_):
     """SimPO: -logsigmoid(beta * (logp_chosen / |chosen| - logp_rejected / |rejected|) - gamma); arXiv:2405.14734, Eq. 6.
 
-    Means over tokens, so beta is large (the preprint's are 2 and 2.5). No reference: half the work, and nothing but a low
-    rate keeps the model where it was. For: models whose likelihood is to rank answers as they are sampled.
+    Means over tokens, so beta is large (the preprint's are 2 and 2.5). No reference: half the work, and nothing but a
+    low rate keeps the model where it was. For: models whose likelihood is to rank answers as they are sampled.
     """
     chosen, rejected = policy_chosen_logps / chosen_lengths, policy_rejected_logps / rejected_lengths
     return -logsigmoid(beta * (chosen - rejected) - gamma)

@@ -128,7 +128,8 @@ def main():
     if eval_pairs is None:
         training_args.eval_strategy = "no"
 
-    # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits here too, without group_by_length.
+    # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
+    # group_by_length.
     claim_output_dir(training_args, None if args.names_output_dir else "runs/lora")
     folder = Path(training_args.output_dir)
     if args.merge_first:  # NEW: the adapter to come belongs to this base, so it has to be kept

@@ -57,9 +57,9 @@ def compare(
 ) -> None:
     """Run what is missing, print a table, write table.md, results.json and the figures into the folder.
 
-    kind: losses, noise, length or alike. script: trains once, with the flags in argv and those that are put behind them.
-    losses, betas, seeds: as said on the command line. own: by loss, its settings on this data, beta and learning_rate
-    among them. sample_rewards(seed): the true rewards of one reply of the untrained model to each prompt.
+    kind: losses, noise, length or alike. script: trains once, with the flags in argv and those that are put behind
+    them. losses, betas, seeds: as said on the command line. own: by loss, its settings on this data, beta and
+    learning_rate among them. sample_rewards(seed): the true rewards of one reply of the untrained model to each prompt.
     true_reward(prompt, answer): that of any.
     """
     if kind not in ("losses", *DEFAULT_LOSSES):
@@ -174,8 +174,8 @@ def write_pairs(folder: Path, seed: int, flipped: float = 0.0, longer: float = 0
 def write_alike_pairs(folder: Path, seed: int, true_reward: Callable[[list, str], float]) -> None:
     """The demo's chosen answers, each against itself with one word put in place of another; the held-out pairs as they are.
 
-    true_reward(prompt, answer): words are drawn until it falls, so every label is right. An answer that 100 draws do not
-    make worse is left out.
+    true_reward(prompt, answer): words are drawn until it falls, so every label is right. An answer that 100 draws do
+    not make worse is left out.
     """
     write_pairs(folder, seed)
     file, rng = folder / "train.jsonl", random.Random(seed)

@@ -6,7 +6,7 @@
     reports["train"]["verdict"]      # what the examination says
 
 It stands on others: data_files.py reads, preference_shapes.py converts, data_doctor.py examines, data_tables.py sums
-up, pair_store.py keeps, shorten.py shortens. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
+up, pair_store.py keeps, shorten.py shortens, kept_files.py bounds what stays on disk. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
 What the user can put right is `Refused`, one sentence. Nothing is printed: what is to be said comes back as notes.
 """
 
@@ -28,6 +28,7 @@ from machinery import data_doctor, pair_store, shorten
 from machinery.data_doctor import KEEPABLE, TEMPLATE_ERRORS, Checkup, token_facts
 from machinery.data_files import RowSource, open_splits, wrap_splits
 from machinery.data_tables import summary, to_look_at
+from machinery.kept_files import forget_oldest
 from machinery.preference_shapes import PAIRINGS, SHAPES, Shape, make_pairs, recognise, shape_of_converter
 
 logger = logging.getLogger("dpo")
@@ -240,7 +241,7 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs"
     folder.mkdir(parents=True, exist_ok=True)
     if PartialState().is_main_process:
-        forget_oldest(folder)
+        forget_oldest(folder, "*.arrow", MOST_BYTES)
     with PartialState().main_process_first():
         found = found.map(
             _format_row,
@@ -256,15 +257,6 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
     for number, facts in zip(checkup.sound(), found["facts"], strict=True):
         checkup.see_tokens(number, facts)
     return found.remove_columns("facts")
-
-
-def forget_oldest(folder: Path) -> None:
-    """Remove the oldest of the kept pairs, beyond MOST_BYTES in all."""
-    kept = 0
-    for file in sorted(folder.glob("*.arrow"), key=lambda file: file.stat().st_mtime, reverse=True):
-        kept += file.stat().st_size
-        if kept > MOST_BYTES:
-            file.unlink(missing_ok=True)
 
 
 def _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:

@@ -10,7 +10,7 @@ or, in a trainer of TRL's with `args.precompute_ref_log_probs` and the folder as
 
 The key is a hash of all weights that the reference is made of, of the tokens of all rows and of the settings, so
 another model, another row or another length is another file. A file names its own checksum. Old files go when the
-folder grows beyond 1 GB (some 100 million pairs). Needs token_rows.py beside it.
+folder grows beyond 1 GB (some 100 million pairs). Needs kept_files.py and token_rows.py beside it.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from machinery.kept_files import forget_oldest
 from machinery.token_rows import hash_rows, row_lengths
 
 MOST_BYTES = 1_000_000_000
@@ -77,12 +78,7 @@ def save_logps(folder: Path, key: str, chosen: torch.Tensor, rejected: torch.Ten
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    files = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
-    kept = 0
-    for file in files:
-        kept += file.stat().st_size
-        if kept > MOST_BYTES and file != path:
-            file.unlink(missing_ok=True)
+    forget_oldest(folder, "*.safetensors", MOST_BYTES, but=path)
 
 
 class CachedReference:

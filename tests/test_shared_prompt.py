@@ -212,11 +212,16 @@ def test_it_trains_the_same_under_fully_shard(tmp_path):
         assert losses["whole"][2] < losses["whole"][0]
 
 
+def reloaded(model, folder):
+    """A model as it comes from disk: with a name, from which TRL finds its reference."""
+    model.save_pretrained(folder)
+    return type(model).from_pretrained(folder)
+
+
 def test_a_model_that_ignores_the_mask_is_found_by_the_probe(base_tokenizer, tmp_path, caplog):
     torch.manual_seed(0)
     model = MptForCausalLM(MptConfig(vocab_size=len(base_tokenizer), d_model=32, n_heads=4, n_layers=2))
-    model.save_pretrained(tmp_path / "mpt")
-    model = MptForCausalLM.from_pretrained(tmp_path / "mpt")
+    model = reloaded(model, tmp_path / "mpt")
     trainer, logs = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
     assert "would differ" in trainer.shared_prompt_refusal
     assert logs[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
@@ -225,8 +230,7 @@ def test_a_model_that_ignores_the_mask_is_found_by_the_probe(base_tokenizer, tmp
 def test_sliding_windows_are_refused_by_name(base_tokenizer, tmp_path):
     config = MistralConfig(vocab_size=len(base_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
                            num_attention_heads=4, num_key_value_heads=2, sliding_window=8)  # fmt: skip
-    MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
-    model = MistralForCausalLM.from_pretrained(tmp_path / "mistral")
+    model = reloaded(MistralForCausalLM(config), tmp_path / "mistral")
     trainer, _ = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
     assert "sliding" in trainer.shared_prompt_refusal
 
@@ -235,8 +239,7 @@ def test_attention_to_what_is_near_is_found_by_the_longest_pairs(base_tokenizer,
     torch.manual_seed(0)
     config = GPTNeoConfig(vocab_size=len(base_tokenizer), hidden_size=32, num_layers=2, num_heads=2, window_size=6,
                           attention_types=[[["global", "local"], 1]])  # fmt: skip
-    GPTNeoForCausalLM(config).save_pretrained(tmp_path / "neo")
-    model = GPTNeoForCausalLM.from_pretrained(tmp_path / "neo")
+    model = reloaded(GPTNeoForCausalLM(config), tmp_path / "neo")
     trainer, _ = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
     assert "would differ" in trainer.shared_prompt_refusal
 
@@ -244,8 +247,7 @@ def test_attention_to_what_is_near_is_found_by_the_longest_pairs(base_tokenizer,
 def test_a_model_that_takes_no_such_mask_trains_as_in_trl(base_tokenizer, tmp_path):
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=len(base_tokenizer), hidden_size=32, n_layer=2, n_head=2)
-    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
-    model = BloomForCausalLM.from_pretrained(tmp_path / "bloom")
+    model = reloaded(BloomForCausalLM(config), tmp_path / "bloom")
     trainer, logs = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
     assert "takes no mask" in trainer.shared_prompt_refusal
     assert logs[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
