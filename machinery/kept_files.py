@@ -3,13 +3,18 @@
 forget_oldest(Path("runs/.cache"), "*.safetensors", most_bytes=10**9)
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 
 def forget_oldest(folder: Path, pattern: str, most_bytes: int, but: Path | None = None) -> None:
-    """Remove the files of this pattern that were used longest ago, beyond so many bytes in all; `but` stays."""
-    kept = 0
-    for file in sorted(folder.glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True):
-        kept += file.stat().st_size
+    """Remove the oldest files of this pattern, beyond so many bytes in all; `but` stays. Other runs may do the same."""
+    files, kept = [], 0
+    for file in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # another run was faster
+            facts = file.stat()
+            files.append((facts.st_mtime, facts.st_size, file))
+    for _, size, file in sorted(files, reverse=True):
+        kept += size
         if kept > most_bytes and file != but:
             file.unlink(missing_ok=True)

@@ -13,8 +13,10 @@ What the user can put right is `Refused`, one sentence. Nothing is printed: what
 import inspect
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -238,10 +240,12 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else [tokenizer.name_or_path, len(tokenizer)]
     key = Hasher.hash([digest, how, code, words, tokenizer.chat_template])
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs"
-    folder.mkdir(parents=True, exist_ok=True)
+    kept = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs" / f"{key}.arrow"
+    kept.parent.mkdir(parents=True, exist_ok=True)
     if PartialState().is_main_process:
-        forget_oldest(folder, "*.arrow", MOST_BYTES)
+        with suppress(FileNotFoundError):
+            os.utime(kept)  # what is used is not old
+        forget_oldest(kept.parent, "*.arrow", MOST_BYTES)
     with PartialState().main_process_first():
         found = found.map(
             _format_row,
@@ -251,7 +255,7 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
             remove_columns=["pair"],
             num_proc=num_proc if num_proc and len(found) >= 1000 else None,
             new_fingerprint=key,
-            cache_file_name=str(folder / f"{key}.arrow"),
+            cache_file_name=str(kept),
             desc=f"formatting {name}",
         )
     for number, facts in zip(checkup.sound(), found["facts"], strict=True):

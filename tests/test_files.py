@@ -1,8 +1,11 @@
 """A run's files are whole or not there; what a model wrote is inert wherever it is shown."""
 
+import os
+
 import pytest
 
 from machinery.checkpoints import write_manifest
+from machinery.kept_files import forget_oldest
 from machinery.run_folder import choose_folder, complete_file, complete_files
 from machinery.safe_text import completions_page, visible
 from machinery.statistics import bootstrap_mean
@@ -84,3 +87,12 @@ def test_bootstrap_intervals_hold_the_truth_in_95_of_100():
         _, low, high = bootstrap_mean(generator.normal(1.0, 2.0, size=100), repetitions=400, seed=repetition)
         held += low <= 1.0 <= high
     assert 0.92 <= held / 400 <= 0.98
+
+
+def test_what_is_kept_is_bounded_also_while_another_run_tidies_up(tmp_path):
+    for age, name in enumerate(("new", "middle", "old")):
+        (tmp_path / f"{name}.arrow").write_bytes(b"0" * 100)
+        os.utime(tmp_path / f"{name}.arrow", (1e9 - age, 1e9 - age))
+    (tmp_path / "gone.arrow").symlink_to(tmp_path / "deleted by the other")  # listed, and not there any more
+    forget_oldest(tmp_path, "*.arrow", 250)
+    assert {path.stem for path in tmp_path.glob("*.arrow")} == {"new", "middle", "gone"}
