@@ -30,8 +30,11 @@ def plot_frontier(report: dict, path: Path | str) -> None:
     figure, axes = plt.subplots(figsize=(9, 6))
     losses = list(dict.fromkeys(run["loss"] for run in report["runs"]))
     colours = plt.get_cmap("tab10" if len(losses) <= 10 else "tab20")
+    has_curves = False
     for number, name in enumerate(losses):
         runs = sorted((run for run in report["runs"] if run["loss"] == name), key=lambda run: run["beta"] or 0)
+        has_curves |= len(runs) > 1
+        colour = colours(number % colours.N)
         points = [[mean_interval(run[key]) for run in runs] for key in ("kl", "true_reward_after")]
         (kl, kl_half), (reward, reward_half) = (zip(*values, strict=True) for values in points)
         axes.errorbar(
@@ -42,17 +45,14 @@ def plot_frontier(report: dict, path: Path | str) -> None:
             fmt="D" if name == "sft" else "o-",
             markersize=4,
             linewidth=1.3,
-            elinewidth=0.7,
-            color=colours(number % colours.N),
+            elinewidth=0.4,
+            color=colour,
             label=name if len(runs) > 1 else None,  # a single point has its name beside it
         )
-        if len(runs) > 1:
-            for run, x, y in zip(runs, kl, reward, strict=True):
-                axes.annotate(
-                    f"{run['beta']:g}", (max(x, 0.01), y), fontsize=6, xytext=(3, 3), textcoords="offset points"
-                )
-        else:
-            axes.annotate(name, (max(kl[0], 0.01), reward[0]), fontsize=7, xytext=(4, 3), textcoords="offset points")
+        for run, x, y in zip(runs, kl, reward, strict=True):
+            text = f"{run['beta']:g}" if len(runs) > 1 else name
+            place = dict(xytext=(4, 4), textcoords="offset points")
+            axes.annotate(text, (max(x, 0.01), y), fontsize=8, color=colour, **place)
     before = mean_interval(report["before"])[0]
     axes.axhline(before, color="grey", linewidth=0.8, linestyle=":", label="before training")
     if report["best_of_n"]:
@@ -64,7 +64,8 @@ def plot_frontier(report: dict, path: Path | str) -> None:
     means = [mean_interval(run["true_reward_after"])[0] for run in report["runs"]]
     axes.set_ylim(min(before, *means) - 0.4, max(means) + 0.7)  # an interval of three seeds can be wider than the scale
     axes.set_xscale("log")
-    axes.set_xlabel("KL from the reference, nats a reply (log scale; small numbers at the points are beta)")
+    scale = "log scale" + ("; the numbers at the points are beta" if has_curves else "")
+    axes.set_xlabel(f"KL from the reference, nats a reply ({scale})")
     axes.set_ylabel("true reward of held-out replies")
     axes.set_title(f"What is won, and how far from the reference ({_seeds(report)})")
     axes.grid(alpha=0.3)

@@ -9,12 +9,14 @@ and pass one value a prompt. `benchmarks/interval_coverage.py` measures how ofte
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 LEVEL = 0.95
 # A test at 5% finds a true difference of (1.96 + 0.84) standard errors four times out of five.
 FOUND_IN_FOUR_OF_FIVE = 1.96 + 0.84
+MOST_DRAWS = 2**20  # of a bootstrap in memory at once
 
 
 def bootstrap_mean(values, level: float = LEVEL, repetitions: int = 2000, seed: int = 0) -> tuple[float, float, float]:
@@ -23,13 +25,15 @@ def bootstrap_mean(values, level: float = LEVEL, repetitions: int = 2000, seed: 
     values: one number a prompt, at least one. Returns (mean, low, high).
     """
     values = np.asarray(values, dtype=float)
-    means = values[_draws(len(values), repetitions, seed)].mean(axis=1)
-    return float(values.mean()), *_ends(means, level)
+    means = [values[drawn].mean(axis=1) for drawn in _draws(len(values), repetitions, seed)]
+    return float(values.mean()), *_ends(np.concatenate(means), level)
 
 
-def _draws(count: int, repetitions: int, seed: int) -> np.ndarray:
-    """Which prompts each repetition of a bootstrap holds, (repetitions, count)."""
-    return np.random.default_rng(seed).integers(count, size=(repetitions, count))
+def _draws(count: int, repetitions: int, seed: int) -> Iterator[np.ndarray]:
+    """Which prompts each repetition of a bootstrap holds, some repetitions at a time: (some, count)."""
+    rng, at_once = np.random.default_rng(seed), max(1, MOST_DRAWS // count)
+    for start in range(0, repetitions, at_once):
+        yield rng.integers(count, size=(min(at_once, repetitions - start), count))
 
 
 def _ends(estimates: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
@@ -61,11 +65,13 @@ def correlation(xs, ys, repetitions: int = 2000, seed: int = 0) -> tuple[float, 
     ranks = np.stack([_ranks(np.asarray(values, dtype=float)) for values in (xs, ys)])
     if min(ranks.std(axis=1)) == 0 or len(ranks[0]) < 3:
         return math.nan, math.nan, math.nan
-    drawn = ranks[:, _draws(ranks.shape[1], repetitions, seed)]  # (2, repetitions, count)
-    centred = drawn - drawn.mean(axis=2, keepdims=True)
-    norms = np.sqrt((centred**2).sum(axis=2))
-    estimates = (centred[0] * centred[1]).sum(axis=1) / np.maximum(norms[0] * norms[1], 1e-12)
-    return float(np.corrcoef(ranks)[0, 1]), *_ends(estimates)
+    estimates = []
+    for draws in _draws(ranks.shape[1], repetitions, seed):
+        drawn = ranks[:, draws]  # (2, some, count)
+        centred = drawn - drawn.mean(axis=2, keepdims=True)
+        norms = np.sqrt((centred**2).sum(axis=2))
+        estimates.append((centred[0] * centred[1]).sum(axis=1) / np.maximum(norms[0] * norms[1], 1e-12))
+    return float(np.corrcoef(ranks)[0, 1]), *_ends(np.concatenate(estimates))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -85,8 +91,9 @@ def paired_test(differences, repetitions: int = 10_000, seed: int = 0) -> float:
     """
     differences = np.asarray(differences, dtype=float)
     observed, rng, reached = abs(differences.sum()), np.random.default_rng(seed), 0
-    for start in range(0, repetitions, 1000):
-        signs = rng.choice((-1.0, 1.0), size=(min(1000, repetitions - start), len(differences)))
+    at_once = max(1, MOST_DRAWS // len(differences))
+    for start in range(0, repetitions, at_once):
+        signs = rng.choice((-1.0, 1.0), size=(min(at_once, repetitions - start), len(differences)))
         reached += int((abs(signs @ differences) >= observed - 1e-9).sum())
     return (reached + 1) / (repetitions + 1)
 
@@ -131,10 +138,9 @@ def length_controlled_rate(
     if lengths.std() == 0:
         return rate(wins)
     feature = np.tanh(lengths / lengths.std())
-    draws = _draws(len(wins), repetitions, seed)
-    estimates = _sigmoid(_fit_logistic(wins[draws], feature[draws])[:, 0])
+    fits = [_fit_logistic(wins[draws], feature[draws]) for draws in _draws(len(wins), repetitions, seed)]
     [weights] = _fit_logistic(wins[None], feature[None])
-    return float(_sigmoid(weights[0])), *_ends(estimates)
+    return float(_sigmoid(weights[0])), *_ends(_sigmoid(np.concatenate(fits)[:, 0]))
 
 
 def _fit_logistic(wins: np.ndarray, feature: np.ndarray, ridge: float = 1e-2, steps: int = 25) -> np.ndarray:

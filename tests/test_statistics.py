@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT
 
+from machinery import statistics
 from machinery.statistics import (
     bootstrap_mean,
     correlation,
@@ -35,6 +36,19 @@ def test_the_bootstrap_is_over_what_it_is_given():
     assert mean == 0.5
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.05)  # two standard errors of 400 coin tosses
     assert bootstrap_mean([3.0]) == (3.0, 3.0, 3.0)
+
+
+def test_draws_in_small_parts_are_the_same_draws(monkeypatch):
+    values, others = np.random.default_rng(0).normal(size=(2, 60))
+    measures = (
+        lambda: bootstrap_mean(values),
+        lambda: correlation(values, others),
+        lambda: length_controlled_rate((values > 0) * 1.0, others),
+        lambda: paired_test(values),
+    )
+    at_once = [measure() for measure in measures]
+    monkeypatch.setattr(statistics, "MOST_DRAWS", 1_000)  # 16 repetitions at a time
+    assert [measure() for measure in measures] == at_once
 
 
 def test_a_share_without_ties_has_wilsons_interval_and_one_with_ties_the_bootstraps():
