@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import logsigmoid, relu
-from trl import get_peft_config
+from transformers import set_seed
 
 from demo.world import QUALITIES, is_known, score_reply, true_reward
 from dpo_utils import (
@@ -40,6 +40,7 @@ from dpo_utils import (
     claim_output_dir,
     load_model,
     load_preferences,
+    new_adapter,
     parse_args,
     pick_prompts,
     report_change,
@@ -50,6 +51,7 @@ from dpo_utils import (
     show_start,
     watch,
 )
+from machinery.adapters import describe_base
 from machinery.loss_comparison import compare
 from machinery.loss_functions import loss_from_flags, uses_reference
 from machinery.run_comparison import run_again, side_by_side
@@ -294,7 +296,7 @@ class CustomLossDPOTrainer(SharedPromptDPOTrainer):
 
     def __init__(self, *, args, loss=None, **kwargs):
         """loss: a function as above with its hyperparameters filled in; None leaves the loss to TRL too."""
-        self.loss, self.needs_reference = loss, loss is None or uses_reference(loss)
+        self.loss, self.needs_reference = loss, uses_reference(loss)
         if not self.needs_reference:
             args.precompute_ref_log_probs = True  # of zeros, below: no reference is loaded, and none is asked
         super().__init__(args=args, **kwargs)
@@ -433,7 +435,7 @@ def main():
 
     # Loss: one of the formulas above, one of the user's own file, or a sum; None where only TRL's code will do. NEW
     loss = loss_from_flags(args, training_args, LOSSES, LIMITS, LOSS_TYPES)
-    needs_reference = loss is None or uses_reference(loss)
+    needs_reference = uses_reference(loss)
     training_args.eval_on_start |= not needs_reference  # the change of a log-prob is then one since the start
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
@@ -450,8 +452,12 @@ def main():
     if eval_pairs is None:
         training_args.eval_strategy, training_args.eval_on_start = "no", False
 
-    # Trainer: the basic script's, with the loss plugged in.
+    # Trainer: the basic script's, with the loss plugged in. With --use_peft on an adapter, as in lora_dpo_training.py.
+    peft_config, base = new_adapter(policy, model_args, training_args), None
+    if peft_config is not None:
+        base = describe_base(policy, model_args.model_name_or_path, model_args.model_revision)
     claim_output_dir(training_args, None if args.names_output_dir else "runs/custom_loss")
+    set_seed(training_args.seed)
     trainer = CustomLossDPOTrainer(
         model=policy,
         ref_model=reference,
@@ -459,7 +465,7 @@ def main():
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config,
         loss=loss,  # NEW
     )
 
@@ -485,6 +491,7 @@ def main():
         reference=model_args.model_name_or_path if needs_reference else "none",
         dataset=args.dataset_name,
         replies=(prompts, before, after),
+        base=base,
     )
     folder, name = Path(training_args.output_dir), " + ".join(training_args.loss_type)
     is_alone = args.beside in (None, "none", name)

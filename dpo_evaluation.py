@@ -91,6 +91,25 @@ class EvaluationArguments(TutorialArguments):
     answers: str | None = field(default=None, metadata={"help": "the blind table of --judge human, filled in"})
 
 
+def what_to_evaluate(args, model_args):
+    """The models, the reference they started from, and the pairs they are held to; a run has noted all three."""
+    if args.dataset_streaming:
+        raise UserError("--dataset_streaming: the held-out pairs are read more than once; leave it out.")
+    names = args.models or ([model_args.model_name_or_path] if args.names_model else [])
+    names = names or [newest_trained(Path("runs")) or train_basic(PROJECT / "basic_dpo_training.py")]
+    facts = run_facts(names[0])
+    reference_name = args.reference or facts.get("reference")
+    dataset = args.source if args.names_data else facts.get("dataset")
+    if reference_name is None or dataset is None:
+        lacking = "reference" if reference_name is None else "dataset_name"
+        raise UserError(f"{names[0]} has no metrics.json that names it: add --{lacking}.")
+    for name in (reference_name, *names):
+        base_of(name)  # better to fail now than after the reference has written its answers
+    if len(set(names)) > 1 and (args.judge == "human" or args.answers):
+        raise UserError("A person judges one model at a time: name one by --model_name_or_path.")
+    return names, reference_name, dataset
+
+
 def main():
     args, training_args, model_args = parse_args(
         __doc__,
@@ -102,24 +121,7 @@ def main():
         needs_data=False,
     )
     started, seed, device = time.time(), training_args.seed, training_args.device
-    if args.num_samples < 1 or args.temperature < 0:
-        raise UserError("--num_samples must be at least 1, and --temperature at least 0.")
-
-    # What: the models, the reference they started from, the pairs they are held to. A run has noted all three.
-    names = args.models or ([model_args.model_name_or_path] if args.names_model else [])
-    names = names or [newest_trained(Path("runs")) or train_basic(PROJECT / "basic_dpo_training.py")]
-    facts = run_facts(names[0])
-    reference_name = args.reference or facts.get("reference")
-    dataset = args.source if args.names_data else facts.get("dataset")
-    if reference_name is None or dataset is None:
-        lacking = "reference" if reference_name is None else "dataset_name"
-        raise UserError(f"{names[0]} has no metrics.json that names it: add --{lacking}.")
-    if len(set(names)) > 1 and (args.judge == "human" or args.answers):
-        raise UserError("A person judges one model at a time: name one by --model_name_or_path.")
-    if args.dataset_streaming:
-        raise UserError("--dataset_streaming: the held-out pairs are read more than once; leave it out.")
-    for name in (reference_name, *names):
-        base_of(name)  # better to fail now than after the reference has written its answers
+    names, reference_name, dataset = what_to_evaluate(args, model_args)
     say(f"Evaluating {', '.join(names)} against {reference_name} on {dataset}")
 
     # Data: the held-out pairs, and their prompts.
@@ -165,6 +167,7 @@ def main():
     # The models: the same, one after the other.
     results, written = [], {reference_name: ref_answers}
     for name in dict.fromkeys(names):
+        policy = None  # one model at a time beside the reference
         policy, its_tokenizer = load_any(name, **model_args.init_kwargs)
         policy.to(device)
         if its_tokenizer.chat_template is None and not isinstance(prompts[0], str):

@@ -12,7 +12,6 @@ Read it once from top to bottom, then read the scripts. Every function takes mod
 can be copied into another project; what it needs from `machinery/` is named in its imports.
 """
 
-import functools
 import json
 import logging
 import math
@@ -21,11 +20,12 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 # TRL reports its use to the hub. Here nothing is sent unless the user asks for it (HF_HUB_DISABLE_TELEMETRY=0).
@@ -38,16 +38,41 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
-from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
+from trl import (
+    DatasetMixtureConfig,
+    DPOConfig,
+    ModelConfig,
+    ScriptArguments,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
 from trl.trainer.utils import use_adapter
 
 from machinery import run_folder
-from machinery.adapters import AdapterError, base_of_adapter, check_adapter, check_base, weights_fingerprint
+from machinery.adapters import (
+    AdapterError,
+    Base,
+    base_of_adapter,
+    check_adapter,
+    check_base,
+    check_targets,
+    merge_adapter,
+    note_base,
+    weights_fingerprint,
+)
 from machinery.checkpoints import complete_checkpoints, is_checkpoint, read_manifest
 from machinery.command_line import CommandLine
 from machinery.curves import plot_training
@@ -187,6 +212,7 @@ def parse_args(
     if needs_data:  # a training script; to evaluate a checkpoint is fine
         _refuse_checkpoint("model_name_or_path", model_args.model_name_or_path)
         _refuse_checkpoint("adapter", getattr(args, "adapter", None))
+    _running.shows_traceback |= args.traceback  # from a recipe
     args.source = mixture if mixture.datasets else args.dataset_name
     args.names_output_dir = said.output_dir is not None
     args.names_model = said.model_name_or_path is not None
@@ -318,31 +344,26 @@ def say(*words) -> None:
         print(printable(" ".join(map(str, words))), flush=True)
 
 
-_say_once = functools.cache(say)
-
-
-_watched: list = []  # the trainer that `watch` was given: `run` tells of it when it fails
+_running = SimpleNamespace(trainer=None, shows_traceback=False)  # what `run` has to know when a script fails
 
 
 def run(main) -> None:
     """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
-    _watched.clear()
+    _running.trainer, _running.shows_traceback = None, "--traceback" in sys.argv
     try:
         main()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             PartialState().wait_for_everyone()  # the launcher ends all when one ends badly
             torch.distributed.destroy_process_group()  # else its threads may abort a process that is done
     except (Exception, KeyboardInterrupt) as error:
-        code, text = explain(
-            error, _watched[-1] if _watched else None, (UserError, AdapterError, LossError, JudgeError)
-        )
+        code, text = explain(error, _running.trainer, (UserError, AdapterError, LossError, JudgeError))
         if code is None:
             raise  # a fault of ours
         if code == 2:
             for folder in made_folders:  # nothing is in it yet, or it stays
                 with suppress(OSError):
                     folder.rmdir()
-        if "--traceback" in sys.argv:
+        if _running.shows_traceback:
             print(printable(traceback.format_exc()), file=sys.stderr)
         print(printable(text), file=sys.stderr)
         raise SystemExit(code) from None
@@ -386,7 +407,6 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
             raise ValueError(f"it lacks {len(some)} of the model's weights (first: {some[0]}); they would be random")
         check_weights(model)
         check_vocabulary(model, tokenizer)
-        _say_what_generation_changes(name, model.generation_config)
     except (UserError, torch.OutOfMemoryError, MemoryError):
         raise
     except SafetensorError as error:
@@ -396,16 +416,17 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
     return model, tokenizer
 
 
-def _say_what_generation_changes(name: str, config) -> None:
-    """A model's files may ask for more than a temperature when it writes: then its replies are not quite its own."""
-    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0}
-    asked = {key: getattr(config, key, None) for key in neutral}
-    changed = [f"{key} {asked[key]:g}" for key in neutral if asked[key] not in (None, neutral[key])]
-    if changed:
-        _say_once(
-            f"{name}: its generation_config.json asks for {', '.join(changed)}. Replies are sampled with that, so the KL "
-            "is not quite that of the model's own distribution. Take it out of the file to measure exactly."
-        )
+def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: DPOConfig) -> PeftConfig | None:
+    """The adapter that the flags describe, to be put on this model; None without --use_peft.
+
+    Raises AdapterError where its target modules are none of the model's.
+    """
+    if model_args.use_peft:
+        check_targets(base, model_args.lora_target_modules, model_args.lora_r, model_args.lora_modules_to_save)
+        if model_args.lora_dropout and training_args.disable_dropout:
+            unused = f"--lora_dropout {model_args.lora_dropout}"
+            say(f"{unused} does nothing: TRL switches dropout off (--no_disable_dropout).")
+    return get_peft_config(model_args)
 
 
 def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
@@ -709,7 +730,7 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
     has_reference = getattr(trainer, "needs_reference", True)
     stop_on_warning = getattr(trainer.args, "stop_on_warning", False)
     trainer.add_callback(Watcher(has_reference, stop_on_warning, sample))
-    _watched[:] = [trainer]
+    _running.trainer = trainer
 
 
 def _keep_checkpoints(trainer) -> None:
@@ -754,7 +775,7 @@ def sample_completions(
     seed: int = 0,
     progress: str | None = None,
 ) -> list[Completion]:
-    """Sample one reply to each prompt from the model's own distribution (no top-k, no top-p).
+    """Sample one reply to each prompt from the model's own distribution: no top-k, no top-p, no repetition penalty.
 
     temperature: 1 samples what the KL is defined on; 0 takes the most likely token each time.
     progress: a label for a progress bar. Draws from a generator of its own, so training goes on with the same bits.
@@ -765,7 +786,9 @@ def sample_completions(
     completions: list[Completion | None] = [None] * len(rows)
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng(), tqdm(total=len(rows), desc=progress, disable=progress is None, leave=False) as bar:
+    devices = [] if model.device.type == "cpu" else [model.device]
+    bar = tqdm(total=len(rows), desc=progress, disable=progress is None, leave=False)
+    with torch.random.fork_rng(devices), _neutral_generation(model), bar:
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
@@ -777,8 +800,7 @@ def sample_completions(
                 max_new_tokens=min(max_new_tokens, positions - batch["input_ids"].shape[1]),
                 do_sample=temperature > 0,
                 temperature=temperature or None,
-                top_k=0 if temperature > 0 else None,
-                top_p=1.0 if temperature > 0 else None,
+                top_k=0 if temperature > 0 else None,  # left alone it would be 50
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )
@@ -791,6 +813,17 @@ def sample_completions(
             bar.update(len(numbers))
     model.train(was_training)
     return completions
+
+
+@contextmanager
+def _neutral_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Without what a model's generation_config.json asks for: penalties and cuts make replies that are not its own."""
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -967,13 +1000,13 @@ def save_run(
     reference: str,
     dataset: str,
     replies: tuple[list[Prompt], list[Completion], list[Completion]],
-    beside: Callable[[Path], None] | None = None,
+    base: Base | None = None,
 ) -> dict:
     """Write the run's files into the trainer's output folder, each complete or not at all; metrics.json is the last.
 
     outcome: what `report_change` measured, added to what the trainer knows. replies: prompts, replies before training,
-    replies after it. beside(folder): writes what is to stand beside the weights. Returns the metrics. Measures the
-    held-out pairs once more where that was not done at the last step.
+    replies after it. base: what an adapter belongs to, noted beside it. Returns the metrics. Measures the held-out
+    pairs once more where that was not done at the last step.
     """
     last_measured = max((logs["step"] for logs in trainer.state.log_history if "eval_loss" in logs), default=None)
     is_other_model = last_measured != trainer.state.global_step or trainer.args.load_best_model_at_end
@@ -1012,8 +1045,8 @@ def save_run(
     with run_folder.complete_files(folder) as unfinished:
         trainer.save_model(str(unfinished))
         shutil.rmtree(unfinished / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter that was trained on
-        if beside is not None:
-            beside(unfinished)
+        if base is not None:
+            note_base(unfinished, base)
         state.save_to_json(str(unfinished / "trainer_state.json"))
         plot_training(state.log_history, unfinished / "training_curves.png")
         (unfinished / "completions.md").write_text(completions_page(*replies), encoding="utf-8")
@@ -1025,6 +1058,19 @@ def save_run(
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset)
     return metrics
+
+
+def merge_run(
+    base: Base, folder: Path, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], **init_kwargs
+) -> str:
+    """Write the full model of a run's adapter into folder/merged, in full precision, and say how exact it is.
+
+    prompts: on which it is compared with base and adapter. init_kwargs: those of the base. Raises AdapterError where
+    the two differ by more than rounding.
+    """
+    init_kwargs.pop("quantization_config", None)  # rounded weights are no place to add anything to
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    return merge_adapter(lambda name: load_model(name, **init_kwargs)[0], base.name, folder, tokenizer, rows)
 
 
 def _length(pairs) -> int | None:

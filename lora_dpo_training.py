@@ -4,8 +4,9 @@
 
 A LoRA adapter adds to each frozen weight matrix W a product B A of two thin ones: W + (alpha / r) B A. Only A and B are
 trained, here 88,064 numbers beside the demo's million. B starts at zero, so at first the policy *is* the base; and the
-base with the adapter switched off *is* the reference. No second model even where the
-reference is asked at every step, and gradients and optimizer for a few percent of it. It takes about a minute on two CPU cores. You see (figures differ by seed and machine)
+base with the adapter switched off *is* the reference. There is no second model even where the reference is asked at
+every step, and there are gradients and optimizer states for a few percent of it. It takes about a minute on two CPU
+cores. You see (figures differ by seed and machine)
 
     Trained: 88,064 parameters, 7.5% of the model's
       all         2.83 [2.60, 3.06]   5.28 [5.10, 5.45]   7
@@ -24,8 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import set_seed
-from trl import get_peft_config
-from trl.trainer.utils import use_adapter
 
 from demo.world import QUALITIES, is_known, score_reply
 from dpo_utils import (
@@ -36,9 +35,10 @@ from dpo_utils import (
     load_adapter,
     load_model,
     load_preferences,
+    merge_run,
+    new_adapter,
     parse_args,
     pick_prompts,
-    prompt_ids,
     report_change,
     run,
     sample_completions,
@@ -47,9 +47,8 @@ from dpo_utils import (
     show_start,
     watch,
 )
-from machinery import memory
-from machinery.adapters import check_targets, merge_adapter, note_base, weights_fingerprint
-from machinery.memory_estimate import estimate_memory, measure_memory, memory_metrics, memory_table
+from machinery.adapters import describe_base, save_base
+from machinery.memory_estimate import MemoryMeter
 from machinery.run_comparison import beside_full_run
 from machinery.shared_prompt import SharedPromptDPOTrainer
 
@@ -104,23 +103,22 @@ def main():
         __doc__, DEMO, arguments=LoraArguments, defaults=LORA, takes_adapters=True
     )
 
-    # Model: the base is loaded once and stays frozen. NEW
-    base, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    fingerprint = weights_fingerprint(base)
-    base_name, reference = model_args.model_name_or_path, "the base, which is the policy with its adapter off"
-    policy, peft_config = base, get_peft_config(model_args)
+    # Model: the base is loaded once and stays frozen; the policy is the base with an adapter on it. The reference is
+    # what the policy is at first, and it takes no second model. NEW: here it is one of three.
     if args.merge_first and (args.adapter is None or "quantization_config" in model_args.init_kwargs):
         raise UserError("--merge_first needs --adapter, and a base in full precision.")
+    if not model_args.use_peft:
+        raise UserError("--use_peft false: to train all weights is what basic_dpo_training.py does.")
+    policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
+    reference = "the base, which is the policy with its adapter off"
     if args.merge_first:
-        policy = load_adapter(base, args.adapter).merge_and_unload(safe_merge=True)
+        policy = load_adapter(policy, args.adapter).merge_and_unload(safe_merge=True)
         reference = f"the base with {args.adapter} merged into it, which is the policy with its new adapter off"
     elif args.adapter:
-        policy, peft_config = load_adapter(base, args.adapter), None  # TRL keeps a frozen copy of it as the reference
-        reference = f"a frozen copy of the adapter {args.adapter}"
-    if peft_config is not None:
-        check_targets(policy, model_args.lora_target_modules, model_args.lora_r, model_args.lora_modules_to_save)
-    if model_args.lora_dropout and training_args.disable_dropout:
-        say(f"--lora_dropout {model_args.lora_dropout} does nothing: TRL switches dropout off (--no_disable_dropout).")
+        policy = load_adapter(policy, args.adapter)
+        reference = f"a frozen copy of the adapter {args.adapter}"  # TRL keeps it
+    trains_on = args.adapter is not None and not args.merge_first
+    peft_config = None if trains_on else new_adapter(policy, model_args, training_args)
 
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     train_pairs, eval_pairs, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
@@ -132,15 +130,14 @@ def main():
     # group_by_length.
     claim_output_dir(training_args, None if args.names_output_dir else "runs/lora")
     folder = Path(training_args.output_dir)
+    base_name = model_args.model_name_or_path
     if args.merge_first:  # NEW: the adapter to come belongs to this base, so it has to be kept
-        base_name = str(folder / "base")
-        policy.save_pretrained(base_name)
-        tokenizer.save_pretrained(base_name)
-        fingerprint = weights_fingerprint(policy)
+        base_name = save_base(policy, tokenizer, folder / "base")
+    base = describe_base(policy, base_name, model_args.model_revision)  # NEW: to be noted beside the adapter
     set_seed(training_args.seed)  # NEW: A is drawn at random
     trainer = SharedPromptDPOTrainer(
         model=policy,
-        ref_model=None,  # NEW: with an adapter TRL finds the reference underneath
+        ref_model=None,  # NEW: TRL finds the reference under the adapter
         args=training_args,
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
@@ -150,46 +147,36 @@ def main():
 
     # Training (Eq. 7, arXiv:2305.18290): -log sigmoid(chosen_reward - rejected_reward), reward = beta * (log policy -
     # log reference). What is logged: their difference, the margin, and how often it is above 0, the accuracy.
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    share = trained / sum(p.numel() for name, p in trainer.model.named_parameters() if ".ref." not in name)
-    say(f"\nTrained: {trained:,} parameters, {share:.1%} of the model's")  # NEW
+    trained, there = trainer.model.get_nb_trainable_parameters()
+    say(f"\nTrained: {trained:,} parameters, {trained / there:.1%} of the model's")  # NEW
     show_start(trainer, reference)
-    estimate = estimate_memory(trainer)  # NEW
-    say(memory_table(estimate) + "\n")
+    memory = MemoryMeter(trainer)  # NEW: estimates it now, and measures it during the training
+    say(memory.table() + "\n")
     watch(trainer, tokenizer, prompts[0])
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
-    with use_adapter(trainer.model, "ref" if peft_config is None else None):  # NEW: the policy still is the reference
-        before = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies before")
-    memory.reset_peak()
+    before = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    measured = measure_memory(trainer, memory.peak_since_reset(), 0 if memory.uses_gpu() else memory.START)
     after = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after. In the demo's world the true reward of a reply is known.
     score = score_reply if all(is_known(prompt) for prompt in prompts) else None
     outcome = report_change(trainer.model, None, tokenizer, prompts, before, after, score, QUALITIES)
-    outcome |= memory_metrics(estimate, measured)  # NEW
     metrics = save_run(
         trainer,
-        outcome,
+        outcome | memory.metrics(),  # NEW
         script="lora",
         model=model_args.model_name_or_path,
-        reference=args.adapter if args.adapter and not args.merge_first else base_name,
+        reference=args.adapter if trains_on else base_name,
         dataset=args.dataset_name,
         replies=(prompts, before, after),
-        beside=lambda unfinished: note_base(unfinished, base_name, model_args.model_revision, fingerprint),
+        base=base,  # NEW
     )
     # NEW: what it took, beside a run of all weights; and the adapter merged into its base
-    say("\n" + memory_table(estimate, measured) + "\n")
+    say("\n" + memory.table() + "\n")
     if trainer.accelerator.is_main_process:
         say(beside_full_run(metrics, folder, PROJECT / "basic_dpo_training.py" if args.compare_full else None))
         if args.merge:
-            model_args.init_kwargs.pop("quantization_config", None)  # rounded weights are no place to add anything to
-            rows = [prompt_ids(tokenizer, prompt) for prompt in prompts[:8]]
-            merged = merge_adapter(
-                lambda name: load_model(name, **model_args.init_kwargs)[0], base_name, folder, tokenizer, rows
-            )
-            say(f"\n{merged}")
+            say("\n" + merge_run(base, folder, tokenizer, prompts[:8], **model_args.init_kwargs))
     say(
         f"""
 What to look at   {folder}/training_curves.png, completions.md, metrics.json

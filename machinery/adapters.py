@@ -3,7 +3,7 @@
     folder = check_adapter("my_adapter")               # AdapterError: "--adapter my_adapter holds a full model, not an adapter"
     base_of_adapter(folder)                            # "Qwen/Qwen3-0.6B"
     check_targets(model, ["q_proj", "v_porj"], 8)      # AdapterError: "... match nothing; there are q_proj, k_proj, ..."
-    note_base(folder, "Qwen/Qwen3-0.6B", None, weights_fingerprint(model))
+    note_base(folder, describe_base(model, "Qwen/Qwen3-0.6B", None))
     check_base(folder, weights_fingerprint(other))     # AdapterError: "my_adapter was trained on another base"
     print(merge_adapter(load, "Qwen/Qwen3-0.6B", folder, tokenizer, rows))
 
@@ -15,14 +15,24 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from torch import nn
 
 
 class AdapterError(ValueError):
     """An adapter, its base or its settings do not fit; one sentence that says why."""
+
+
+class Base(NamedTuple):
+    """The model that an adapter belongs to."""
+
+    name: str
+    revision: str | None
+    fingerprint: str | None
 
 
 NOTE = "base_model.json"
@@ -70,30 +80,42 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     """
     if getattr(model, "is_quantized", False):
         return None
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if "lora_" not in name and ".modules_to_save." not in name:
+            name = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+            weights[name] = tensor.detach().reshape(-1), tuple(tensor.shape)
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        if "lora_" in name:
-            continue
-        flat = tensor.detach().reshape(-1)
+    for name in sorted(weights):
+        flat, shape = weights[name]
         some = flat[:: max(1, len(flat) // 64)].float().cpu().to(torch.bfloat16)  # the same for every way to load it
-        digest.update(
-            f"{name.replace('.base_layer', '').removeprefix('base_model.model.')} {tuple(tensor.shape)}".encode()
-        )
+        digest.update(f"{name} {shape}".encode())
         digest.update(some.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 
-def note_base(folder: Path, name: str, revision: str | None, fingerprint: str | None) -> None:
-    """Write beside an adapter which base it was trained on, also into its own configuration."""
+def describe_base(model: nn.Module, name: str, revision: str | None) -> Base:
+    """What is to be noted beside an adapter on this model, a folder by its whole path."""
     local = Path(name).expanduser()
-    name = str(local.resolve()) if local.is_dir() else name
-    note = {"name": name, "revision": revision, "fingerprint": fingerprint}
-    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    return Base(str(local.resolve()) if local.is_dir() else name, revision, weights_fingerprint(model))
+
+
+def save_base(model: nn.Module, tokenizer, folder: Path) -> str:
+    """Keep a base that is nowhere else, by the first of several processes. Returns the folder's name."""
+    if PartialState().is_main_process:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    PartialState().wait_for_everyone()
+    return str(folder)
+
+
+def note_base(folder: Path, base: Base) -> None:
+    """Write beside an adapter which base it was trained on, also into its own configuration."""
+    (folder / NOTE).write_text(json.dumps(base._asdict(), indent=2) + "\n", encoding="utf-8")
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(
-        json.dumps(config | {"base_model_name_or_path": name, "revision": revision}, indent=2), encoding="utf-8"
-    )
+    config |= {"base_model_name_or_path": base.name, "revision": base.revision}
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def check_base(folder: Path, fingerprint: str | None) -> None:

@@ -204,8 +204,10 @@ def _check_start(loss: Callable, name: str, beta: float) -> None:
         raise LossError(f"The loss {name} is flat where policy and reference are equal: training would never begin")
 
 
-def uses_reference(loss: Callable) -> bool:
-    """Whether a loss depends on the reference's log-probs: found out by changing them."""
+def uses_reference(loss: Callable | None) -> bool:
+    """Whether a loss depends on the reference's log-probs: found out by changing them. None is TRL's own, which do."""
+    if loss is None:
+        return True
     pair = made_up_pairs()
     moved = pair | {name: pair[name] * 1.7 - 3.1 for name in LOGPS[2:]}
     return not torch.equal(loss(beta=0.1, **pair), loss(beta=0.1, **moved))

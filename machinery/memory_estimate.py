@@ -1,10 +1,10 @@
 """What a training will need in memory, before it starts, and what it took, after it.
 
     print(choose_checkpointing(trainer))  # turns gradient checkpointing on where memory is short
-    estimate = estimate_memory(trainer)
+    meter = MemoryMeter(trainer)
+    print(meter.table())                  # what is estimated
     trainer.train()
-    measured = measure_memory(trainer, memory.peak_since_reset(), memory.START)
-    print(memory_table(estimate, measured))
+    print(meter.table())                  # and beside it what was measured
 
 Weights, gradients, optimizer and reference are counted from the parameters. The activations are found by a trial: a
 forward pass over the longest pair, in which every tensor that is kept for the backward pass is counted; a batch of such
@@ -16,6 +16,7 @@ Needs memory.py and token_rows.py beside it.
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from machinery import memory
 from machinery.token_rows import row_lengths
@@ -23,6 +24,30 @@ from machinery.token_rows import row_lengths
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "runtime")
 STATES_PER_PARAMETER = {"sgd": 0, "lion": 1, "lion_32bit": 1, "adafactor": 0}  # all others as AdamW: two
 ONE_BYTE_STATES = ("8bit",)
+
+
+class MemoryMeter(TrainerCallback):
+    """Estimates the memory of a trainer's training when it is made, and measures what the training took."""
+
+    def __init__(self, trainer):
+        self.trainer, self.estimate, self.measured = trainer, estimate_memory(trainer), {}
+        trainer.add_callback(self)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        memory.reset_peak()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        start = 0 if memory.uses_gpu() else memory.START
+        self.measured = measure_memory(self.trainer, memory.peak_since_reset(), start)
+
+    def table(self) -> str:
+        """Estimate and, after the training, what was measured."""
+        return memory_table(self.estimate, self.measured)
+
+    def metrics(self) -> dict[str, int]:
+        """Both in bytes under flat names, for metrics.json."""
+        flat = {f"memory_{part}_bytes": size for part, size in self.measured.items()}
+        return flat | {f"memory_{part}_bytes_estimated": size for part, size in self.estimate.items()}
 
 
 def estimate_memory(trainer) -> dict[str, int]:
@@ -91,12 +116,6 @@ def measure_memory(trainer, peak: int, start: int) -> dict[str, int]:
     return counted
 
 
-def memory_metrics(estimate: dict[str, int], measured: dict[str, int]) -> dict[str, int]:
-    """Both under flat names, for metrics.json."""
-    flat = {f"memory_{part}_bytes": size for part, size in measured.items()}
-    return flat | {f"memory_{part}_bytes_estimated": size for part, size in estimate.items()}
-
-
 def memory_table(estimate: dict[str, int], measured: dict[str, int] | None = None) -> str:
     """Estimate, and what was measured beside it, in MiB."""
     if not estimate:
@@ -148,8 +167,9 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
     tokens_seen, was_training = trainer._total_train_tokens, model.training
     model.train()
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    devices = [] if model.device.type == "cpu" else [model.device]  # whose random numbers go on as if nothing had been
     try:
-        with torch.random.fork_rng(), hooks, trainer.compute_loss_context_manager():
+        with torch.random.fork_rng(devices), hooks, trainer.compute_loss_context_manager():
             trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
     finally:  # after running out of memory too: the caller may go on
         model.train(was_training)

@@ -594,6 +594,14 @@ def test_in_a_process_of_its_own_there_is_no_traceback_unless_asked_for(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_recipe_can_ask_for_the_traceback_too(call, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("traceback: true\ndataset_name: nowhere.jsonl\n")
+    code, _, error = call("basic_dpo_training", "--config", tmp_path / "recipe.yaml")
+    assert code == 2
+    assert "nowhere.jsonl" in error
+    assert "Traceback" in error
+
+
 def test_processes_without_a_meeting_place_are_refused(tmp_path):
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     environment.pop("MASTER_ADDR", None)

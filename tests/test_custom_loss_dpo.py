@@ -364,6 +364,7 @@ def test_an_adapter_trains_with_a_formula_of_one_s_own(call, tmp_path):
     )  # fmt: skip
     assert code == 0, error
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert json.loads((tmp_path / "out" / "base_model.json").read_text())["name"] == str(PROJECT / "demo" / "model")
 
 
 def test_two_processes_train_as_one(tmp_path):

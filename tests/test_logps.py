@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2LMHeadModel, LlamaConfig
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig, GPT2LMHeadModel, LlamaConfig
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -125,6 +126,19 @@ def test_sampling_leaves_the_random_generators_as_they_were(tiny_llama, base_mod
     assert torch.equal(torch.rand(3), expected)
     again = sample_completions(model, base_tokenizer, ["the cat", "a dog ran over"], max_new_tokens=5)
     assert first == again
+
+
+def test_replies_are_the_model_s_own_whatever_its_generation_config_asks_for(base_model_folder, base_tokenizer):
+    model = GPT2LMHeadModel.from_pretrained(base_model_folder)
+    base_tokenizer.pad_token = base_tokenizer.eos_token
+    plain = sample_completions(model, base_tokenizer, ["the cat"] * 8, max_new_tokens=20)
+    asked = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1, suppress_tokens=plain[0].ids[:1], top_k=2)
+    model.generation_config = asked
+    assert sample_completions(model, base_tokenizer, ["the cat"] * 8, max_new_tokens=20) == plain
+    assert model.generation_config is asked  # it is the user's, and goes into what is saved
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert sample_completions(adapted, base_tokenizer, ["the cat"] * 8, max_new_tokens=20) == plain
+    assert adapted.get_base_model().generation_config is asked
 
 
 def test_greedy_sampling_takes_the_most_likely_token(base_model_folder, base_tokenizer):

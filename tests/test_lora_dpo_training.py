@@ -311,6 +311,22 @@ def test_the_trial_changes_nothing_that_the_training_sees(base_model_folder, tmp
 # --- Bad input ---
 
 
+def test_the_fingerprint_of_a_base_is_the_same_with_an_adapter_on_it(base_model_folder):
+    base, _ = load_model(str(base_model_folder))
+    alone = weights_fingerprint(base)
+    config = LoraConfig(target_modules=["c_attn"], modules_to_save=["ln_f"], use_dora=True, task_type="CAUSAL_LM")
+    assert weights_fingerprint(get_peft_model(base, config)) == alone
+    other, _ = load_model(str(base_model_folder))
+    other.transformer.ln_f.weight.data += 1
+    assert weights_fingerprint(other) != alone
+
+
+def test_all_weights_are_another_script_s(call, tmp_path):
+    code, _, error = call("lora_dpo_training", "--use_peft", "false", "--output_dir", tmp_path / "out")
+    assert code == 2
+    assert "basic_dpo_training.py" in error
+
+
 def test_targets_that_match_nothing_are_named_with_those_there_are(base_model_folder):
     model, _ = load_model(str(base_model_folder))
     with pytest.raises(ValueError, match="q_porj matches nothing; there are c_attn, c_fc, c_proj, or all-linear"):
