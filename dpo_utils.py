@@ -131,6 +131,12 @@ class TutorialArguments(ScriptArguments):
     num_eval_prompts: int = field(default=8, metadata={"help": "Held-out prompts answered before and after training."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest reply that is sampled, in tokens."})
     traceback: bool = field(default=False, metadata={"help": "Show where in the code an error arose."})
+    # No flags: `parse_args` fills them in.
+    source: str | DatasetMixtureConfig | None = field(default=None, init=False)  # the name, or a recipe's mixture
+    names_output_dir: bool = field(default=False, init=False)  # whether the user has named it
+    names_model: bool = field(default=False, init=False)
+    names_data: bool = field(default=False, init=False)
+    data_kwargs: dict = field(default_factory=dict, init=False)  # what `load_preferences` takes
 
 
 @dataclass
@@ -149,6 +155,14 @@ class TutorialConfig(DPOConfig):
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
     stop_on_warning: bool = field(default=False, metadata={"help": "End the training at the watcher's first warning."})
+    checkpointing_if_needed: bool = field(default=False, init=False)  # no flag: where the user left it open
+
+
+@dataclass
+class TutorialModel(ModelConfig):
+    """TRL's model configuration, and what `load_model` takes of it."""
+
+    init_kwargs: dict = field(default_factory=dict, init=False)  # no flag: `parse_args` fills it in
 
 
 LOSS_TYPES = (
@@ -177,64 +191,91 @@ def parse_args(
     what to do with --use_peft and quantised weights. losses: what --loss_type may be. by_loss: settings that go before
     those of the demo with one loss. flags: what --help shows besides the script's own. needs_data: whether the user has
     to name it.
-    Returns (script arguments, training arguments, model arguments); in them, `data_kwargs` and `init_kwargs` hold what
-    `load_preferences` and `load_model` take. Raises UserError.
+    Returns (TutorialArguments, TutorialConfig, TutorialModel). Raises UserError.
     """
     own = {
         f.name: f.metadata["help"] for f in fields(arguments) if f.name not in TutorialArguments.__dataclass_fields__
     }
     shown = own | (ADAPTER_FLAGS if takes_adapters and flags is FLAGS else {}) | flags
-    parser = CommandLine((arguments, TutorialConfig, ModelConfig, DatasetMixtureConfig), description, shown)
+    parser = CommandLine((arguments, TutorialConfig, TutorialModel, DatasetMixtureConfig), description, shown)
     try:
         said = parser.read(list(sys.argv[1:] if argv is None else argv))
-        parser.fill({"gradient_checkpointing": None} | (defaults or {}))  # None: where memory asks for it
-        if getattr(said, "adapter", None) and said.model_name_or_path is None:
-            said.model_name_or_path = base_of_adapter(check_adapter(said.adapter))
-            if said.model_name_or_path is None:
-                raise UserError(f"--adapter {said.adapter} does not name its base: add --model_name_or_path.")
-            parser.fill({"model_name_or_path": said.model_name_or_path})
-        if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
-            paths = {"model_name_or_path": "demo/model", "dataset_name": demo["dataset_name"]}
-            parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
-            if not getattr(said, "loss_file", None):
-                parser.fill((by_loss or {}).get(parser.values()["loss_type"][0], {}))
-        parser.fill(_device_settings(parser.values()))
-        values = parser.values()
-        is_open = values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None
+        values = _fill_in_layers(parser, said, demo, defaults or {}, by_loss or {})
         check_environment()
         check_values(values)
         args, training_args, model_args, mixture = parser.build()
     except ValueError as error:
         raise UserError(str(error)) from error
 
-    if training_args.hub_token:  # it would be written into training_args.bin, beside the weights
-        os.environ["HF_TOKEN"], training_args.hub_token = training_args.hub_token, None
-    if needs_data:  # a training script; to evaluate a checkpoint is fine
-        _refuse_checkpoint("model_name_or_path", model_args.model_name_or_path)
-        _refuse_checkpoint("adapter", getattr(args, "adapter", None))
     _running.shows_traceback |= args.traceback  # from a recipe
     args.source = mixture if mixture.datasets else args.dataset_name
     args.names_output_dir = said.output_dir is not None
     args.names_model = said.model_name_or_path is not None
     args.names_data = said.dataset_name is not None or bool(mixture.datasets)
-    training_args.checkpointing_if_needed = is_open
+    training_args.checkpointing_if_needed = (
+        values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None
+    )
+    if training_args.hub_token:  # it would be written into training_args.bin, beside the weights
+        os.environ["HF_TOKEN"], training_args.hub_token = training_args.hub_token, None
+    if needs_data:  # a training script; to evaluate a checkpoint is fine
+        _refuse_checkpoint("model_name_or_path", model_args.model_name_or_path)
+        _refuse_checkpoint("adapter", getattr(args, "adapter", None))
+    if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
+        raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
     _check(args, training_args, losses, needs_data)
-    model_args.init_kwargs = {
+    args.data_kwargs = _data_kwargs(args, training_args)
+    model_args.init_kwargs = _init_kwargs(model_args, training_args)
+    training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
+    return args, training_args, model_args
+
+
+def _fill_in_layers(parser: CommandLine, said, demo: dict, defaults: dict, by_loss: dict[str, dict]) -> dict:
+    """Give what the user left open its value, each layer before the last. Returns all values."""
+    parser.fill({"gradient_checkpointing": None} | defaults)  # None: where memory asks for it
+    if getattr(said, "adapter", None) and said.model_name_or_path is None:
+        said.model_name_or_path = base_of_adapter(check_adapter(said.adapter))
+        if said.model_name_or_path is None:
+            raise UserError(f"--adapter {said.adapter} does not name its base: add --model_name_or_path.")
+        parser.fill({"model_name_or_path": said.model_name_or_path})
+    if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
+        paths = {"model_name_or_path": "demo/model", "dataset_name": demo["dataset_name"]}
+        parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
+        if not getattr(said, "loss_file", None):
+            parser.fill(by_loss.get(parser.values()["loss_type"][0], {}))
+    parser.fill(_device_settings(parser.values()))
+    return parser.values()
+
+
+def _init_kwargs(model_args: TutorialModel, training_args: TutorialConfig) -> dict:
+    """What `load_model` takes."""
+    kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
         "trust_remote_code": training_args.trust_remote_code,
         **(training_args.model_init_kwargs or {}),
     }
-    if takes_adapters and (model_args.load_in_4bit or model_args.load_in_8bit):
-        model_args.init_kwargs["quantization_config"] = get_quantization_config(model_args)
-    training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
-    args.data_kwargs = {
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        kwargs["quantization_config"] = get_quantization_config(model_args)
+    return kwargs
+
+
+def _data_kwargs(args: TutorialArguments, training_args: TutorialConfig) -> dict:
+    """What `load_preferences` takes."""
+    names = (
+        "dataset_format",
+        "pairing",
+        "min_margin",
+        "held_out_share",
+        "skip_bad_rows",
+        "keep_findings",
+        "keep_plain",
+    )
+    return {name: getattr(args, name) for name in names} | {
         "train_split": args.dataset_train_split,
         "test_split": args.dataset_test_split,
         "config": args.dataset_config,
         "streaming": args.dataset_streaming,
-        "dataset_format": args.dataset_format,
         "columns": _parse_columns(args.columns),
         "num_proc": training_args.dataset_num_proc,
         "max_length": training_args.max_length,
@@ -242,11 +283,6 @@ def parse_args(
         "seed": training_args.seed,
         "look_at": 500,
     }
-    for name in ("pairing", "min_margin", "held_out_share", "skip_bad_rows", "keep_findings", "keep_plain"):
-        args.data_kwargs[name] = getattr(args, name)
-    if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
-        raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
-    return args, training_args, model_args
 
 
 def _refuse_checkpoint(flag: str, name: str | None) -> None:

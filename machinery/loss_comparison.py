@@ -69,41 +69,13 @@ def compare(
             raise LossError(f"--seeds {seed}: a seed is at least 0 and below 2**32")
     losses = losses or DEFAULT_LOSSES.get(kind) or [name for name in known if name != "your_loss"]
     check_names(losses, known, "--losses")
-    rest = without(argv, OWN_FLAGS)
-    cases, stamps, about = {}, {}, {}
-    for name in losses:
-        has_beta = "beta" in inspect.signature(known[name]).parameters
-        for beta in (betas if has_beta else None) or [None]:
-            value = own[name]["beta"] if beta is None else _beta(beta, own[name]["beta"])
-            for share in SHARES if kind == "noise" else (None,):
-                case = f"{name}-beta{value:g}" + ("" if share is None else f"-flipped{share:g}")
-                flags = [
-                    *rest,
-                    "--loss_type",
-                    name,
-                    "--beside",
-                    "none",
-                    "--beta",
-                    f"{value:g}",
-                    "--precompute_ref_log_probs",
-                ]
-                if kind == "noise":
-                    flags += ["--dataset_name", str(folder / "data" / f"flipped{share:g}-seed{{seed}}")]
-                    if name in ("cdpo", "robust"):
-                        flags += ["--label_smoothing", f"{share:g}"]  # as if the share were known
-                if kind in ("length", "alike"):
-                    flags += ["--dataset_name", str(folder / "data" / "seed{seed}")]
-                cases[case] = (script, flags)
-                stamps[case] = inspect.getsource(known[name]) + json.dumps(own[name], sort_keys=True)
-                about[case] = {"loss": name, "beta": value if has_beta else None, "share": share}
-    for seed in seeds:
-        for share in SHARES if kind == "noise" else ():
-            write_pairs(folder / "data" / f"flipped{share:g}-seed{seed}", seed, flipped=share)
-        if kind == "length":
-            write_pairs(folder / "data" / f"seed{seed}", seed, longer=LONGER_SHARE)
-        if kind == "alike":
-            write_alike_pairs(folder / "data" / f"seed{seed}", seed, true_reward)
-
+    cells = _cells(kind, losses, betas, known, own)
+    _write_data(kind, seeds, true_reward, folder / "data")
+    cases = {case: (script, without(argv, OWN_FLAGS) + _flags(kind, cell, folder)) for case, cell in cells.items()}
+    stamps = {
+        case: inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)
+        for case, cell in cells.items()
+    }
     print(f"{len(cases)} settings, {len(seeds)} seed(s); finished runs are kept in {folder / 'cells'}", flush=True)
     try:
         results = run_grid(cases, seeds, folder / "cells", stamps)
@@ -115,17 +87,14 @@ def compare(
         "before": [metrics.get("true_reward_before") for metrics in next(iter(results.values()))],
         "best_of_n": best_of_n(sample_rewards, seeds, folder / "best_of_n.json") if kind == "losses" else {},
         "runs": [
-            about[case] | {key: [run.get(key) for run in runs] for key in COLUMNS} for case, runs in results.items()
+            cells[case] | {key: [run.get(key) for run in runs] for key in COLUMNS} for case, runs in results.items()
         ],
     }
     (folder / "results.json").write_text(json.dumps(report, indent=1))
     table = noise_table(report) if kind == "noise" else loss_table(report)
     (folder / "table.md").write_text(table + "\n")
-    print(
-        "\n"
-        + table
-        + "\n\nIn brackets: the 95% interval of the mean over the seeds (Student's t), where there are several."
-    )
+    print(f"\n{table}\n")
+    print("In brackets: the 95% interval of the mean over the seeds (Student's t), where there are several.")
     if kind == "noise":
         plot_noise(report, folder / "noise.png")
     elif kind == "losses":
@@ -133,6 +102,44 @@ def compare(
         filled = {name: _filled(name, known, own[name]) for name in losses}
         plot_shapes(filled, {name: own[name]["beta"] for name in losses}, folder / "shapes.png")
     print(f"\nWhat to look at   {', '.join(map(str, [*sorted(folder.glob('*.png')), folder / 'table.md']))}")
+
+
+def _cells(kind: str, losses: list[str], betas: list[str], known: dict[str, Callable], own: dict) -> dict[str, dict]:
+    """What is to be trained, by name: loss, beta (None where the loss has none), share of flipped labels."""
+    cells = {}
+    for name in losses:
+        has_beta = "beta" in inspect.signature(known[name]).parameters
+        for beta in (betas if has_beta else None) or [None]:
+            value = own[name]["beta"] if beta is None else _beta(beta, own[name]["beta"])
+            for share in SHARES if kind == "noise" else (None,):
+                case = f"{name}-beta{value:g}" + ("" if share is None else f"-flipped{share:g}")
+                cells[case] = {"loss": name, "beta": value if has_beta else None, "share": share}
+    return cells
+
+
+def _flags(kind: str, cell: dict, folder: Path) -> list[str]:
+    """What is said on the command line of one training; "{seed}" stands for the seed."""
+    flags = ["--loss_type", cell["loss"], "--beside", "none", "--precompute_ref_log_probs"]
+    if cell["beta"] is not None:
+        flags += ["--beta", f"{cell['beta']:g}"]
+    if kind == "noise":
+        flags += ["--dataset_name", str(folder / "data" / f"flipped{cell['share']:g}-seed{{seed}}")]
+        if cell["loss"] in ("cdpo", "robust"):
+            flags += ["--label_smoothing", f"{cell['share']:g}"]  # as if the share were known
+    if kind in ("length", "alike"):
+        flags += ["--dataset_name", str(folder / "data" / "seed{seed}")]
+    return flags
+
+
+def _write_data(kind: str, seeds: list[int], true_reward: Callable[[list, str], float], folder: Path) -> None:
+    """The training pairs of each seed, where they are not the demo's own."""
+    for seed in seeds:
+        for share in SHARES if kind == "noise" else ():
+            write_pairs(folder / f"flipped{share:g}-seed{seed}", seed, flipped=share)
+        if kind == "length":
+            write_pairs(folder / f"seed{seed}", seed, longer=LONGER_SHARE)
+        if kind == "alike":
+            write_alike_pairs(folder / f"seed{seed}", seed, true_reward)
 
 
 def _filled(name: str, known: dict[str, Callable], own: dict) -> Callable:
