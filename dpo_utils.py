@@ -116,21 +116,26 @@ class UserError(Exception):
     """Something the user can put right: one or a few sentences that name it and the way out."""
 
 
+def _flag(name: str, **default):
+    """A field that --help and --help_all describe in the same words."""
+    return field(metadata={"help": FLAGS[name]}, **default)
+
+
 @dataclass
 class TutorialArguments(ScriptArguments):
     """TRL's script arguments and those of this tutorial."""
 
-    dataset_format: str = field(default="auto", metadata={"help": "The shape of the rows."})
-    columns: str | None = field(default=None, metadata={"help": "Your names: prompt=question,chosen=good,rejected=bad"})
-    pairing: str = field(default="best_worst", metadata={"help": "How several scored answers become pairs."})
-    min_margin: float = field(default=0.0, metadata={"help": "Least difference of the scores of a pair."})
-    held_out_share: float = field(default=0.0, metadata={"help": "Share of prompts to hold out without a test split."})
-    skip_bad_rows: bool = field(default=False, metadata={"help": "Go on without rows that cannot be read."})
-    keep_findings: list[str] = field(default_factory=list, metadata={"help": "Findings that are to drop nothing."})
-    keep_plain: bool = field(default=False, metadata={"help": "Leave plain strings plain."})
-    num_eval_prompts: int = field(default=8, metadata={"help": "Held-out prompts answered before and after training."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Longest reply that is sampled, in tokens."})
-    traceback: bool = field(default=False, metadata={"help": "Show where in the code an error arose."})
+    dataset_format: str = _flag("dataset_format", default="auto")
+    columns: str | None = _flag("columns", default=None)
+    pairing: str = _flag("pairing", default="best_worst")
+    min_margin: float = _flag("min_margin", default=0.0)
+    held_out_share: float = _flag("held_out_share", default=0.0)
+    skip_bad_rows: bool = _flag("skip_bad_rows", default=False)
+    keep_findings: list[str] = field(default_factory=list, metadata={"help": FLAGS["keep_findings"]})
+    keep_plain: bool = _flag("keep_plain", default=False)
+    num_eval_prompts: int = _flag("num_eval_prompts", default=8)
+    max_new_tokens: int = _flag("max_new_tokens", default=256)
+    traceback: bool = _flag("traceback", default=False)
     # No flags: `parse_args` fills them in.
     source: str | DatasetMixtureConfig | None = field(default=None, init=False)  # the name, or a recipe's mixture
     names_output_dir: bool = field(default=False, init=False)  # whether the user has named it
@@ -143,18 +148,15 @@ class TutorialArguments(ScriptArguments):
 class TutorialConfig(DPOConfig):
     """TRL's DPO configuration and what TRL lacks."""
 
-    max_prompt_length: int | None = field(default=None, metadata={"help": "Longest templated prompt, in tokens."})
-    shared_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once instead of twice."})
-    precompute_ref_log_probs: bool = field(default=True, metadata={"help": "Ask the reference once, before training."})
-    max_tokens_per_batch: int | None = field(
-        default=None,
-        metadata={"help": "A batch with more tokens is split into accumulated parts, with the same gradient."},
-    )
+    max_prompt_length: int | None = _flag("max_prompt_length", default=None)
+    shared_prompt: bool = _flag("shared_prompt", default=True)
+    precompute_ref_log_probs: bool = _flag("precompute_ref_log_probs", default=True)
+    max_tokens_per_batch: int | None = _flag("max_tokens_per_batch", default=None)
     reference_cache: str | None = field(
         default="runs/.cache/reference", metadata={"help": "Where precomputed reference log-probs are kept."}
     )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
-    stop_on_warning: bool = field(default=False, metadata={"help": "End the training at the watcher's first warning."})
+    overwrite_output_dir: bool = _flag("overwrite_output_dir", default=False)
+    stop_on_warning: bool = _flag("stop_on_warning", default=False)
     checkpointing_if_needed: bool = field(default=False, init=False)  # no flag: where the user left it open
 
 
@@ -1049,30 +1051,8 @@ def save_run(
     if trainer.eval_dataset is not None and is_other_model:
         trainer.evaluate()
     folder, state = Path(trainer.args.output_dir), trainer.state
-    held_out = next((logs for logs in reversed(state.log_history) if "eval_loss" in logs), {})
-    summary = next((logs for logs in reversed(state.log_history) if "train_runtime" in logs), {})
-    metrics = {
-        "script": script,
-        "model": model,
-        "reference": reference,
-        "dataset": dataset,
-        "beta": trainer.args.beta,
-        "loss_type": " + ".join(trainer.args.loss_type),
-        "seed": trainer.args.seed,
-        "warnings": len(heard_warnings.texts),
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "pairs_train": _length(trainer.train_dataset),
-        "pairs_eval": _length(trainer.eval_dataset),
-        "train_seconds": summary.get("train_runtime"),
-        "train_pairs_per_second": summary.get("train_samples_per_second"),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "eval_loss": held_out.get("eval_loss"),
-        "reward_accuracy": held_out.get("eval_rewards/accuracies"),
-        "reward_margin": held_out.get("eval_rewards/margins"),
-        "chosen_logp_change": _logp_change(trainer, held_out, "chosen"),
-        "rejected_logp_change": _logp_change(trainer, held_out, "rejected"),
-        **outcome,
-    }
+    metrics = {"script": script, "model": model, "reference": reference, "dataset": dataset}
+    metrics |= _facts_of_training(trainer) | outcome
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
     if not trainer.args.should_save:  # one of the other processes
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -1107,6 +1087,31 @@ def merge_run(
     init_kwargs.pop("quantization_config", None)  # rounded weights are no place to add anything to
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     return merge_adapter(lambda name: load_model(name, **init_kwargs)[0], base.name, folder, tokenizer, rows)
+
+
+def _facts_of_training(trainer) -> dict:
+    """What metrics.json has of settings, size, time, memory and the last measurement of the held-out pairs."""
+    logged = list(reversed(trainer.state.log_history))
+    held_out = next((logs for logs in logged if "eval_loss" in logs), {})
+    summary = next((logs for logs in logged if "train_runtime" in logs), {})
+    return {
+        "beta": trainer.args.beta,
+        "loss_type": " + ".join(trainer.args.loss_type),
+        "seed": trainer.args.seed,
+        "max_length": trainer.args.max_length,
+        "warnings": len(heard_warnings.texts),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "pairs_train": _length(trainer.train_dataset),
+        "pairs_eval": _length(trainer.eval_dataset),
+        "train_seconds": summary.get("train_runtime"),
+        "train_pairs_per_second": summary.get("train_samples_per_second"),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "eval_loss": held_out.get("eval_loss"),
+        "reward_accuracy": held_out.get("eval_rewards/accuracies"),
+        "reward_margin": held_out.get("eval_rewards/margins"),
+        "chosen_logp_change": _logp_change(trainer, held_out, "chosen"),
+        "rejected_logp_change": _logp_change(trainer, held_out, "rejected"),
+    }
 
 
 def _length(pairs) -> int | None:

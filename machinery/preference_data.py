@@ -140,12 +140,7 @@ def load_pairs(
             reports[split] = about | checkup.report()
             if not reports[split]["pairs"]:
                 raise Refused(f"{rows.name}: no pair can be used. {_what_fails(reports[split])}")
-            notes.append(f"Data: {rows.name}: {summary(reports[split])}.{to_look_at(reports[split])}")
-            lonely = reports[split]["findings"].get("no_partner", {"share": 0.0})
-            if lonely["share"] > 0.5:
-                notes.append(f"  {lonely['meaning']}")
-            if shape.ignored:
-                notes.append(f"  columns not used: {', '.join(shape.ignored)}")
+            notes += _what_to_say(rows.name, reports[split])
             if split in cleaned:
                 notes.append(_save(*cleaned[split], pairs[split], checkup, rows))
         if not others:
@@ -155,6 +150,17 @@ def load_pairs(
                 notes.append(f"Held out: {len(held):,} pairs, by prompt: no prompt is on both sides.")
                 return [pairs[train].select(kept), pairs[train].select(held)], reports, notes
     return [pairs[train], pairs[others[0]] if others else None], reports, notes
+
+
+def _what_to_say(name: str, report: dict) -> list[str]:
+    """What was found in a split, for the reader."""
+    notes = [f"Data: {name}: {summary(report)}.{to_look_at(report)}"]
+    lonely = report["findings"].get("no_partner", {"share": 0.0})
+    if lonely["share"] > 0.5:
+        notes.append(f"  {lonely['meaning']}")
+    if report["columns_left_behind"]:
+        notes.append(f"  columns not used: {', '.join(report['columns_left_behind'])}")
+    return notes
 
 
 def _what_fails(report: dict) -> str:

@@ -19,7 +19,7 @@ PAIRS = [
     for n in range(1, 9)
 ]
 CONTRACT = (
-    "script model reference dataset beta loss_type seed warnings trainable_parameters pairs_train pairs_eval train_seconds train_pairs_per_second "
+    "script model reference dataset beta loss_type seed max_length warnings trainable_parameters pairs_train pairs_eval train_seconds train_pairs_per_second "
     "peak_memory_bytes eval_loss reward_accuracy reward_margin chosen_logp_change rejected_logp_change kl"
 ).split()
 
