@@ -83,6 +83,7 @@ from machinery.flag_checks import check_environment, check_values
 from machinery.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.interrupts import SaveOnSignal
 from machinery.judges import JudgeError
+from machinery.kept_files import UNFINISHED, complete_file, complete_files
 from machinery.length_figure import plot_lengths
 from machinery.log_lines import PreviewReply, show_log_lines
 from machinery.loss_functions import LossError, check_names
@@ -92,7 +93,7 @@ from machinery.model_files import check_architecture, check_model_folder, check_
 from machinery.precision import prefers_bf16
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
 from machinery.run_identity import describe_run, differences
-from machinery.safe_text import completions_page, inert_record, printable, visible
+from machinery.safe_text import completions_page, first_line, inert_record, printable, visible
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
 from machinery.token_budget import COUPLED
@@ -450,7 +451,7 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
     except SafetensorError as error:
         raise UserError(f"{name}: a safetensors file is damaged ({error}). Copy it again.") from error
     except Exception as error:  # a broken configuration makes the libraries fail anywhere
-        raise UserError(f"--model_name_or_path {name} cannot be loaded: {_first_line(error)}.") from error
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_line(error)}.") from error
     return model, tokenizer
 
 
@@ -482,7 +483,7 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # a broken file makes the libraries fail anywhere
-        raise UserError(f"--adapter {name} on {base.config._name_or_path}: {_first_line(error)}.") from error
+        raise UserError(f"--adapter {name} on {base.config._name_or_path}: {first_line(error)}.") from error
 
 
 def load_any(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -515,7 +516,7 @@ def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
     except Exception as error:  # a broken file makes the libraries fail anywhere
-        raise UserError(f"{name}: its tokenizer cannot be loaded: {_first_line(error)}.") from error
+        raise UserError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}.") from error
     if tokenizer.eos_token is None:
         raise UserError(f"{name}: its tokenizer has no EOS token, so the model could not learn to stop.")
     if tokenizer.pad_token is None:
@@ -528,12 +529,6 @@ def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
 def is_same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers write a conversation in the same tokens, so that log-probs under two models can be compared."""
     return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, without the lines that explain it."""
-    first, *others = (str(error).strip() or type(error).__name__).splitlines()
-    return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first).rstrip(".")
 
 
 def load_preferences(
@@ -564,7 +559,7 @@ def load_preferences(
     try:
         loaded = source if isinstance(source, str) else get_dataset(source)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"datasets, the mixture of the recipe: {_first_line(error)}.") from error
+        raise UserError(f"datasets, the mixture of the recipe: {first_line(error)}.") from error
     try:
         splits, others = find_splits(loaded, train_split, test_split, config, streaming)
         if streaming:
@@ -599,7 +594,7 @@ def show_data(reports: dict, folder: Path | str) -> None:
     for report in reports.values():
         print_report(report, report["source"])
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with run_folder.complete_file(Path(folder) / "data_report.json") as file:
+    with complete_file(Path(folder) / "data_report.json") as file:
         json.dump(reports, file, indent=2, ensure_ascii=True, allow_nan=False)
     plot_lengths(next(reversed(reports.values())), Path(folder) / "data_report.png")
 
@@ -1056,9 +1051,9 @@ def save_run(
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
     if not trainer.args.should_save:  # one of the other processes
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            trainer.save_model(str(folder / run_folder.UNFINISHED))  # its share of the weights is needed
+            trainer.save_model(str(folder / UNFINISHED))  # its share of the weights is needed
         return metrics
-    with run_folder.complete_files(folder) as unfinished:
+    with complete_files(folder) as unfinished:
         trainer.save_model(str(unfinished))
         shutil.rmtree(unfinished / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter that was trained on
         if base is not None:
@@ -1069,7 +1064,7 @@ def save_run(
         if heard_warnings.texts:
             lines = [json.dumps({"warning": text}) + "\n" for text in heard_warnings.texts]
             (unfinished / "warnings.jsonl").write_text("".join(lines), encoding="utf-8")
-    with run_folder.complete_file(folder / run_folder.FINISHED) as file:
+    with complete_file(folder / run_folder.FINISHED) as file:
         json.dump(metrics, file, indent=2, allow_nan=False)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset)

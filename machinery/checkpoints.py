@@ -7,7 +7,8 @@
 Transformers goes on from the checkpoint with the highest number, whole or not, and deletes the older ones before
 anybody knows whether the new one is (its issue 35525). A process can die between any two bytes; a disk can return
 others than it was given. So each checkpoint ends with a file of the names, sizes and hashes of all others, under its
-final name only when it is complete, and older checkpoints go only when two newer ones hold.
+final name only when it is complete, and older checkpoints go only when two newer ones hold. Needs kept_files.py beside
+it.
 """
 
 import hashlib
@@ -22,6 +23,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
+
+from machinery.kept_files import complete_file
 
 MANIFEST = "manifest.json"
 LEAST_KEPT = 2  # the newest, and one in case that its disk block goes bad
@@ -47,12 +50,8 @@ def write_manifest(checkpoint: Path, run: dict) -> None:
         path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256}
         for path, sha256 in sorted(zip(files, hashes, strict=True))
     }
-    unfinished = checkpoint / f".{MANIFEST}.unfinished"
-    with open(unfinished, "w", encoding="utf-8") as file:
+    with complete_file(checkpoint / MANIFEST) as file:
         json.dump({"run": run, "files": noted}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, checkpoint / MANIFEST)
 
 
 def read_manifest(checkpoint: Path) -> dict:

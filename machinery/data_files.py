@@ -9,7 +9,7 @@
 JSON is read by `json`, CSV by `csv`, Parquet by `pyarrow`, saved and hub datasets by `datasets`. `datasets` could read
 the files too, but it stops at the first row whose types differ from those before it, fills in the keys that other rows
 have, and seldom names the line. Every error is a `ValueError` of one sentence; a row that cannot be read is a `Row`
-with a `fault`, and the reading goes on behind it where the format allows.
+with a `fault`, and the reading goes on behind it where the format allows. Needs safe_text.py beside it.
 """
 
 import bz2
@@ -29,6 +29,8 @@ import pyarrow
 import pyarrow.parquet
 from datasets import load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from machinery.safe_text import first_line
 
 logger = logging.getLogger("dpo")
 
@@ -92,7 +94,7 @@ def open_splits(name: str, config: str | None = None, streaming: bool = False) -
     except DatasetNotFoundError:
         raise ValueError(f"{name} is no file or folder here, and the hub has no dataset of that name for you") from None
     except DatasetGenerationError as error:
-        raise ValueError(f"{name} cannot be read: {_first_line(error.__cause__ or error)}") from error
+        raise ValueError(f"{name} cannot be read: {first_line(error.__cause__ or error)}") from error
     except OSError:
         raise ValueError(f"{name} is no file or folder here, and the hub cannot be reached") from None
 
@@ -138,7 +140,7 @@ def _open_folder(name: str, path: Path) -> dict[str, RowSource]:
         try:
             saved = load_from_disk(str(path))
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
-            raise ValueError(f"{path} is a saved dataset that cannot be read: {_first_line(error)}") from error
+            raise ValueError(f"{path} is a saved dataset that cannot be read: {first_line(error)}") from error
         return wrap_splits(saved if isinstance(saved, dict) else {"train": saved}, name)
     files = _data_files(path.glob("*"), path) or _data_files(path.rglob("*"), path)
     if not files:
@@ -194,7 +196,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
         with _open(path) as file:
             head = file.read(65536).removeprefix(b"\xef\xbb\xbf").lstrip()
     except BROKEN_ARCHIVE as error:
-        raise ValueError(f"{path} cannot be unpacked: {_first_line(error)}") from error
+        raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
     if not head:
         return
     is_lines = data_suffix(path) != ".json" or _has_a_row_a_line(path)
@@ -226,11 +228,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 except json.JSONDecodeError as error:
                     yield Row(where, text, f"is not JSON ({error.msg}, column {error.colno})")
                 except ValueError as error:  # a number of thousands of digits
-                    yield Row(where, text, f"cannot be read ({_first_line(error)})")
+                    yield Row(where, text, f"cannot be read ({first_line(error)})")
                 except RecursionError:
                     yield Row(where, text, "is nested too deeply")
     except BROKEN_ARCHIVE as error:
-        yield Row(f"{path}, after line {number}", "", f"cannot be unpacked further ({_first_line(error)})")
+        yield Row(f"{path}, after line {number}", "", f"cannot be unpacked further ({first_line(error)})")
 
 
 def _json_document(path: Path) -> Iterator[Row]:
@@ -242,11 +244,11 @@ def _json_document(path: Path) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply") from error
     except BROKEN_ARCHIVE as error:
-        raise ValueError(f"{path} cannot be unpacked: {_first_line(error)}") from error
+        raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
     if isinstance(document, dict):
         lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
         if len(lists) > 1 and len(lists) == len(document) and lists.keys() <= SPLIT_WORDS.keys():
@@ -298,7 +300,7 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except BROKEN_ARCHIVE as error:
-        raise ValueError(f"{path} cannot be unpacked: {_first_line(error)}") from error
+        raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
 
 
 class _counted_lines:
@@ -326,11 +328,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     yield Row(f"{path}, row {number}", drop_fillings(value))
                     number += 1
     except (pyarrow.ArrowException, UnicodeDecodeError, *BROKEN_ARCHIVE) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

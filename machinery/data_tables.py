@@ -2,21 +2,25 @@
 
 print_report({"rows_read": ..., "findings": ..., ...}, "pairs.jsonl")      # as data_doctor.Checkup.report makes it
 print(summary(report))                                                     # the same in one line
+
+Needs safe_text.py beside it.
 """
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from machinery.safe_text import visible
+
 
 def print_report(report: dict, name: str, console: Console | None = None) -> None:
     """Print the whole report of one split. Texts from the data are printed as they are, without markup."""
     console = console or Console(highlight=False)
-    console.print(Text(f"\n{visible(name)}: {visible(report['shape'])}", style="bold"))
+    console.print(Text(f"\n{_line(name)}: {_line(report['shape'])}", style="bold"))
     console.print(f"{summary(report)}; {report['distinct_prompts']:,} distinct prompts{_turns(report)}\n")
     if report["scores"]:
         counts = ", ".join(f"{count:,} of {score}" for score, count in report["scores"].items())
-        console.print(Text(f"Scores or labels of the answers (good is 1, bad is 0): {visible(counts)}\n"))
+        console.print(Text(f"Scores or labels of the answers (good is 1, bad is 0): {_line(counts)}\n"))
     if report["findings"]:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for column, justify in (("finding", "left"), ("count", "right"), ("share", "right"), ("", "left")):
@@ -29,7 +33,7 @@ def print_report(report: dict, name: str, console: Console | None = None) -> Non
         console.print(table)
         for finding in report["findings"].values():
             if finding["detail"]:
-                text = f"  {visible(finding['first'])}: {visible(finding['detail'])}"
+                text = f"  {_line(finding['first'])}: {_line(finding['detail'])}"
                 console.print(Text(text, style="dim"))
     else:
         console.print("No finding.")
@@ -64,10 +68,9 @@ def to_look_at(report: dict) -> str:
     return f" To look at: {', '.join(f'{count:,} {name}' for name, count in kept.items())}{part}."
 
 
-def visible(text: str) -> str:
-    """A text on one line of at most 160 characters, with what does not print written as Python writes it."""
-    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[:160])
-    return line + ("..." if len(text) > 160 else "")
+def _line(text: str) -> str:
+    """At most 160 characters of a text, on one line."""
+    return visible(text[:160]) + ("..." if len(text) > 160 else "")
 
 
 def _turns(report: dict) -> str:

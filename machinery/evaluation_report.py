@@ -5,7 +5,7 @@
     print(report.write(Path("runs/evaluation"), {"seed": "42"}))      # the names of the files
 
 Glue between the measurements (evaluation.py, preference_metrics.py) and the page (html_report.py). Needs these, and
-judges.py, run_folder.py and safe_text.py, beside it.
+judges.py, kept_files.py and safe_text.py, beside it.
 """
 
 import json
@@ -22,8 +22,8 @@ import numpy as np
 from machinery.evaluation import Outcome
 from machinery.html_report import bars_svg, calibration_svg, histogram_svg, scatter_svg, write_report
 from machinery.judges import as_text
+from machinery.kept_files import complete_file
 from machinery.preference_metrics import by_category, calibration_bins, half_for_ties, margins
-from machinery.run_folder import complete_file
 from machinery.safe_text import printable
 
 # key, what it is, how it is written; a _reference twin stands in the reference's column

@@ -1,10 +1,44 @@
-"""Bound what is kept on disk for later runs.
+"""Files that are whole or not there, whatever ends the writing, and folders that do not grow without end.
 
+with complete_file(Path("metrics.json")) as file:      # written under another name, renamed at the end
+    file.write("{}")
 forget_oldest(Path("runs/.cache"), "*.safetensors", most_bytes=10**9)
 """
 
-from contextlib import suppress
+import os
+import shutil
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+UNFINISHED = ".unfinished"  # where files wait that are to appear together
+
+
+@contextmanager
+def complete_file(path: Path, mode: str = "w"):
+    """Open a file that appears under its name only when it is complete; after an error there is none, or the old one."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def complete_files(folder: Path):
+    """A folder to write several files into; they move to `folder` together when all of them are complete."""
+    unfinished = folder / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for path in sorted(unfinished.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def forget_oldest(folder: Path, pattern: str, most_bytes: int, but: Path | None = None) -> None:

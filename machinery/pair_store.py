@@ -6,12 +6,11 @@
     write_lines(Path("cleaned.jsonl"), pairs)                                 # whole, or not there
 
 The pairs go through a file, so memory does not grow with the texts. Turns that carry more than role and content (tool
-calls) are kept as JSON in Arrow: a struct would give every turn every key.
+calls) are kept as JSON in Arrow: a struct would give every turn every key. Needs kept_files.py beside it.
 """
 
 import hashlib
 import json
-import os
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -19,6 +18,8 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
+
+from machinery.kept_files import complete_file
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 OPTIONAL = {
@@ -72,15 +73,10 @@ def hold_out(numbers: list[int], prompt_of, share: float, seed: int) -> tuple[li
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Write rows as JSONL under another name and rename the file when it is whole."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(_as_line(row) + "\n")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write rows as JSONL; the file is whole or not there."""
+    with complete_file(path) as file:
+        for row in rows:
+            file.write(_as_line(row) + "\n")
 
 
 def _as_line(row: dict) -> str:

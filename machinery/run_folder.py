@@ -1,23 +1,20 @@
-"""Where a run puts its files: names that take a number, whole checkpoints, files that are complete or not there.
+"""Where a run puts its files: folders whose names take a number, and whole checkpoints to go on from.
 
     folder, _, _ = choose_folder(None, "runs/basic", None, False)   # runs/basic, or runs/basic-2 where that is taken
     folder, checkpoint, passed_over = choose_folder("out", None, "newest", False)  # the newest complete one in out, or None
-    with complete_file(Path(folder) / "metrics.json") as file:      # written under another name, renamed at the end
-        file.write("{}")
 
-A run that has written metrics.json is finished. Needs checkpoints.py beside it, which tells complete ones from others.
+A run that has written metrics.json is finished. Needs checkpoints.py, which tells complete ones from others, and
+kept_files.py beside it.
 """
 
-import os
 import re
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 from machinery.checkpoints import checkpoints, newest_complete, why_incomplete
+from machinery.kept_files import complete_file
 
 FINISHED = "metrics.json"  # the last file a run writes
-UNFINISHED = ".unfinished"  # where files wait that are to appear together
 OTHER_TRACES = ("config.json", "adapter_config.json", "trainer_state.json")
 # What a run may leave besides its checkpoints; all else in the folder is somebody's own.
 WRITTEN = (
@@ -96,31 +93,3 @@ def clear_run(folder: Path) -> None:
     for pattern in WRITTEN:
         for path in folder.glob(pattern):
             path.unlink()
-
-
-@contextmanager
-def complete_file(path: Path, mode: str = "w"):
-    """Open a file that appears under its name only when it is complete; after an error there is none, or the old one."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def complete_files(folder: Path):
-    """A folder to write several files into; they move to `folder` together when all of them are complete."""
-    unfinished = folder / UNFINISHED
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        for path in sorted(unfinished.iterdir()):
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 print(visible(reply))                                   # one line, control characters as \\n, \\x1b
 print(printable(message))                               # the same, with its lines as they are
+print(first_line(error))                                # what went wrong, in one line
 logger.addFilter(inert_record)                          # and for all that a logger says
 page = completions_page(prompts, replies_before, replies_after)
 command = " ".join(without_secrets(sys.argv))           # --hub_token ***
@@ -19,6 +20,12 @@ def visible(text: str) -> str:
 def printable(text: str) -> str:
     """A text of several lines, with what does not print written as Python writes it."""
     return "\n".join(map(visible, text.split("\n")))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that explain it and without a full stop."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first).rstrip(".")
 
 
 def inert_record(record: logging.LogRecord) -> bool:

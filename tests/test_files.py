@@ -5,8 +5,8 @@ import os
 import pytest
 
 from machinery.checkpoints import write_manifest
-from machinery.kept_files import forget_oldest
-from machinery.run_folder import choose_folder, complete_file, complete_files
+from machinery.kept_files import complete_file, complete_files, forget_oldest
+from machinery.run_folder import choose_folder
 from machinery.safe_text import completions_page, visible
 from machinery.statistics import bootstrap_mean
 
