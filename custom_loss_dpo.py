@@ -430,7 +430,7 @@ def main():
         losses=LOSSES,
         by_loss=BY_LOSS,
     )
-    if args.compare:
+    if args.compare:  # NEW
         return compare_losses(args, training_args, model_args)
 
     # Loss: one of the formulas above, one of the user's own file, or a sum; None where only TRL's code will do. NEW
@@ -452,7 +452,7 @@ def main():
     if eval_pairs is None:
         training_args.eval_strategy, training_args.eval_on_start = "no", False
 
-    # Trainer: the basic script's, with the loss plugged in. With --use_peft on an adapter, as in lora_dpo_training.py.
+    # Trainer: the basic script's, with the loss plugged in. NEW: with --use_peft an adapter, as in lora_dpo_training.py.
     peft_config, base = new_adapter(policy, model_args, training_args), None
     if peft_config is not None:
         base = describe_base(policy, model_args.model_name_or_path, model_args.model_revision)
@@ -465,11 +465,11 @@ def main():
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=tokenizer,
-        peft_config=peft_config,
+        peft_config=peft_config,  # NEW
         loss=loss,  # NEW
     )
 
-    # Training: whatever the loss is, what is logged as a reward is beta * (log policy - log reference).
+    # Training, NEW: whatever the loss is, what is logged as a reward is beta * (log policy - log reference).
     frozen = "the base, which is the policy with its adapter off" if model_args.use_peft else "a frozen copy of it"
     show_start(trainer, f"{model_args.model_name_or_path}: {frozen}" if needs_reference else "none")  # NEW
     watch(trainer, tokenizer, prompts[0])
@@ -491,7 +491,7 @@ def main():
         reference=model_args.model_name_or_path if needs_reference else "none",
         dataset=args.dataset_name,
         replies=(prompts, before, after),
-        base=base,
+        base=base,  # NEW
     )
     folder, name = Path(training_args.output_dir), " + ".join(training_args.loss_type)
     is_alone = args.beside in (None, "none", name)
