@@ -111,7 +111,7 @@ def main():
     )
     show_data(reports, training_args.output_dir)  # NEW: what was found, in the terminal, as JSON and as a picture
     if tokenizer is not None:
-        show_pairs(train_pairs, tokenizer, args.show)  # NEW
+        show_pairs(train_pairs, tokenizer, args.show, training_args.max_length)  # NEW
     if args.check_only:
         say(
             f"""

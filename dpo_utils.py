@@ -637,21 +637,26 @@ def format_pair(
 MOST_TOKENS_SHOWN = 300
 
 
-def show_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
-    """Print pairs as the model sees them: every [token] in brackets is trained on, the rest is what it follows from."""
+def show_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int | None = None) -> None:
+    """Print pairs as the model sees them: every [token] in brackets is trained on, the rest is what it follows from.
+
+    max_length: rows are cut to so many tokens, at their end.
+    """
     for number, row in enumerate(islice(pairs, count)):
         parts = (row["prompt"], row["chosen"], row["rejected"])
         prompt, *answers, _ = tokenise(*parts, tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
         say(f"\nPair {number}" + (f", from row {', '.join(map(str, row['rows']))}" if "rows" in row else ""))
         say(f"  {'prompt':<9}{visible(tokenizer.decode(prompt))}")
-        for name, ids in zip(("chosen", "rejected"), answers, strict=True):
+        for name, whole in zip(("chosen", "rejected"), answers, strict=True):
+            ids = whole if max_length is None else whole[: max(0, max_length - len(prompt))]
             shown = prompt[-1:] + ids[:MOST_TOKENS_SHOWN]
             # decoded as they grow, because some tokenizers drop the space before a token that stands alone
             ends = [len(tokenizer.decode(shown[:end])) for end in range(1, len(shown) + 1)]
             text = tokenizer.decode(shown)
             tokens = "".join(f"[{visible(text[start:end])}]" for start, end in pairwise(ends))
             more = " ..." if len(ids) > MOST_TOKENS_SHOWN else ""
-            say(f"  {name:<9}{tokens}{more}  {len(ids)} tokens")
+            cut = f", {len(whole) - len(ids)} are cut by --max_length {max_length}" if len(ids) < len(whole) else ""
+            say(f"  {name:<9}{tokens}{more}  {len(ids)} tokens{cut}")
 
 
 # --- Before training -------------------------------------------------------------------------------------------------

@@ -152,6 +152,16 @@ def test_every_trained_token_is_shown_in_brackets(chat_tokenizer, tmp_path, caps
     assert chosen.split("  ")[-2].replace("][", "").endswith("Good day<|im_end|>]")
 
 
+def test_what_max_length_cuts_is_not_shown_as_trained_on(chat_tokenizer, tmp_path, capsys):
+    pairs = load([TURNS], chat_tokenizer, tmp_path)[0]
+    prompt = len(chat_tokenizer.apply_chat_template(pairs[0]["prompt"], add_generation_prompt=True)["input_ids"])
+    show_pairs(pairs, chat_tokenizer, 1, max_length=prompt + 2)
+    [chosen] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  chosen")]
+    assert "  2 tokens, " in chosen
+    assert chosen.endswith(f" are cut by --max_length {prompt + 2}")
+    assert "<|im_end|>]" not in chosen
+
+
 def test_the_plain_template_ends_a_reply_with_the_eos_and_keeps_the_prompt_a_prefix(base_tokenizer):
     base_tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
     try:
