@@ -265,15 +265,7 @@ def _init_kwargs(model_args: TutorialModel, training_args: TutorialConfig) -> di
 
 def _data_kwargs(args: TutorialArguments, training_args: TutorialConfig) -> dict:
     """What `load_preferences` takes."""
-    names = (
-        "dataset_format",
-        "pairing",
-        "min_margin",
-        "held_out_share",
-        "skip_bad_rows",
-        "keep_findings",
-        "keep_plain",
-    )
+    names = "dataset_format pairing min_margin held_out_share skip_bad_rows keep_findings keep_plain".split()
     return {name: getattr(args, name) for name in names} | {
         "train_split": args.dataset_train_split,
         "test_split": args.dataset_test_split,
