@@ -93,7 +93,8 @@ from machinery.model_files import check_architecture, check_model_folder, check_
 from machinery.precision import prefers_bf16
 from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
 from machinery.run_identity import describe_run, differences
-from machinery.safe_text import completions_page, first_line, inert_record, printable, visible
+from machinery.safe_text import completions_page, inert_record, printable, visible
+from machinery.safe_text import first_line as _first_line
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
 from machinery.token_budget import COUPLED
@@ -443,7 +444,7 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
     except SafetensorError as error:
         raise UserError(f"{name}: a safetensors file is damaged ({error}). Copy it again.") from error
     except Exception as error:  # a broken configuration makes the libraries fail anywhere
-        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_line(error)}.") from error
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {_first_line(error)}.") from error
     return model, tokenizer
 
 
@@ -475,7 +476,7 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # a broken file makes the libraries fail anywhere
-        raise UserError(f"--adapter {name} on {base.config._name_or_path}: {first_line(error)}.") from error
+        raise UserError(f"--adapter {name} on {base.config._name_or_path}: {_first_line(error)}.") from error
 
 
 def load_any(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -508,7 +509,7 @@ def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
     except Exception as error:  # a broken file makes the libraries fail anywhere
-        raise UserError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}.") from error
+        raise UserError(f"{name}: its tokenizer cannot be loaded: {_first_line(error)}.") from error
     if tokenizer.eos_token is None:
         raise UserError(f"{name}: its tokenizer has no EOS token, so the model could not learn to stop.")
     if tokenizer.pad_token is None:
@@ -551,7 +552,7 @@ def load_preferences(
     try:
         loaded = source if isinstance(source, str) else get_dataset(source)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"datasets, the mixture of the recipe: {first_line(error)}.") from error
+        raise UserError(f"datasets, the mixture of the recipe: {_first_line(error)}.") from error
     try:
         splits, others = find_splits(loaded, train_split, test_split, config, streaming)
         if streaming:
