@@ -517,6 +517,7 @@ def compare_losses(args, training_args, model_args):  # NEW
         raise UserError("--compare asks for the true reward of replies, which is known in the demo only.")
 
     def sample_rewards(seed: int) -> list[float]:
+        """The true reward of one reply of the untrained model to each prompt."""
         replies = sample_completions(policy, tokenizer, prompts, max_new_tokens=args.max_new_tokens, seed=seed)
         return [true_reward(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
 

@@ -178,6 +178,7 @@ def case_row(case: str, results: dict[str, list[dict]]) -> dict[str, str]:
 
 
 def median(rounds: list[dict], key: str) -> float:
+    """One figure's median over the rounds."""
     return statistics.median(turn[key] for turn in rounds)
 
 

@@ -9,6 +9,7 @@
 
 An adapter is a difference from its base. On any other base it is noise, and nothing in the files says so: shapes fit
 all models of a family. So a run writes a fingerprint of the base beside its adapter, and it is compared before use.
+Needs kept_files.py beside it.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 from torch import nn
+
+from machinery.kept_files import complete_files
 
 
 class AdapterError(ValueError):
@@ -101,10 +104,11 @@ def describe_base(model: nn.Module, name: str, revision: str | None) -> Base:
 
 
 def save_base(model: nn.Module, tokenizer, folder: Path) -> str:
-    """Keep a base that is nowhere else, by the first of several processes. Returns the folder's name."""
+    """Keep a base that is nowhere else, whole, by the first of several processes. Returns the folder's name."""
     if PartialState().is_main_process:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with complete_files(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
     PartialState().wait_for_everyone()
     return str(folder)
 
