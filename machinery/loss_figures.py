@@ -16,10 +16,15 @@ import matplotlib
 matplotlib.use("Agg")  # draw into files; there may be no screen
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from machinery.grid import mean_interval
 
 TOKENS = 40  # of each answer in plot_shapes
+# Where a label may stand, in points from its point: the first of these that covers nothing
+PLACES = [(dx * far, dy * far) for far in (5, 14, 24, 36) for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
 
 
 def plot_frontier(report: dict, path: Path | str) -> None:
@@ -30,7 +35,7 @@ def plot_frontier(report: dict, path: Path | str) -> None:
     figure, axes = plt.subplots(figsize=(9, 6))
     losses = list(dict.fromkeys(run["loss"] for run in report["runs"]))
     colours = plt.get_cmap("tab10" if len(losses) <= 10 else "tab20")
-    has_curves = False
+    has_curves, labels = False, []
     for number, name in enumerate(losses):
         runs = sorted((run for run in report["runs"] if run["loss"] == name), key=lambda run: run["beta"] or 0)
         has_curves |= len(runs) > 1
@@ -50,9 +55,8 @@ def plot_frontier(report: dict, path: Path | str) -> None:
             label=name if len(runs) > 1 else None,  # a single point has its name beside it
         )
         for run, x, y in zip(runs, kl, reward, strict=True):
-            text = f"{run['beta']:g}" if len(runs) > 1 else name
-            place = dict(xytext=(4, 4), textcoords="offset points")
-            axes.annotate(text, (max(x, 0.01), y), fontsize=8, color=colour, **place)
+            text, ink = (f"{run['beta']:g}", colour) if len(runs) > 1 else (name, "black")
+            labels.append((text, max(x, 0.01), y, ink))
     before = mean_interval(report["before"])[0]
     axes.axhline(before, color="grey", linewidth=0.8, linestyle=":", label="before training")
     if report["best_of_n"]:
@@ -60,7 +64,7 @@ def plot_frontier(report: dict, path: Path | str) -> None:
         rewards = [mean_interval(entry["true_reward"])[0] for entry in best]
         axes.plot([entry["kl"] for entry in best], rewards, "k^--", markersize=5, label="best of n, by the truth")
         for n, entry, reward in zip(report["best_of_n"], best, rewards, strict=True):
-            axes.annotate(f"n={n}", (entry["kl"], reward), fontsize=7, xytext=(-8, 7), textcoords="offset points")
+            labels.append((f"n={n}", entry["kl"], reward, "black"))
     means = [mean_interval(run["true_reward_after"])[0] for run in report["runs"]]
     axes.set_ylim(min(before, *means) - 0.4, max(means) + 0.7)  # an interval of three seeds can be wider than the scale
     axes.set_xscale("log")
@@ -70,7 +74,36 @@ def plot_frontier(report: dict, path: Path | str) -> None:
     axes.set_title(f"What is won, and how far from the reference ({_seeds(report)})")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()  # places are found on the finished page
+    _place_labels(axes, labels)
     _save(figure, path)
+
+
+def _place_labels(axes, labels: list[tuple]) -> None:
+    """Write each (text, x, y, colour) beside its point, where it covers neither a point nor another label."""
+    renderer, dots = axes.figure.canvas.get_renderer(), axes.transData.transform([label[1:3] for label in labels])
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    for text, x, y, colour in labels:
+        for dx, dy in PLACES:
+            note = axes.annotate(
+                text,
+                (x, y),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+                horizontalalignment="left" if dx > 0 else "right",
+                verticalalignment="bottom" if dy > 0 else "top",
+                arrowprops=dict(arrowstyle="-", linewidth=0.4, color="grey") if abs(dx) > 5 else None,
+                path_effects=[withStroke(linewidth=2, foreground="white")],  # readable across the intervals
+            )
+            note.update_positions(renderer)
+            box = Text.get_window_extent(note, renderer)  # without the line to its point
+            if not any(box.overlaps(other) for other in taken):
+                break
+            if (dx, dy) != PLACES[-1]:
+                note.remove()
+        taken.append(box)
 
 
 def plot_noise(report: dict, path: Path | str) -> None:

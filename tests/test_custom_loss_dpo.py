@@ -5,12 +5,14 @@ import math
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import PROJECT, SHORT, run_script
+from matplotlib.text import Text
 from peft import LoraConfig
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +21,7 @@ from trl import DPOConfig, DPOTrainer
 from custom_loss_dpo import LIMITS, LOSSES, CustomLossDPOTrainer
 from demo.world import true_reward
 from dpo_utils import LOSS_TYPES
+from machinery import loss_figures
 from machinery.grid import mean_interval, run_grid, without
 from machinery.loss_comparison import SHARES, best_of_n, write_alike_pairs, write_pairs
 from machinery.loss_figures import loss_and_pull
@@ -562,6 +565,18 @@ def test_the_pull_on_an_answer_is_minus_the_slope():
     assert torch.allclose(value, -logsigmoid(0.5 * margin), atol=1e-6)
     assert torch.allclose(for_chosen, 0.5 * torch.sigmoid(-0.5 * margin), atol=1e-6)
     assert torch.allclose(for_rejected, -for_chosen, atol=1e-6)
+
+
+def test_losses_that_end_at_one_place_can_be_told_apart_in_the_figure(monkeypatch):
+    names = list(LOSSES)[:6]
+    runs = [{"loss": name, "beta": 0.1, "kl": [2 + n / 100], "true_reward_after": [5]} for n, name in enumerate(names)]
+    figures = []
+    monkeypatch.setattr(loss_figures, "_save", lambda figure, path: figures.append(figure))
+    loss_figures.plot_frontier({"runs": runs, "before": [2.8], "best_of_n": {}, "seeds": [0]}, "unused.png")
+    [axes] = figures[0].axes
+    boxes = [Text.get_window_extent(label) for label in axes.texts]
+    assert [label.get_text() for label in axes.texts] == names
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_a_comparison_makes_tables_and_figures_and_goes_on_where_it_stopped(tmp_path):
