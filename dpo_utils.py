@@ -1,4 +1,4 @@
-"""Chapter zero: what the scripts share, in the order in which the data flows.
+"""What the scripts share, in the order in which the data flows.
 
     configuration      parse_args, run                           flags, recipes, exit codes
     loading            load_model, load_preferences              a policy, its tokenizer, its pairs
@@ -8,7 +8,7 @@
     generating         sample_completions, sequence_logps        what the model says, and how likely that is
     after training     report_change, save_run                   tables, files, figures
 
-Read it once from top to bottom, then read the scripts. Every function takes models, tensors and plain values, so each
+For those who want to know what the scripts' calls do. Every function takes models, tensors and plain values, so each
 can be copied into another project; what it needs from `machinery/` is named in its imports.
 """
 
@@ -861,7 +861,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """A prompt in tokens, as the model sees it before it answers."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+    # A template of a thinking model shows an answer of the pairs behind an empty thought; so the reply begins there too.
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, enable_thinking=False)["input_ids"]
 
 
 @torch.no_grad()

@@ -4,8 +4,10 @@ import json
 
 import pytest
 from transformers import AutoTokenizer
+from trl.chat_template_utils import qwen3_chat_template
 
-from dpo_utils import format_pair, load_preferences, load_tokenizer, show_pairs
+from dpo_utils import format_pair, load_preferences, load_tokenizer, prompt_ids, show_pairs
+from machinery.data_doctor import tokenise
 from machinery.preference_data import PLAIN_CHAT_TEMPLATE
 from machinery.shorten import shorten_prompt
 
@@ -160,6 +162,17 @@ def test_what_max_length_cuts_is_not_shown_as_trained_on(chat_tokenizer, tmp_pat
     assert "  2 tokens, " in chosen
     assert chosen.endswith(f" are cut by --max_length {prompt + 2}")
     assert "<|im_end|>]" not in chosen
+
+
+def test_a_thinking_model_replies_where_the_answers_of_the_pairs_begin():
+    tokenizer = AutoTokenizer.from_pretrained("demo/model")
+    tokenizer.chat_template = qwen3_chat_template
+    prompt, chosen, _, rest = tokenise([USER], [REPLY], [CURT], tokenizer)
+    asked = prompt_ids(tokenizer, [USER])
+    assert rest == []
+    assert "<think>" in tokenizer.decode(asked)
+    assert tokenizer.decode((prompt + chosen)[len(asked) :]).startswith(REPLY["content"])
+    assert (prompt + chosen)[: len(asked)] == asked
 
 
 def test_the_plain_template_ends_a_reply_with_the_eos_and_keeps_the_prompt_a_prefix(base_tokenizer):
