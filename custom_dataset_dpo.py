@@ -8,6 +8,7 @@ basic_dpo_training.py does, in about a minute on two CPU cores. You see (figures
 
     Data: demo/spoilt, train: 2,054 rows, 1,965 used in 1,965 pairs, 89 dropped (12 identical, 12 opposite_label, ...
     Verdict: Sound, once the dropped rows are out.
+                  before              after               most
       all         2.83 [2.60, 3.06]   5.50 [5.26, 5.71]   7
 
 Try next:
@@ -54,7 +55,7 @@ DEMO = dict(
     train_sampling_strategy="group_by_length",  # batches of rows of like length: less padding
     max_length=512,  # NEW: the spoilt copy has longer rows, and the report says which
     gradient_checkpointing=False,  # the activations of so small a model fit anywhere
-    bf16=False,  # for so small a model conversions cost what faster products save
+    bf16=False,  # in so small a model casting costs what faster matrix products save
     logging_steps=4,
     eval_strategy="steps",
     eval_steps=16,
@@ -69,7 +70,7 @@ class DataArguments(TutorialArguments):  # NEW
     check_only: bool = field(default=False, metadata={"help": "report on the data and stop before training"})
     save_cleaned: str | None = field(default=None, metadata={"help": "write the sound pairs to this .jsonl file"})
     show: int = field(default=2, metadata={"help": "how many pairs to print as the model sees them"})
-    held_out_share: float = field(
+    held_out_share: float = field(  # the other scripts' default is 0
         default=0.1, metadata={"help": "the share of prompts held out if there is no test split"}
     )
 
@@ -88,13 +89,14 @@ def main():
     args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments)
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
-    if args.check_only:  # NEW: a count of tokens means something only with the model that will be trained
+    if args.check_only:  # NEW: your data without your model are looked at as text; another tokenizer counts otherwise
         looks_at_tokens = args.names_model or not args.names_data
-        tokenizer = load_tokenizer(model_args.model_name_or_path) if looks_at_tokens else None
+        hub = dict(revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code)
+        tokenizer = load_tokenizer(model_args.model_name_or_path, **hub) if looks_at_tokens else None
     else:
         policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    # It never changes, so TRL asks it once, before training, when the policy still is the reference; what it says is
-    # kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
+    # It never changes, so its log-probs of all pairs are computed once, before training, when the policy still is the
+    # reference, and kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
     reference = None
     if not training_args.precompute_ref_log_probs and not args.check_only:
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
@@ -103,12 +105,11 @@ def main():
     args.data_kwargs |= {  # NEW
         "dataset_format": CONVERTERS.get(args.dataset_format, args.dataset_format),
         "save_cleaned": args.save_cleaned,
-        "look_at": None,  # every pair, token by token
+        "look_at": None,  # every pair, token by token; the other scripts look at 500
     }
     train_pairs, eval_pairs, reports = load_preferences(args.source, tokenizer, **args.data_kwargs)
-    claim_output_dir(
-        training_args, None if args.names_output_dir else "runs/data" if args.check_only else "runs/custom"
-    )
+    own_folder = "runs/data" if args.check_only else "runs/custom_dataset"
+    claim_output_dir(training_args, None if args.names_output_dir else own_folder)  # NEW: the report goes there too
     show_data(reports, training_args.output_dir)  # NEW: what was found, in the terminal, as JSON and as a picture
     if tokenizer is not None:
         show_pairs(train_pairs, tokenizer, args.show, training_args.max_length)  # NEW
@@ -134,17 +135,19 @@ What to try next  the same command without --check_only"""
         processing_class=tokenizer,
     )
 
-    # Training (Eq. 7, arXiv:2305.18290): -log sigmoid(chosen_reward - rejected_reward), reward = beta * (log policy -
-    # log reference). What is logged: their difference, the margin, and how often it is above 0, the accuracy.
+    # Training (Eq. 7, arXiv:2305.18290; derived in docs/method.md): -log sigmoid(chosen_reward - rejected_reward). The
+    # implicit reward of an answer is beta * (log policy - log reference): its log-probability given the prompt, summed
+    # over its tokens, under the one less that under the other. What is logged: the difference of the two rewards, the
+    # margin, and how often it is above 0, the accuracy.
     show_start(trainer, f"a frozen copy of {model_args.model_name_or_path}")
-    watch(trainer, tokenizer, prompts[0])
+    watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after. In the demo's world the true reward of a reply is known.
-    reference = reference or load_model(model_args.model_name_or_path, **model_args.init_kwargs)[0]
+    reference = reference or load_model(model_args.model_name_or_path, **model_args.init_kwargs)[0]  # for the KL
     score = score_reply if all(is_known(prompt) for prompt in prompts) else None
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, score, QUALITIES)
     save_run(
@@ -158,8 +161,8 @@ What to try next  the same command without --check_only"""
     )
     say(
         f"""
-What to look at   {training_args.output_dir}/data_report.png, data_report.json, training_curves.png, completions.md
-What to try next  --check_only --dataset_name YOUR_FILE, or --keep_findings opposite_label duplicate
+What to look at   {training_args.output_dir}/{"data_report.png, " if reports else ""}training_curves.png, completions.md
+What to try next  --check_only --dataset_name YOUR_FILE; --keep_findings duplicate (trains on what was dropped)
 The model is in   {training_args.output_dir}"""
     )
 

@@ -5,6 +5,9 @@ import json
 import pytest
 from conftest import PROJECT, SHORT, run_script
 
+import custom_dataset_dpo
+from dpo_utils import load_tokenizer
+
 ROWS = [
     {"question": f"what is it? {n}", "response_j": "a cat, no, a dog.", "response_k": f"the mat {n}"} for n in range(40)
 ]
@@ -35,6 +38,17 @@ def test_it_reports_on_the_spoilt_demo_and_trains_on_what_is_sound(demo_run):
     assert "Loss before training: 0.6931 = ln 2" in output
     assert (folder / "data_report.png").read_bytes()[:4] == b"\x89PNG"
     assert output.rstrip().endswith(str(folder))
+
+
+def test_check_only_asks_for_the_revision_that_training_would(call, monkeypatch, tmp_path, data_file):
+    asked = []
+    monkeypatch.setattr(
+        custom_dataset_dpo, "load_tokenizer", lambda name, **hub: asked.append(hub) or load_tokenizer(name)
+    )
+    words = ("--check_only", "--dataset_name", data_file, "--model_name_or_path", PROJECT / "demo" / "model")
+    code, _, error = call("custom_dataset_dpo", *words, "--model_revision", "v2", "--output_dir", tmp_path / "out")
+    assert code == 0, error
+    assert asked == [{"revision": "v2", "trust_remote_code": False}]
 
 
 def test_check_only_reports_and_trains_nothing(call, tmp_path, data_file):
