@@ -92,7 +92,10 @@ class EvaluationArguments(TutorialArguments):
 
 
 def what_to_evaluate(args, model_args):
-    """The models, the reference they started from, and the pairs they are held to; a run has noted all three."""
+    """The names of the models, of their reference and of the data: as given, else as the first model's run has noted.
+
+    Where no model is given it is the newest run in runs/; where there is none, the basic script is run first.
+    """
     if args.dataset_streaming:
         raise UserError("--dataset_streaming: the held-out pairs are read more than once; leave it out.")
     names = args.models or ([model_args.model_name_or_path] if args.names_model else [])
@@ -104,10 +107,23 @@ def what_to_evaluate(args, model_args):
         lacking = "reference" if reference_name is None else "dataset_name"
         raise UserError(f"{names[0]} has no metrics.json that names it: add --{lacking}.")
     for name in (reference_name, *names):
-        base_of(name)  # better to fail now than after the reference has written its answers
+        base_of(name)  # refuses what cannot be loaded: better now than after the reference has written its answers
     if len(set(names)) > 1 and (args.judge == "human" or args.answers):
         raise UserError("A person judges one model at a time: name one by --model_name_or_path.")
     return names, reference_name, dataset
+
+
+def write_answers(model, tokenizer, prompts: list, count: int, name: str, **sampling) -> list[list]:
+    """`count` answers to each prompt, sampled with the same seed for every model."""
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    flat = sample_completions(model, tokenizer, repeated, **sampling, progress=f"{name} answers")
+    return [flat[start : start + count] for start in range(0, len(flat), count)]
+
+
+def logps_of(model, answers: list[list], pad_token_id: int) -> np.ndarray:
+    """log model(answer | prompt) of each answer, (prompts, answers)."""
+    rows = [(answer.prompt_ids, answer.ids) for row in answers for answer in row]
+    return sequence_logps(model, rows, pad_token_id).numpy().reshape(len(answers), -1)
 
 
 def main():
@@ -144,25 +160,18 @@ def main():
         device=device,
     )
 
-    def write_answers(model, its_tokenizer, label: str) -> list[list]:
-        """num_samples answers to each prompt, sampled with the same seed for every model."""
-        repeated = [prompt for prompt in prompts for _ in range(args.num_samples)]
-        sampling = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=seed)
-        batch_size = training_args.per_device_eval_batch_size
-        flat = sample_completions(
-            model, its_tokenizer, repeated, **sampling, batch_size=batch_size, progress=f"{label} answers"
-        )
-        return [flat[start : start + args.num_samples] for start in range(0, len(flat), args.num_samples)]
-
-    def logps_of(model, answers: list[list]) -> np.ndarray:
-        """log model(answer | prompt) of each answer, (prompts, answers)."""
-        rows = [(answer.prompt_ids, answer.ids) for row in answers for answer in row]
-        return sequence_logps(model, rows, tokenizer.pad_token_id).numpy().reshape(len(answers), -1)
-
     # The reference: how likely it finds the given answers, what it writes itself, and how likely it finds that.
     ref_chosen, ref_rejected, *lengths = pair_logps(reference, pairs, tokenizer, training_args.max_length)
-    ref_answers = write_answers(reference, tokenizer, "the reference")
-    ref_logps = logps_of(reference, ref_answers)
+    sampling = dict(
+        count=args.num_samples,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=seed,
+        batch_size=training_args.per_device_eval_batch_size,
+    )
+    ref_answers = write_answers(reference, tokenizer, prompts, name="the reference", **sampling)
+    pad = tokenizer.pad_token_id
+    ref_logps = logps_of(reference, ref_answers, pad)
 
     # The models: the same, one after the other.
     results, written = [], {reference_name: ref_answers}
@@ -172,10 +181,10 @@ def main():
         policy.to(device)
         if its_tokenizer.chat_template is None and not isinstance(prompts[0], str):
             its_tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded
-        answers = written[name] = write_answers(policy, its_tokenizer, name)
-        its = run_facts(name)
-        beta = its.get("beta", training_args.beta)  # a reward is beta * (log policy - log reference)
-        result = {"model": name, "beta": beta, "trained_from": its.get("reference")}
+        answers = written[name] = write_answers(policy, its_tokenizer, prompts, name=name, **sampling)
+        facts = run_facts(name)
+        beta = facts.get("beta", training_args.beta)  # the implicit reward is beta * (log policy - log reference)
+        result = {"model": name, "beta": beta, "trained_from": facts.get("reference")}
         result["measured"] = reply_metrics(answers) | reply_metrics(ref_answers, "_reference")
         results.append(result)
         if not is_same_tokenizer(its_tokenizer, tokenizer):
@@ -187,19 +196,21 @@ def main():
         result["given"] = PairLogps(*map(np.asarray, (chosen, rejected, ref_chosen, ref_rejected, *lengths)))
         scores = [pairs[column] for column in ("score_chosen", "score_rejected") if column in pairs.column_names]
         result["measured"] |= preference_metrics(result["given"], beta, scores if len(scores) == 2 else None)
-        result["implicit"] = beta * (logps_of(policy, ref_answers) - ref_logps)  # its reward of the reference's answers
+        # Its implicit reward of the reference's answers: how good the best of them by that is, is a figure of the report
+        result["implicit"] = beta * (logps_of(policy, ref_answers, pad) - ref_logps)
         if args.temperature == 1:
             # KL(policy || reference): the mean of log policy - log reference over what the policy itself writes
-            drift = logps_of(policy, answers) - logps_of(reference, answers)
+            drift = logps_of(policy, answers, pad) - logps_of(reference, answers, pad)
             result["measured"]["kl"] = bootstrap_mean(drift.mean(axis=1))
 
-    # The judge: every model against the reference, and each against each other.
+    # The judge: every model against the reference, and each against each other. "Better" and "worse" need a p below
+    # 0.05, of a paired test over the prompts, corrected for the number of comparisons; all else is "cannot tell".
     names = [result["model"] for result in results]
     matches = [(name, reference_name) for name in names] + [(new, old) for old, new in combinations(names, 2)]
-    outcomes = [compare(judge, prompts, written[old], written[new], new, old) for new, old in matches]
-    decide(outcomes)
-    for result, outcome in zip(results, outcomes, strict=False):
-        add_scores(result, outcome)
+    outcomes = [compare(judge, prompts, written[old], written[new], model=new, against=old) for new, old in matches]
+    decide(outcomes)  # puts rates, p and verdict into each
+    for result, outcome in zip(results, outcomes, strict=False):  # the first of them are those against the reference
+        add_scores(result, outcome)  # puts the judge's mean scores into each
 
     # Result: verdicts in words, a table, and report.html with all answers side by side.
     report = Report(results, outcomes, reference_name, judge, prompts, written, pairs, eval_pairs is not None)
