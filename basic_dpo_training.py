@@ -6,13 +6,14 @@ trains the demo: a language model of one million parameters that answers a shop'
 Nothing is downloaded, and it takes about a minute on two CPU cores. At the end you see what was won, and its price
 (figures differ by seed and machine):
 
+                  before              after               most
       all         2.83 [2.60, 3.06]   5.41 [5.18, 5.63]   7
     Win rate of after against before, ties half: 0.88 [0.83, 0.92]
     KL from the reference, nats a reply: 4.30 [3.54, 5.07]
 
 Try next:
 
-    python basic_dpo_training.py --beta 1.0               # a dearer reference: KL about 1, a smaller gain
+    python basic_dpo_training.py --beta 1.0               # nearer to the reference: KL about 1, a smaller gain
     python basic_dpo_training.py --learning_rate 1.2e-3   # too fast: the text breaks, accuracy hardly notices
     python basic_dpo_training.py --help                   # the flags that matter, and what each does
 """
@@ -47,7 +48,7 @@ DEMO = dict(
     train_sampling_strategy="group_by_length",  # batches of rows of like length: less padding
     max_length=512,  # the demo's longest row has 250 tokens: nothing is cut
     gradient_checkpointing=False,  # the activations of so small a model fit anywhere
-    bf16=False,  # for so small a model conversions cost what faster products save
+    bf16=False,  # in so small a model casting costs what faster matrix products save
     logging_steps=4,
     eval_strategy="steps",
     eval_steps=16,
@@ -62,8 +63,8 @@ def main():
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
     policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    # It never changes, so TRL asks it once, before training, when the policy still is the reference; what it says is
-    # kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
+    # It never changes, so its log-probs of all pairs are computed once, before training, when the policy still is the
+    # reference, and kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
     reference = None
     if not training_args.precompute_ref_log_probs:
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
@@ -86,17 +87,19 @@ def main():
         processing_class=tokenizer,
     )
 
-    # Training (Eq. 7, arXiv:2305.18290): -log sigmoid(chosen_reward - rejected_reward), reward = beta * (log policy -
-    # log reference). What is logged: their difference, the margin, and how often it is above 0, the accuracy.
+    # Training (Eq. 7, arXiv:2305.18290; derived in docs/method.md): -log sigmoid(chosen_reward - rejected_reward). The
+    # implicit reward of an answer is beta * (log policy - log reference): its log-probability given the prompt, summed
+    # over its tokens, under the one less that under the other. What is logged: the difference of the two rewards, the
+    # margin, and how often it is above 0, the accuracy.
     show_start(trainer, f"a frozen copy of {model_args.model_name_or_path}")
-    watch(trainer, tokenizer, prompts[0])
+    watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after. In the demo's world the true reward of a reply is known.
-    reference = reference or load_model(model_args.model_name_or_path, **model_args.init_kwargs)[0]
+    reference = reference or load_model(model_args.model_name_or_path, **model_args.init_kwargs)[0]  # for the KL
     score = score_reply if all(is_known(prompt) for prompt in prompts) else None
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, score, QUALITIES)
     save_run(

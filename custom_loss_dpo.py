@@ -1,4 +1,4 @@
-"""Every preference loss on one page, your own in five lines, and what another loss does to the same model.
+"""Twenty preference losses on one page, your own in five lines, and what another loss does to the same model.
 
     python custom_loss_dpo.py
 
@@ -58,9 +58,14 @@ from machinery.run_comparison import run_again, side_by_side
 from machinery.shared_prompt import SharedPromptDPOTrainer
 
 # --- The formulas ----------------------------------------------------------------------------------------------------
-# Keyword arguments in, the loss of each pair out, all of shape (B,). The log-probs are SUMS over an answer's tokens,
-# the lengths are its tokens. In the formulas, chosen and rejected stand for log policy - log reference of the two
-# answers: times beta they are the rewards that training logs. Ranges, and when each fails: docs/losses.md.
+# Keyword arguments in, the loss of each pair out: tensors of shape (B,), and beta a number. The log-probs are SUMS over
+# an answer's tokens, the lengths count its tokens. In the docstrings
+#   chosen, rejected   log policy - log reference of the two answers; times beta the rewards that training logs
+#   |chosen|           the length of the chosen answer in tokens
+#   margin             beta * (chosen - rejected), and sigmoid_loss(m) is -logsigmoid(m)
+#   Sums, or Means     whether the formula compares whole answers, or averages over their tokens
+#   For                what the loss was made for
+# Ranges, and when each fails: docs/losses.md.
 
 
 def logratios(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, **_):
@@ -256,7 +261,8 @@ def orpo(policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_le
 def dpop(beta, lambda_=50.0, **pair):
     """DPO-Positive: -logsigmoid(beta * (chosen - rejected - lambda * max(0, -chosen))); arXiv:2402.13228v2, Eq. 3.
 
-    Sums. For: pairs that are much alike, where DPO lowers the chosen answer too: here that costs lambda times as much.
+    Sums. For: pairs that are much alike, where DPO lowers the chosen answer too. A chosen answer less likely than under
+    the reference counts 1 + lambda times; lambda is 50 in the paper, and 1 in the demo.
     """
     chosen, rejected = logratios(**pair)
     return -logsigmoid(beta * (chosen - rejected - lambda_ * relu(-chosen)))
@@ -285,6 +291,7 @@ FORMULAS = (
     sft, sigmoid_norm, cdpo, simpo, orpo, dpop, rdpo, your_loss,
 )  # fmt: skip
 LOSSES = {formula.__name__: formula for formula in FORMULAS}
+# of hyperparameters: the lowest value, and one to stay below
 LIMITS = dict(label_smoothing=(0, 0.5), discopop_tau=(0, None), gamma=(0, None), lambda_=(0, None), alpha=(0, None))
 
 
@@ -292,7 +299,7 @@ LIMITS = dict(label_smoothing=(0, 0.5), discopop_tau=(0, None), gamma=(0, None),
 
 
 class CustomLossDPOTrainer(SharedPromptDPOTrainer):
-    """Trains with any such function. The forward pass, the reference and every metric stay TRL's."""
+    """Trains with any such function. Forward pass, reference and metrics stay those of the basic script's trainer."""
 
     def __init__(self, *, args, loss=None, **kwargs):
         """loss: a function as above with its hyperparameters filled in; None leaves the loss to TRL too."""
@@ -333,6 +340,7 @@ class CustomLossDPOTrainer(SharedPromptDPOTrainer):
             self.precompute_ref_logps = asked
 
         is_completion = inputs["completion_mask"][:, 1:]  # (2B, L - 1), the chosen rows first
+        # Log-probs are 0 outside the completions. The slice leaves out what an adapter has put before the tokens.
         logps = heard[0].log_probs[:, -is_completion.shape[1] :].sum(dim=1)
         policy_chosen_logps, policy_rejected_logps = logps.chunk(2)
         chosen_lengths, rejected_lengths = is_completion.sum(dim=1).chunk(2)
@@ -366,7 +374,7 @@ DEMO = dict(
     train_sampling_strategy="group_by_length",  # batches of rows of like length: less padding
     max_length=512,  # the demo's longest row has 250 tokens: nothing is cut
     gradient_checkpointing=False,  # the activations of so small a model fit anywhere
-    bf16=False,  # for so small a model conversions cost what faster products save
+    bf16=False,  # in so small a model casting costs what faster matrix products save
     logging_steps=4,
     eval_strategy="steps",
     eval_steps=16,
@@ -433,15 +441,16 @@ def main():
     if args.compare:  # NEW
         return compare_losses(args, training_args, model_args)
 
-    # Loss: one of the formulas above, one of the user's own file, or a sum; None where only TRL's code will do. NEW
+    # Loss, NEW: a formula above, one from a file of the user's, or a sum. None leaves it to TRL's own code.
     loss = loss_from_flags(args, training_args, LOSSES, LIMITS, LOSS_TYPES)
     needs_reference = uses_reference(loss)
-    training_args.eval_on_start |= not needs_reference  # the change of a log-prob is then one since the start
+    # Without a reference nothing else says where log-probs began, so the held-out pairs are measured at step 0 too.
+    training_args.eval_on_start |= not needs_reference
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
     policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    # It never changes, so TRL asks it once, before training, when the policy still is the reference; what it says is
-    # kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
+    # It never changes, so its log-probs of all pairs are computed once, before training, when the policy still is the
+    # reference, and kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
     reference = None
     if needs_reference and not training_args.precompute_ref_log_probs and not model_args.use_peft:
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
@@ -457,7 +466,7 @@ def main():
     if peft_config is not None:
         base = describe_base(policy, model_args.model_name_or_path, model_args.model_revision)
     claim_output_dir(training_args, None if args.names_output_dir else "runs/custom_loss")
-    set_seed(training_args.seed)
+    set_seed(training_args.seed)  # NEW: an adapter's A is drawn at random
     trainer = CustomLossDPOTrainer(
         model=policy,
         ref_model=reference,
@@ -469,17 +478,20 @@ def main():
         loss=loss,  # NEW
     )
 
-    # Training, NEW: whatever the loss is, what is logged as a reward is beta * (log policy - log reference).
-    frozen = "the base, which is the policy with its adapter off" if model_args.use_peft else "a frozen copy of it"
-    show_start(trainer, f"{model_args.model_name_or_path}: {frozen}" if needs_reference else "none")  # NEW
-    watch(trainer, tokenizer, prompts[0])
+    # Training, NEW: whatever the loss is, what is logged as a reward is beta * (log policy - log reference); without a
+    # reference it is beta * log policy, and the accuracy says how often the chosen answer is the likelier one.
+    frozen = f"a frozen copy of {model_args.model_name_or_path}"
+    if model_args.use_peft:
+        frozen = "the base, which is the policy with its adapter off"
+    show_start(trainer, frozen if needs_reference else "none")
+    watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after. In the demo's world the true reward of a reply is known.
-    if reference is None and not model_args.use_peft:
+    if reference is None and not model_args.use_peft:  # for the KL; under an adapter it is there
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
     score = score_reply if all(is_known(prompt) for prompt in prompts) else None
     outcome = report_change(trainer.model, reference, tokenizer, prompts, before, after, score, QUALITIES)
@@ -509,7 +521,11 @@ The model is in   {folder}"""
 
 
 def compare_losses(args, training_args, model_args):  # NEW
-    """Train with many losses, each in a process of its own, and write the tables and figures."""
+    """Train with many losses, each in a process of its own, and write the tables and figures.
+
+    Asked for a comparison of losses it shows the best of n replies of the untrained model too, and for pairs that are
+    alike it makes each chosen answer worse by a word; so the true reward goes with it.
+    """
     policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
     _, held_out, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
     prompts = pick_prompts(held_out or [], args.num_eval_prompts)

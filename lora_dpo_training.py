@@ -5,18 +5,19 @@
 A LoRA adapter adds to each frozen weight matrix W a product B A of two thin ones: W + (alpha / r) B A. Only A and B are
 trained, here 88,064 numbers beside the demo's million. B starts at zero, so at first the policy *is* the base; and the
 base with the adapter switched off *is* the reference. There is no second model even where the reference is asked at
-every step, and there are gradients and optimizer states for a few percent of it. It takes about a minute on two CPU
-cores. You see (figures differ by seed and machine)
+every step, and only a few percent of the weights have gradients and optimizer states. It takes about a minute on two
+CPU cores. You see (figures differ by seed and machine)
 
     Trained: 88,064 parameters, 7.5% of the model's
+                  before              after               most
       all         2.83 [2.60, 3.06]   5.28 [5.10, 5.45]   7
     Win rate of after against before, ties half: 0.86 [0.81, 0.90]
     KL from the reference, nats a reply: 1.74 [1.53, 2.00]
 
 Try next:
 
-    python lora_dpo_training.py --lora_r 2 --lora_alpha 2               # a fiftieth of the parameters, a smaller gain
-    python lora_dpo_training.py --adapter runs/lora --merge             # train on: its frozen copy is the reference
+    python lora_dpo_training.py --lora_r 2 --lora_alpha 2               # a fiftieth of the model's parameters
+    python lora_dpo_training.py --adapter runs/lora --merge             # go on with it: a frozen copy is the reference
     python lora_dpo_training.py --compare_full                          # beside a run of all weights, made now
     python lora_dpo_training.py --help
 """
@@ -56,7 +57,7 @@ from machinery.shared_prompt import SharedPromptDPOTrainer
 LORA = dict(
     use_peft=True,
     lora_target_modules=["all-linear"],  # attention alone is cheaper and weaker, see docs/lora.md
-    lora_dropout=0.0,  # TRL switches dropout off in policy and reference alike (--no_disable_dropout: on)
+    lora_dropout=0.0,  # TRL switches dropout off in policy and reference alike (--no_disable_dropout leaves it on)
     learning_rate=1e-5,
 )
 # The demo's settings. They are no advice for other models: for those the defaults are TRL's.
@@ -74,10 +75,10 @@ DEMO = dict(
     train_sampling_strategy="group_by_length",  # batches of rows of like length: less padding
     max_length=512,  # the demo's longest row has 250 tokens: nothing is cut
     gradient_checkpointing=False,  # the activations of so small a model fit anywhere
-    bf16=False,  # for so small a model conversions cost what faster products save
+    bf16=False,  # in so small a model casting costs what faster matrix products save
     logging_steps=4,
     eval_strategy="steps",
-    eval_steps=64,  # NEW: once, at the end; that pays for the products beside each matrix
+    eval_steps=64,  # NEW: once, at the end: saves the time that the adapter's extra products cost
     save_steps=32,
     num_eval_prompts=200,
     max_new_tokens=96,
@@ -104,7 +105,8 @@ def main():
     )
 
     # Model: the base is loaded once and stays frozen; the policy is the base with an adapter on it. The reference is
-    # what the policy is at first, and it takes no second model. NEW: here it is one of three.
+    # what the policy is at first, and it takes no second model. NEW: that is the base; or, with --adapter, a frozen
+    # copy of that adapter; or, with --merge_first, the base with it merged in. `reference` says which, in words.
     if args.merge_first and (args.adapter is None or "quantization_config" in model_args.init_kwargs):
         raise UserError("--merge_first needs --adapter, and a base in full precision.")
     if not model_args.use_peft:
@@ -133,7 +135,7 @@ def main():
     base_name = model_args.model_name_or_path
     if args.merge_first:  # NEW: the adapter to come belongs to this base, so it has to be kept
         base_name = save_base(policy, tokenizer, folder / "base")
-    base = describe_base(policy, base_name, model_args.model_revision)  # NEW: to be noted beside the adapter
+    base = describe_base(policy, base_name, model_args.model_revision)  # NEW: noted beside the adapter, with a checksum
     set_seed(training_args.seed)  # NEW: A is drawn at random
     trainer = SharedPromptDPOTrainer(
         model=policy,
@@ -142,17 +144,19 @@ def main():
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=tokenizer,
-        peft_config=peft_config,  # NEW
+        peft_config=peft_config,  # NEW: from here on trainer.model is the policy, with its adapter
     )
 
-    # Training (Eq. 7, arXiv:2305.18290): -log sigmoid(chosen_reward - rejected_reward), reward = beta * (log policy -
-    # log reference). What is logged: their difference, the margin, and how often it is above 0, the accuracy.
+    # Training (Eq. 7, arXiv:2305.18290; derived in docs/method.md): -log sigmoid(chosen_reward - rejected_reward). The
+    # implicit reward of an answer is beta * (log policy - log reference): its log-probability given the prompt, summed
+    # over its tokens, under the one less that under the other. What is logged: the difference of the two rewards, the
+    # margin, and how often it is above 0, the accuracy.
     trained, there = trainer.model.get_nb_trainable_parameters()
     say(f"\nTrained: {trained:,} parameters, {trained / there:.1%} of the model's")  # NEW
     show_start(trainer, reference)
     memory = MemoryMeter(trainer)  # NEW: estimates it now, and measures it during the training
     say(memory.table() + "\n")
-    watch(trainer, tokenizer, prompts[0])
+    watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -160,6 +164,7 @@ def main():
 
     # Result: the same held-out prompts before and after. In the demo's world the true reward of a reply is known.
     score = score_reply if all(is_known(prompt) for prompt in prompts) else None
+    # NEW: None, as the reference lies under the adapter
     outcome = report_change(trainer.model, None, tokenizer, prompts, before, after, score, QUALITIES)
     metrics = save_run(
         trainer,
@@ -171,7 +176,7 @@ def main():
         replies=(prompts, before, after),
         base=base,  # NEW
     )
-    # NEW: what it took, beside a run of all weights; and the adapter merged into its base
+    # NEW: what it took, beside the newest run of the basic script or one made now; and the adapter merged into its base
     say("\n" + memory.table() + "\n")
     if trainer.accelerator.is_main_process:
         say(beside_full_run(metrics, folder, PROJECT / "basic_dpo_training.py" if args.compare_full else None))
