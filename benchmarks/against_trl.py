@@ -5,8 +5,8 @@
     python benchmarks/against_trl.py --show    # what was measured then, once more
 
 A round runs TRL's own script, the basic script with the same settings (the reference asked at every step too), and the
-basic script as it comes, which asks it beforehand, with nothing kept from earlier runs, and makes batches of rows of
-like length. Timed are whole processes, start-up and saving included; the basic script samples four short replies before
+basic script with its own batches, of rows of like length, and with the reference asked beforehand, nothing kept from
+earlier runs. Timed are whole processes, start-up and saving included; the basic script samples four short replies before
 and after besides. Prints medians, lowest and highest in brackets, and the largest difference between the losses of the
 first two, which see the same batches. Writes benchmarks/results/against_trl.json.
 """
@@ -26,7 +26,11 @@ from tqdm import tqdm
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results" / "against_trl.json"
 OURS_ALONE = ("num_eval_prompts", "max_new_tokens", "train_sampling_strategy")  # `trl dpo` has no use for these
-STOCK, SAME, OURS = "`trl dpo`", "the basic script, with the same settings", "the basic script as it comes"
+STOCK, SAME, OURS = (
+    "`trl dpo`",
+    "the basic script, with the same settings",
+    "the basic script with its own batches, the reference asked beforehand",
+)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ CASES = {
     "sigmoid_sft": ("sigmoid + 1.0 sft", "--loss_type sigmoid sft --loss_weights 1 1", False),
     "flipped": ("30% of labels flipped: sigmoid", "", True),
     "flipped_robust": ("30% flipped: robust (0.3)", "--loss_type robust --label_smoothing 0.3", True),
-    "flipped_ipo": ("30% flipped: ipo", "--loss_type ipo --beta 0.1", True),
+    "flipped_ipo": ("30% flipped: ipo (beta 0.5)", "--loss_type ipo --beta 0.5", True),
 }
 # of the README: what to look at, by case
 LESSONS = {
@@ -45,8 +45,8 @@ COLUMNS = {
     "win_rate": "win rate",
     "kl": "KL",
     "reward_accuracy": "accuracy",
-    "chosen_logp_change": "chosen logp",
-    "rejected_logp_change": "rejected logp",
+    "chosen_logp_change": "chosen logp change",
+    "rejected_logp_change": "rejected logp change",
 }
 
 

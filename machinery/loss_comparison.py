@@ -35,7 +35,7 @@ COLUMNS = {
     "win_rate": "win rate",
     "kl": "KL",
     "reward_accuracy": "accuracy",
-    "chosen_logp_change": "chosen logp",
+    "chosen_logp_change": "chosen logp change",
     "reply_tokens_after": "tokens a reply",
     "train_seconds": "training, s",
 }
