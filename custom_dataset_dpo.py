@@ -42,6 +42,8 @@ from dpo_utils import (
 )
 from machinery.shared_prompt import SharedPromptDPOTrainer
 
+# NEW marks what basic_dpo_training.py does not have.
+
 # The demo's settings. They are no advice for other models: for those the defaults are TRL's.
 DEMO = dict(
     dataset_name="demo/spoilt",  # NEW: 1,024 whole pairs of the demo and 1,030 among which faults are hidden

@@ -359,6 +359,7 @@ class CustomLossDPOTrainer(SharedPromptDPOTrainer):
 
 
 # --- The run ---------------------------------------------------------------------------------------------------------
+# From here on it is basic_dpo_training.py; NEW marks what that does not have.
 
 DEMO = dict(
     dataset_name="demo",

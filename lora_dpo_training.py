@@ -53,6 +53,8 @@ from machinery.memory_estimate import MemoryMeter
 from machinery.run_comparison import beside_full_run
 from machinery.shared_prompt import SharedPromptDPOTrainer
 
+# NEW marks what basic_dpo_training.py does not have.
+
 # NEW: for every model. The rate is about ten times that of full training: B A starts at zero and has few parameters.
 LORA = dict(
     use_peft=True,
