@@ -63,8 +63,8 @@ def main():
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
     policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    # It never changes, so its log-probs of all pairs are computed once, before training, when the policy still is the
-    # reference, and kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
+    # The reference never changes, so its log-probs of all pairs are computed once, before training, when the policy
+    # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
     reference = None
     if not training_args.precompute_ref_log_probs:
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
@@ -89,8 +89,8 @@ def main():
 
     # Training (Eq. 7, arXiv:2305.18290; derived in docs/method.md): -log sigmoid(chosen_reward - rejected_reward). The
     # implicit reward of an answer is beta * (log policy - log reference): its log-probability given the prompt, summed
-    # over its tokens, under the one less that under the other. What is logged: the difference of the two rewards, the
-    # margin, and how often it is above 0, the accuracy.
+    # over its tokens, under the policy minus that under the reference. Logged are the margin (the difference of the two
+    # rewards) and the accuracy (how often the margin is above 0).
     show_start(trainer, f"a frozen copy of {model_args.model_name_or_path}")
     watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)

@@ -12,7 +12,7 @@ their lengths, and beta. You see (figures differ by seed and machine)
       chosen logp change    -0.42                 -4.16
       rejected logp change  -1.70                 -7.80
 
-DPO lowers the chosen answers too, and the rejected ones more; dpop makes that dear, and moves less.
+DPO lowers the chosen answers too, and the rejected ones more; dpop penalises lowering the chosen ones, and moves less.
 
 Try next:
 
@@ -291,7 +291,7 @@ FORMULAS = (
     sft, sigmoid_norm, cdpo, simpo, orpo, dpop, rdpo, your_loss,
 )  # fmt: skip
 LOSSES = {formula.__name__: formula for formula in FORMULAS}
-# of hyperparameters: the lowest value, and one to stay below
+# for each hyperparameter: the lowest value allowed, and a value it must stay below
 LIMITS = dict(label_smoothing=(0, 0.5), discopop_tau=(0, None), gamma=(0, None), lambda_=(0, None), alpha=(0, None))
 
 
@@ -305,7 +305,7 @@ class CustomLossDPOTrainer(SharedPromptDPOTrainer):
         """loss: a function as above with its hyperparameters filled in; None leaves the loss to TRL too."""
         self.loss, self.needs_reference = loss, uses_reference(loss)
         if not self.needs_reference:
-            args.precompute_ref_log_probs = True  # of zeros, below: no reference is loaded, and none is asked
+            args.precompute_ref_log_probs = True  # zeros, see below: no reference is loaded or run
         super().__init__(args=args, **kwargs)
         if loss is not None:
             self.loss_types, self.loss_weights = ["sigmoid"], [1.0]  # TRL's metrics come with a loss; it is not used
@@ -392,7 +392,7 @@ BY_LOSS = {
     "aot": dict(beta=0.3),
     "aot_unpaired": dict(beta=0.3),
     "apo_zero": dict(beta=0.3),
-    "apo_down": dict(beta=1.0, learning_rate=1e-4),  # at any rate it lowers the chosen answers, and here they are good
+    "apo_down": dict(beta=1.0, learning_rate=1e-4),  # whatever the rate, it lowers chosen answers, good ones here
     "discopop": dict(beta=1.0),
     "sigmoid_norm": dict(beta=5.0),
     "simpo": dict(beta=5.0),
@@ -450,8 +450,8 @@ def main():
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
     policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    # It never changes, so its log-probs of all pairs are computed once, before training, when the policy still is the
-    # reference, and kept on disk. Only with --no_precompute_ref_log_probs a second model runs beside the first.
+    # The reference never changes, so its log-probs of all pairs are computed once, before training, when the policy
+    # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
     reference = None
     if needs_reference and not training_args.precompute_ref_log_probs and not model_args.use_peft:
         reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
@@ -524,8 +524,8 @@ The model is in   {folder}"""
 def compare_losses(args, training_args, model_args):  # NEW
     """Train with many losses, each in a process of its own, and write the tables and figures.
 
-    Asked for a comparison of losses it shows the best of n replies of the untrained model too, and for pairs that are
-    alike it makes each chosen answer worse by a word; so the true reward goes with it.
+    A comparison of losses also shows the best of n replies of the untrained model, and one on pairs that are alike
+    makes each chosen answer worse by a word; both need the true reward, so it is passed along.
     """
     policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
     _, held_out, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)

@@ -196,7 +196,7 @@ def main():
         result["given"] = PairLogps(*map(np.asarray, (chosen, rejected, ref_chosen, ref_rejected, *lengths)))
         scores = [pairs[column] for column in ("score_chosen", "score_rejected") if column in pairs.column_names]
         result["measured"] |= preference_metrics(result["given"], beta, scores if len(scores) == 2 else None)
-        # Its implicit reward of the reference's answers: how good the best of them by that is, is a figure of the report
+        # Its implicit reward of the reference's answers: the report says how good the one with the highest is
         result["implicit"] = beta * (logps_of(policy, ref_answers, pad) - ref_logps)
         if args.temperature == 1:
             # KL(policy || reference): the mean of log policy - log reference over what the policy itself writes

@@ -234,7 +234,7 @@ def parse_args(
 
 
 def _fill_in_layers(parser: CommandLine, said, demo: dict, defaults: dict, by_loss: dict[str, dict]) -> dict:
-    """Give what the user left open its value, each layer before the last. Returns all values."""
+    """Fill in what the user left open, each layer overriding the one before it. Returns all values."""
     parser.fill({"gradient_checkpointing": None} | defaults)  # None: where memory asks for it
     if getattr(said, "adapter", None) and said.model_name_or_path is None:
         said.model_name_or_path = base_of_adapter(check_adapter(said.adapter))
@@ -765,7 +765,7 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
 
 
 def _keep_checkpoints(trainer) -> None:
-    """Let every checkpoint note whose it is, and refuse to go on from one that is another run's."""
+    """Record in every checkpoint which run it belongs to, and refuse to resume from another run's checkpoint."""
     checkpoint, found = trainer.args.resume_from_checkpoint, [None, []]
     if PartialState().is_main_process:
         found[0] = describe_run(trainer, trainer.model.config._name_or_path)

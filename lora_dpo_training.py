@@ -4,7 +4,7 @@
 
 A LoRA adapter adds to each frozen weight matrix W a product B A of two thin ones: W + (alpha / r) B A. Only A and B are
 trained, here 88,064 numbers beside the demo's million. B starts at zero, so at first the policy *is* the base; and the
-base with the adapter switched off *is* the reference. There is no second model even where the reference is asked at
+base with the adapter switched off *is* the reference. There is no second model even where the reference is run at
 every step, and only a few percent of the weights have gradients and optimizer states. It takes about a minute on two
 CPU cores. You see (figures differ by seed and machine)
 
@@ -151,8 +151,8 @@ def main():
 
     # Training (Eq. 7, arXiv:2305.18290; derived in docs/method.md): -log sigmoid(chosen_reward - rejected_reward). The
     # implicit reward of an answer is beta * (log policy - log reference): its log-probability given the prompt, summed
-    # over its tokens, under the one less that under the other. What is logged: the difference of the two rewards, the
-    # margin, and how often it is above 0, the accuracy.
+    # over its tokens, under the policy minus that under the reference. Logged are the margin (the difference of the two
+    # rewards) and the accuracy (how often the margin is above 0).
     trained, there = trainer.model.get_nb_trainable_parameters()
     say(f"\nTrained: {trained:,} parameters, {trained / there:.1%} of the model's")  # NEW
     show_start(trainer, reference)
