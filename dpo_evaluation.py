@@ -143,6 +143,7 @@ def main():
     # Data: the held-out pairs, and their prompts.
     reference, tokenizer = load_any(reference_name, **model_args.init_kwargs)
     reference.to(device)
+    args.data_kwargs["look_at"] = None  # every pair in tokens: one whose prompt fills max_length has no answer to score
     train_pairs, eval_pairs, _ = load_preferences(dataset, tokenizer, **args.data_kwargs)
     pairs = train_pairs if eval_pairs is None else eval_pairs
     prompts = pick_prompts(pairs, args.num_eval_prompts)

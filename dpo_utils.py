@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
+from multiprocessing import get_start_method
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -227,6 +228,7 @@ def parse_args(
     if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
         raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
     _check(args, training_args, losses, needs_data)
+    _use_one_gpu(training_args)
     args.data_kwargs = _data_kwargs(args, training_args)
     model_args.init_kwargs = _init_kwargs(model_args, training_args)
     training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
@@ -248,6 +250,16 @@ def _fill_in_layers(parser: CommandLine, said, demo: dict, defaults: dict, by_lo
             parser.fill(by_loss.get(parser.values()["loss_type"][0], {}))
     parser.fill(_device_settings(parser.values()))
     return parser.values()
+
+
+def _use_one_gpu(training_args: TutorialConfig) -> None:
+    """A process uses one GPU. Transformers would spread a batch over all by DataParallel, which parts chosen from rejected."""
+    if training_args.n_gpu > 1:
+        say(
+            f"One of {training_args.n_gpu} GPUs is used. All of them: accelerate launch --config_file "
+            "recipes/accelerate/ddp.yaml and the same command."
+        )
+        training_args._n_gpu = 1
 
 
 def _init_kwargs(model_args: TutorialModel, training_args: TutorialConfig) -> dict:
@@ -303,7 +315,10 @@ def _parse_columns(text: str | None) -> dict[str, str]:
 
 def _from_here(path: str) -> str:
     """A path of this project as seen from where the user stands."""
-    return os.path.relpath(PROJECT / path)
+    try:
+        return os.path.relpath(PROJECT / path)
+    except ValueError:  # on another drive, on Windows
+        return str(PROJECT / path)
 
 
 def _device_settings(values: dict) -> dict:
@@ -350,6 +365,10 @@ def _check(args: TutorialArguments, training_args: TutorialConfig, losses: Colle
     if args.source is None and needs_data:
         raise UserError(
             "--dataset_name is missing: name a file, a folder or a hub dataset with prompt, chosen, rejected."
+        )
+    if args.dataset_streaming and training_args.dataloader_num_workers and get_start_method() != "fork":
+        raise UserError(
+            "--dataloader_num_workers: on this system streamed rows cannot be handed to workers; leave it out."
         )
     if args.dataset_train_split == args.dataset_test_split:
         raise UserError(f"--dataset_train_split and --dataset_test_split are both {args.dataset_test_split}.")
@@ -516,7 +535,24 @@ def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
     # It warns of the first long text only; `load_preferences` counts them all, and max_length cuts them.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    tokenizer.eos_token = _end_of_turn(tokenizer) or tokenizer.eos_token
     return tokenizer
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The token by which the chat template ends an answer, where that is another than the tokenizer's EOS.
+
+    Gemma's is <end_of_turn>: a reply ends there, and one that is sampled until <eos> would go on for ever.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    turns = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So-it-ends"}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # what a template refuses is said where the pairs are read
+        return None
+    end = text.rpartition("So-it-ends")[2].strip()
+    return end if end in tokenizer.get_added_vocab() else None
 
 
 def is_same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -859,8 +895,8 @@ def _neutral_generation(model: PreTrainedModel) -> Iterator[None]:
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """A prompt in tokens, as the model sees it before it answers."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
+    if isinstance(prompt, str):  # from an empty one, too, a first token has to be predicted
+        return tokenizer(prompt)["input_ids"] or [tokenizer.bos_token_id or tokenizer.eos_token_id]
     # A template of a thinking model shows an answer of the pairs behind an empty thought; so the reply begins there too.
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, enable_thinking=False)["input_ids"]
 
@@ -1050,10 +1086,12 @@ def save_run(
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
     if not trainer.args.should_save:  # one of the other processes
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            trainer.save_model(str(folder / UNFINISHED))  # its share of the weights is needed
+            trainer.save_model(str(folder / UNFINISHED), _internal_call=True)  # its share of the weights is needed
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub(dataset_name=dataset)  # here too
         return metrics
     with complete_files(folder) as unfinished:
-        trainer.save_model(str(unfinished))
+        trainer.save_model(str(unfinished), _internal_call=True)  # else it would push what is unfinished
         shutil.rmtree(unfinished / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter that was trained on
         if base is not None:
             note_base(unfinished, base)

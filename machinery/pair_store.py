@@ -60,13 +60,14 @@ def survives(pair: dict) -> bool:
 
 
 def hold_out(numbers: list[int], prompt_of, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divide pairs into those to train on and a share to hold out, by prompt. Needs two different prompts at least.
+    """Divide pairs into those to train on and a share to hold out, by prompt: at least one prompt each, if there are two.
 
     numbers: the pairs. prompt_of[number]: equal for equal prompts. Returns places in `numbers`, both in order.
     """
     prompts = list(dict.fromkeys(prompt_of[number] for number in numbers))
     random.Random(seed).shuffle(prompts)
-    held = set(prompts[: max(1, round(share * len(prompts)))] if share > 0 and len(prompts) > 1 else [])
+    count = min(max(1, round(share * len(prompts))), len(prompts) - 1) if share > 0 else 0
+    held = set(prompts[:count])
     places = range(len(numbers))
     is_held = [prompt_of[number] in held for number in numbers]
     return [n for n in places if not is_held[n]], [n for n in places if is_held[n]]

@@ -118,7 +118,8 @@ def load_pairs(
     checkups: dict[str, Checkup] = {}
     pairs: dict[str, Dataset] = {}
     reports, notes = {}, []
-    with tempfile.TemporaryDirectory(prefix="dpo-") as scratch:
+    # On Windows a file that is still mapped cannot be deleted.
+    with tempfile.TemporaryDirectory(prefix="dpo-", ignore_cleanup_errors=True) as scratch:
         for split in (*others, train):  # the test split first: its prompts must not be trained on
             rows = splits[split]
             shape = find_shape(rows, dataset_format, columns)
@@ -245,7 +246,8 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
         code += [format_pair.__code__.co_code, repr(format_pair.__code__.co_consts)]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else [tokenizer.name_or_path, len(tokenizer)]
-    key = Hasher.hash([digest, how, code, words, tokenizer.chat_template])
+    sound = checkup.sound()  # which of the pairs that were read these are: the same file, other findings kept
+    key = Hasher.hash([digest, sound, how, code, words, tokenizer.chat_template, tokenizer.eos_token])
     kept = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs" / f"{key}.arrow"
     kept.parent.mkdir(parents=True, exist_ok=True)
     if PartialState().is_main_process:
@@ -264,7 +266,7 @@ def _format(found, digest, name, checkup, tokenizer, format_pair, step, num_proc
             cache_file_name=str(kept),
             desc=f"formatting {name}",
         )
-    for number, facts in zip(checkup.sound(), found["facts"], strict=True):
+    for number, facts in zip(sound, found["facts"], strict=True):
         checkup.see_tokens(number, facts)
     return found.remove_columns("facts")
 

@@ -81,6 +81,31 @@ def test_tool_calls_come_through_whole(chat_tokenizer, tmp_path):
     assert [pair["tools"] for pair in pairs] == [None, '[{"type": "function"}]']
 
 
+def test_what_is_kept_of_a_file_is_not_that_of_other_rows_of_it(chat_tokenizer, tmp_path):
+    rows = [TURNS | {"prompt": [{"role": "user", "content": f"Hello {n}"}]} for n in range(6)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for held_out in (3, 4):
+        (folder / "test.jsonl").write_text(json.dumps(rows[held_out]) + "\n")
+        pairs, test, _ = load_preferences(str(folder), chat_tokenizer)
+        assert [pair["rows"] for pair in pairs] == [[n] for n in range(6) if n != held_out]
+        assert [pair["prompt"] for pair in pairs] == [row["prompt"] for n, row in enumerate(rows) if n != held_out]
+        assert test[0]["prompt"] == rows[held_out]["prompt"]
+
+
+def test_findings_that_are_kept_come_back(chat_tokenizer, tmp_path):
+    rows = [TURNS, TURNS, TURNS | {"prompt": [{"role": "user", "content": "Hello you"}]}]
+    assert len(load(rows, chat_tokenizer, tmp_path)[0]) == 2
+    assert len(load(rows, chat_tokenizer, tmp_path, keep_findings=["duplicate"])[0]) == 3
+
+
+def test_something_is_left_to_train_on(chat_tokenizer, tmp_path):
+    rows = [TURNS | {"prompt": [{"role": "user", "content": f"Hello {n}"}]} for n in range(3)]
+    pairs, held_out = load(rows, chat_tokenizer, tmp_path, held_out_share=0.9)
+    assert (len(pairs), len(held_out)) == (1, 2)
+
+
 def test_a_share_of_the_prompts_is_held_out_and_none_is_on_both_sides(chat_tokenizer, tmp_path):
     rows = [TEXTS | {"prompt": f"Hello {n // 3}", "chosen": f"Good day {n}"} for n in range(60)]
     pairs, held_out = load(rows, chat_tokenizer, tmp_path, held_out_share=0.1)
@@ -162,6 +187,21 @@ def test_what_max_length_cuts_is_not_shown_as_trained_on(chat_tokenizer, tmp_pat
     assert "  2 tokens, " in chosen
     assert chosen.endswith(f" are cut by --max_length {prompt + 2}")
     assert "<|im_end|>]" not in chosen
+
+
+def test_a_reply_ends_where_the_template_ends_a_turn(chat_tokenizer, tmp_path):
+    other = AutoTokenizer.from_pretrained("demo/model")
+    other.eos_token = "<|pad|>"  # as Gemma's, whose turns end with another token than its EOS
+    other.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<|pad|>"
+    assert load_tokenizer(str(tmp_path)).eos_token == chat_tokenizer.eos_token == "<|im_end|>"
+    other.chat_template = other.chat_template.replace("+ '<|im_end|>'", "+ '<|im_end|>' + eos_token")
+    other.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).eos_token == "<|pad|>"  # as Phi-3's, which writes both
+
+
+def test_an_empty_prompt_has_a_token_to_begin_from(base_tokenizer):
+    assert len(prompt_ids(base_tokenizer, "")) == 1
 
 
 def test_a_thinking_model_replies_where_the_answers_of_the_pairs_begin():
