@@ -395,6 +395,9 @@ def check_roles(prompt: list[dict], answer: list[dict]) -> None:
 # --- Numbers, labels, verdicts ---------------------------------------------------------------------------------------
 
 
+RANK = re.compile(r"(^|[^a-z])rank(s|ing|ings)?($|[^a-z])", re.IGNORECASE)  # and no reranker's score
+
+
 def as_score(value, name: str) -> float:
     """A finite number, also one written as text."""
     try:
@@ -404,7 +407,7 @@ def as_score(value, name: str) -> float:
         raise Unusable(fault, f"{name!r} is {value!r:.40}; a number is needed") from None
     if not math.isfinite(score):
         raise Unusable("missing_field", f"{name!r} is {score}; a finite number is needed")
-    return -score if "rank" in name.lower() else score  # rank 1 is the best
+    return -score if RANK.search(name) else score  # rank 1 is the best
 
 
 GOOD, BAD = {"true", "1", "good", "desirable", "yes", "up"}, {"false", "0", "-1", "bad", "undesirable", "no", "down"}

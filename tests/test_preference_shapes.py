@@ -345,6 +345,13 @@ def test_ranks_count_from_the_best_under_any_name():
     assert parts(made) == TEXTS
 
 
+@pytest.mark.parametrize("name", ["reranker_score", "frank", "rerank"])
+def test_a_score_whose_name_merely_holds_the_word_rank_is_a_score(name):
+    rows = [{"prompt": "Why?", "completion": a, name: score} for a, score in (("No.", 0.1), ("So.", 0.9))]
+    _, [made] = convert(*rows, columns={"score": name})
+    assert parts(made) == TEXTS
+
+
 def test_an_earlier_conversation_stands_before_the_prompt():
     for history in ([["Hi", "Hello"]], [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]):
         _, [made] = convert({"question": "Why?", "history": history, "chosen": "So.", "rejected": "No."})
