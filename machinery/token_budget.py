@@ -39,15 +39,21 @@ class TokenBudget:
             parts = split_further(parts, int(self.accelerator.gather(count).max()))
         if max(lengths) > budget:
             logger.warning_once(f"A pair of {max(lengths)} tokens is over --max_tokens_per_batch {budget} by itself.")
-        loss = 0.0
+        loss, state = 0.0, self.accelerator.gradient_state
+        is_last_of_step = state.sync_gradients
         try:
             for number, part in enumerate(parts):
                 self._share_of_batch = len(part) / len(lengths)
                 is_last = number == len(parts) - 1
+                if (
+                    self.is_deepspeed_enabled
+                ):  # whose backward pass makes the step too, wherever gradients are synchronised
+                    state._set_sync_gradients(is_last and is_last_of_step)
                 with nullcontext() if is_last else self.accelerator.no_sync(model):
                     loss = loss + super().training_step(model, take_pairs(inputs, part), num_items_in_batch)
         finally:
             self._share_of_batch = 1.0
+            state._set_sync_gradients(is_last_of_step)
         return loss
 
 

@@ -5,7 +5,7 @@ import torch
 from conftest import make_llama
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig
+from trl import DPOConfig, DPOTrainer
 
 from custom_loss_dpo import LOSSES
 from machinery.loss_functions import choose_loss, couples_pairs
@@ -52,6 +52,21 @@ def test_accumulation_and_parts_add_up(base_model_folder, tmp_path):
     options = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2)
     parts = history(trainer_for(base_model_folder, tmp_path, 60, **options), "loss", "grad_norm")
     assert parts == pytest.approx(whole, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("ends_a_step", [True, False])
+def test_deepspeed_is_told_of_one_step_and_not_of_one_a_part(ends_a_step, base_model_folder, tmp_path, monkeypatch):
+    trainer = trainer_for(base_model_folder, tmp_path, 60)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    state, told = trainer.accelerator.gradient_state, []
+    monkeypatch.setattr(DPOTrainer, "training_step", lambda *args: told.append(state.sync_gradients) or 0.0)
+    trainer.is_deepspeed_enabled = True
+    state._set_sync_gradients(ends_a_step)
+    trainer.training_step(trainer.model, inputs)
+    assert len(told) > 1
+    assert told == [False] * (len(told) - 1) + [ends_a_step]  # accelerate makes DeepSpeed's step where it is True
+    assert state.sync_gradients is ends_a_step
+    state._set_sync_gradients(True)
 
 
 def test_no_part_has_more_tokens_than_allowed_unless_it_is_one_pair():
