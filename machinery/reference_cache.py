@@ -23,6 +23,7 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -96,7 +97,10 @@ class CachedReference:
             broadcast_object_list(kept)
         if kept[0] is None:
             order = row_lengths(dataset).argsort(descending=True, stable=True)  # too little memory shows at once
-            done = super()._precompute_ref_logps(dataset.select(order.tolist()), name, batch_size)
+            ordered = dataset.select(order.tolist())
+            # TRL keeps log-probs too, by rows and weights alone; so the settings become part of the rows' name.
+            ordered._fingerprint = Hasher.hash([ordered._fingerprint, self._reference_settings()])
+            done = super()._precompute_ref_logps(ordered, name, batch_size)
             kept[0] = tuple(torch.empty(len(dataset)) for _ in range(2))
             for values, column in zip(kept[0], ("ref_chosen_logps", "ref_rejected_logps"), strict=True):
                 values[order] = torch.tensor(done[column])
@@ -107,15 +111,15 @@ class CachedReference:
         return dataset.add_column("ref_rejected_logps", rejected.tolist())
 
     def _reference_key(self, dataset: Dataset) -> str:
-        args, model = self.args, self.accelerator.unwrap_model(self.ref_model or self.model)
+        model = self.accelerator.unwrap_model(self.ref_model or self.model)
         adapter = "ref" if self.ref_model is None and "ref" in getattr(model, "peft_config", {}) else None
-        settings = {name: getattr(args, name) for name in ("max_length", "truncation_mode", "ld_alpha", "bf16", "fp16")}
-        settings |= {
-            "config": model.config.to_dict(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
+        settings = self._reference_settings() | {"config": model.config.to_dict()}
         return reference_key(model, dataset, settings, adapter)
+
+    def _reference_settings(self) -> dict:
+        names = ("max_length", "truncation_mode", "ld_alpha", "bf16", "fp16")
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        return {name: getattr(self.args, name) for name in names} | versions
 
 
 def _checksum(chosen: torch.Tensor, rejected: torch.Tensor) -> str:

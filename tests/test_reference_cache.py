@@ -66,6 +66,15 @@ def test_the_second_run_asks_nothing_and_has_the_same_numbers(base_model_folder,
     assert all(map(torch.equal, first, second))
 
 
+def test_log_probs_that_trl_has_kept_are_not_those_of_other_settings(base_model_folder, tmp_path, asked):
+    options = dict(truncation_mode="keep_end", loss_type=["sigmoid"])
+    first = columns(trainer_for(base_model_folder, tmp_path / "a", **options))
+    count = len(asked)
+    second = columns(trainer_for(base_model_folder, tmp_path / "b", ld_alpha=0.5, **options))
+    assert len(asked) == 2 * count
+    assert not all(map(torch.equal, first, second))
+
+
 def test_a_changed_row_weight_or_length_is_asked_again(base_model_folder, tmp_path, asked):
     trainer_for(base_model_folder, tmp_path)
     for change in ("row", "order", "weight", "max_length"):
