@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.parquet
 from datasets import load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 
 from machinery.safe_text import first_line
 
@@ -95,8 +95,10 @@ def open_splits(name: str, config: str | None = None, streaming: bool = False) -
         raise ValueError(f"{name} is no file or folder here, and the hub has no dataset of that name for you") from None
     except DatasetGenerationError as error:
         raise ValueError(f"{name} cannot be read: {first_line(error.__cause__ or error)}") from error
-    except OSError:
-        raise ValueError(f"{name} is no file or folder here, and the hub cannot be reached") from None
+    except (RuntimeError, DatasetsError, OSError) as error:
+        if isinstance(error, ConnectionError) or "connect" in str(error).lower():
+            raise ValueError(f"{name} is no file or folder here, and the hub cannot be reached") from None
+        raise ValueError(f"{name} cannot be loaded: {first_line(error)}") from error
 
 
 def wrap_splits(splits: dict, name: str) -> dict[str, RowSource]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from machinery.checkpoints import newest_complete
 from machinery.log_lines import NonFiniteLoss
+from machinery.memory import is_out_of_memory
 from machinery.memory_estimate import estimate_memory
 from machinery.token_rows import row_lengths
 from machinery.watcher import StoppedOnWarning
@@ -82,12 +83,6 @@ def _way_on(trainer) -> str:
     if checkpoint is None:
         return "No checkpoint was complete yet."
     return f"{checkpoint} is complete: go on from it by --output_dir {folder} --resume_from_checkpoint."
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or elsewhere."""
-    is_cpu_full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_cpu_full
 
 
 def why_write_failed(error: BaseException, folder: Path | None) -> str | None:

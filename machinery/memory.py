@@ -22,6 +22,14 @@ except ImportError:  # Windows
 
 START = psutil.Process().memory_info().rss  # when this file was imported: Python and its libraries
 _highest = 0  # the peak before the last reset
+# What PyTorch says where memory runs out on a CPU of Linux or Windows, and on MPS; it raises a bare RuntimeError.
+MEMORY_MARKS = ("can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or elsewhere."""
+    is_elsewhere = isinstance(error, RuntimeError) and any(mark in str(error) for mark in MEMORY_MARKS)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_elsewhere
 
 
 def uses_gpu() -> bool:

@@ -92,7 +92,9 @@ def choose_checkpointing(trainer) -> str:
             try:
                 estimate = estimate_memory(trainer)
                 needed = sum(estimate[part] for part in ("gradients", "optimizer", "activations"))
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
                 needed = float("inf")
             free = memory.free_bytes()
             worst_needed, worst_free = max(gather_object([(needed, free)]), key=lambda pair: pair[0] / pair[1])

@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from dpo_utils import UserError, load_preferences
+from machinery import data_files
 from machinery.data_files import open_splits
 
 ROW = {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -18,6 +19,23 @@ LINES = "".join(json.dumps(ROW) + "\n" for _ in range(3))
 
 def read(path):
     return list(open_splits(str(path))["train"])
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (RuntimeError("Dataset scripts are no longer supported"), "Dataset scripts are no longer supported"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ConnectionError("Couldn't reach it"), "the hub cannot be reached"),
+    ],
+)
+def test_what_the_hub_library_raises_is_told_as_it_is(error, words, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(data_files, "load_dataset", fail)
+    with pytest.raises(ValueError, match=words):
+        open_splits("some/dataset")
 
 
 def zstd(data: bytes) -> bytes:

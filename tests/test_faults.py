@@ -26,10 +26,24 @@ from machinery.checkpoints import (
     write_manifest,
 )
 from machinery.failures import why_write_failed
+from machinery.memory import is_out_of_memory
 from machinery.run_identity import start_weights
 
 FLAGS = ("--max_steps", 4, "--save_steps", 1, "--per_device_train_batch_size", 4, "--num_eval_prompts", 1,
          "--max_new_tokens", 2, "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8",
+        "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes",
+        "MPS backend out of memory (MPS allocated: 17 GB, other allocations: 1 GB, max allowed: 18 GB)",
+    ],
+)
+def test_memory_runs_out_in_other_words_elsewhere(text):
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("a shape is wrong"))
 
 
 @pytest.fixture(scope="module")
