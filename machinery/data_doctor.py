@@ -12,6 +12,7 @@ the model's own tokenizer can tell. Needs statistics.py beside it.
 """
 
 import array
+import hashlib
 import json
 import re
 from collections import Counter
@@ -210,7 +211,8 @@ class Checkup:
         beside = str(made.get("tools")) + str(made.get("chat_template_kwargs"))
         whole = hash((_said(made["prompt"]).strip().casefold(), beside))
         self.prompts.add(whole)
-        self.prompt_of.append(hash(_loose(prompt)))
+        digest = hashlib.blake2b(_loose(prompt).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        self.prompt_of.append(int.from_bytes(digest, "big", signed=True))  # the same in every process, unlike hash()
         exact_prompt = hash((_said(made["prompt"]), beside))
         self._exact_prompts.add(exact_prompt)
         found = ["in_test_split"] if whole in self.elsewhere else []

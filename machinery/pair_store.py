@@ -11,7 +11,6 @@ calls) are kept as JSON in Arrow: a struct would give every turn every key. Need
 
 import hashlib
 import json
-import random
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -62,10 +61,13 @@ def survives(pair: dict) -> bool:
 def hold_out(numbers: list[int], prompt_of, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide pairs into those to train on and a share to hold out, by prompt: at least one prompt each, if there are two.
 
-    numbers: the pairs. prompt_of[number]: equal for equal prompts. Returns places in `numbers`, both in order.
+    numbers: the pairs. prompt_of[number]: an integer, equal for equal prompts. Returns places in `numbers`, both in order.
+    The order in which prompts are drawn is their own: where a few pairs more are dropped, the others stay where they are.
     """
-    prompts = list(dict.fromkeys(prompt_of[number] for number in numbers))
-    random.Random(seed).shuffle(prompts)
+    prompts = sorted(
+        {prompt_of[number] for number in numbers},
+        key=lambda prompt: hashlib.blake2b(f"{seed} {prompt}".encode(), digest_size=8).digest(),
+    )
     count = min(max(1, round(share * len(prompts))), len(prompts) - 1) if share > 0 else 0
     held = set(prompts[:count])
     places = range(len(numbers))

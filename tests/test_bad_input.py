@@ -321,8 +321,8 @@ MODELS = {
     "tokenizer_config_a_list": Case(BASIC, MODEL, ("m: its tokenizer",), model(write("tokenizer_config.json", "[]"))),
     "tokenizer_without_eos": Case(BASIC, MODEL, ("no EOS token",), model(set_in("tokenizer_config.json", eos_token=None))),
     "tokenizer_of_a_larger_model": Case(BASIC, MODEL, ("1,000 tokens", "embeds 500"), model(small_embedding)),
-    "eos_that_is_not_embedded": Case(
-        BASIC, MODEL, ("1,001 tokens", "embeds 1,000"), model(set_in("tokenizer_config.json", eos_token="<new>"))
+    "pad_that_is_not_embedded": Case(
+        BASIC, MODEL, ("1,001 tokens", "embeds 1,000"), model(set_in("tokenizer_config.json", pad_token="<new>"))
     ),
     "template_broken": Case(BASIC, MODEL, ("chat template", "end of template"), model(write("chat_template.jinja", "{% for"))),
     "template_that_raises": Case(

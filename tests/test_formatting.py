@@ -100,6 +100,14 @@ def test_findings_that_are_kept_come_back(chat_tokenizer, tmp_path):
     assert len(load(rows, chat_tokenizer, tmp_path, keep_findings=["duplicate"])[0]) == 3
 
 
+def test_prompts_stay_on_their_side_when_others_are_dropped(chat_tokenizer, tmp_path):
+    rows = [TURNS | {"prompt": [{"role": "user", "content": f"Hello {n}"}]} for n in range(60)]
+    sides = [load(some, chat_tokenizer, tmp_path, held_out_share=0.2) for some in (rows, rows[:5] + rows[9:])]
+    (all_trained, _), (_, held_out) = [[{str(p["prompt"]) for p in side} for side in both] for both in sides]
+    assert len(held_out) == 11
+    assert len(held_out & all_trained) <= 2  # at the edge: the share is of fewer prompts
+
+
 def test_something_is_left_to_train_on(chat_tokenizer, tmp_path):
     rows = [TURNS | {"prompt": [{"role": "user", "content": f"Hello {n}"}]} for n in range(3)]
     pairs, held_out = load(rows, chat_tokenizer, tmp_path, held_out_share=0.9)
