@@ -7,7 +7,7 @@
         if code is None:
             raise                                                     # a fault in the code
 
-Needs checkpoints.py, log_lines.py, memory_estimate.py, token_rows.py and watcher.py beside it.
+Needs checkpoints.py, log_lines.py, memory.py, memory_estimate.py, token_rows.py and watcher.py beside it.
 """
 
 import errno
