@@ -395,7 +395,8 @@ def check_roles(prompt: list[dict], answer: list[dict]) -> None:
 # --- Numbers, labels, verdicts ---------------------------------------------------------------------------------------
 
 
-RANK = re.compile(r"(^|[^a-z])rank(s|ing|ings)?($|[^a-z])", re.IGNORECASE)  # and no reranker's score
+# rank, pos_rank, answerRank, RANK_1; and no reranker's score
+RANK = re.compile(r"((?<![A-Za-z])rank|(?<![A-Za-z])RANK|(?<![A-Z])Rank)(s|ed|ing|ings|S|ED|ING|INGS)?(?![a-z])")
 
 
 def as_score(value, name: str) -> float:

@@ -45,9 +45,7 @@ class TokenBudget:
             for number, part in enumerate(parts):
                 self._share_of_batch = len(part) / len(lengths)
                 is_last = number == len(parts) - 1
-                if (
-                    self.is_deepspeed_enabled
-                ):  # whose backward pass makes the step too, wherever gradients are synchronised
+                if self.is_deepspeed_enabled:  # its backward pass makes the step too, where gradients are synchronised
                     state._set_sync_gradients(is_last and is_last_of_step)
                 with nullcontext() if is_last else self.accelerator.no_sync(model):
                     loss = loss + super().training_step(model, take_pairs(inputs, part), num_items_in_batch)

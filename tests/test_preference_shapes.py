@@ -339,9 +339,10 @@ def test_a_conversation_written_as_json_is_read_and_one_written_as_python_is_ref
     assert made["chosen"] == '[{"a": 1}]'
 
 
-def test_ranks_count_from_the_best_under_any_name():
-    rows = [{"prompt": "Why?", "completion": a, "pos_rank": r} for a, r in (("No.", 2), ("So.", 1))]
-    _, [made] = convert(*rows, columns={"score": "pos_rank"})
+@pytest.mark.parametrize("name", ["pos_rank", "rank", "answerRank", "RANK_1", "Ranking", "ranks"])
+def test_ranks_count_from_the_best_under_any_name(name):
+    rows = [{"prompt": "Why?", "completion": a, name: r} for a, r in (("No.", 2), ("So.", 1))]
+    _, [made] = convert(*rows, columns={"score": name})
     assert parts(made) == TEXTS
 
 
