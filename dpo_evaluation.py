@@ -62,7 +62,7 @@ from machinery.safe_text import without_secrets
 from machinery.statistics import bootstrap_mean
 
 # For every model. More prompts narrow the intervals; more answers a prompt do too, but less and less.
-EVALUATION = dict(num_eval_prompts=200, per_device_eval_batch_size=64)
+EVALUATION = dict(num_eval_prompts=200, per_device_eval_batch_size=64, beta=None)  # None: each run's own
 DEMO = dict(dataset_name="demo", max_new_tokens=96)
 
 
@@ -184,7 +184,7 @@ def main():
             its_tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded
         answers = written[name] = write_answers(policy, its_tokenizer, prompts, name=name, **sampling)
         facts = run_facts(name)
-        beta = facts.get("beta", training_args.beta)  # the implicit reward is beta * (log policy - log reference)
+        beta = training_args.beta or facts.get("beta") or 0.1  # a reward is beta * (log policy - log reference)
         result = {"model": name, "beta": beta, "trained_from": facts.get("reference")}
         result["measured"] = reply_metrics(answers) | reply_metrics(ref_answers, "_reference")
         results.append(result)

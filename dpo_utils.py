@@ -630,11 +630,14 @@ def show_data(reports: dict, folder: Path | str) -> None:
 
 def pick_prompts(pairs: Dataset | IterableDataset, count: int) -> list[Prompt]:
     """The first `count` different prompts."""
-    picked = {}
+    picked, has_tools = {}, False
     for row in pairs:
         if len(picked) == count:
             break
         picked.setdefault(json.dumps(row["prompt"], sort_keys=True), row["prompt"])
+        has_tools |= bool(row.get("tools"))
+    if has_tools:
+        say("The pairs have tools: they are trained on with them, and the replies that are shown are sampled without.")
     return list(picked.values())
 
 

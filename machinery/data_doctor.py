@@ -315,7 +315,7 @@ class Checkup:
         return {"accuracy": share, "ci_low": low, "ci_high": high}
 
     def _histograms(self) -> dict:
-        """Counts of lengths in 40 bins, in tokens where all pairs were tokenised, else in characters."""
+        """Counts of lengths in 40 bins, in tokens of the pairs that were tokenised, or of all in characters."""
         unit, lengths = ("tokens", self._tokens) if self.tokens_checked else ("characters", self._lengths)
         if not lengths["prompt"]:
             return {}

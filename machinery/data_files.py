@@ -73,6 +73,9 @@ SPLIT_WORDS = {
     "dev": "validation",
 }
 ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json"}  # not rows
+OF_A_ROW = {"prompt", "question", "instruction", "query", "chosen", "rejected", "messages", "conversations"}
+# pandas writes NaN where a row has nothing
+JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))
 csv.field_size_limit(2**31 - 1)  # the default refuses fields over 131,072 characters
 
 
@@ -105,7 +108,8 @@ def wrap_splits(splits: dict, name: str) -> dict[str, RowSource]:
     """Splits that `datasets` has loaded, as sources of rows."""
 
     def rows_of(split: str, dataset) -> Callable[[], Iterator[Row]]:
-        return lambda: (Row(f"{name}, {split}, row {n}", drop_fillings(row)) for n, row in enumerate(dataset))
+        rows = dataset.with_format(None)  # saved as arrays or tables, it would give no texts
+        return lambda: (Row(f"{name}, {split}, row {n}", drop_fillings(row)) for n, row in enumerate(rows))
 
     return {split: RowSource(f"{name}, {split}", rows_of(split, dataset)) for split, dataset in splits.items()}
 
@@ -197,11 +201,11 @@ def _json_rows(path: Path) -> Iterator[Row]:
     try:
         with _open(path) as file:
             head = file.read(65536).removeprefix(b"\xef\xbb\xbf").lstrip()
+        is_lines = data_suffix(path) != ".json" or _has_a_row_a_line(path)
     except BROKEN_ARCHIVE as error:
         raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
     if not head:
         return
-    is_lines = data_suffix(path) != ".json" or _has_a_row_a_line(path)
     yield from _json_lines(path) if is_lines and not head.startswith(b"[") else _json_document(path)
 
 
@@ -210,7 +214,7 @@ def _has_a_row_a_line(path: Path) -> bool:
     with _open(path) as file:
         first, second = file.readline(), file.readline()
     try:
-        return bool(second.strip()) and isinstance(json.loads(first.removeprefix(b"\xef\xbb\xbf")), dict)
+        return bool(second.strip()) and isinstance(JSON.decode(first.decode("utf-8-sig")), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -224,7 +228,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     if text:
-                        yield Row(where, json.loads(text))
+                        yield Row(where, JSON.decode(text))
                 except UnicodeDecodeError as error:
                     yield Row(where, line.decode("utf-8", "replace"), f"is not UTF-8 text (byte {error.start})")
                 except json.JSONDecodeError as error:
@@ -240,7 +244,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 def _json_document(path: Path) -> Iterator[Row]:
     try:
         with _open(path) as file:
-            document = json.loads(file.read().decode("utf-8-sig"))
+            document = JSON.decode(file.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -255,13 +259,7 @@ def _json_document(path: Path) -> Iterator[Row]:
         lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
         if len(lists) > 1 and len(lists) == len(document) and lists.keys() <= SPLIT_WORDS.keys():
             raise ValueError(f"{path} holds several splits ({', '.join(lists)}); put each into a file of its own name")
-        is_wrapped = len(lists) == 1 and not document.keys() & {
-            "prompt",
-            "chosen",
-            "rejected",
-            "messages",
-            "conversations",
-        }
+        is_wrapped = len(lists) == 1 and not document.keys() & OF_A_ROW
         document = next(iter(lists.values())) if is_wrapped else [document]
     elif not isinstance(document, list):
         raise ValueError(f"{path} holds no rows: a list of objects is needed")

@@ -29,6 +29,8 @@ from machinery.judges import (
     reward_model_score,
     write_blind_csv,
 )
+from machinery.memory import is_out_of_memory
+from machinery.safe_text import first_line
 from machinery.statistics import (
     bootstrap_mean,
     holm,
@@ -133,7 +135,7 @@ def _load_reward_model(name: str, device) -> Callable:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # a broken file makes the libraries fail anywhere
-        raise JudgeError(f"--judge_model {name} cannot be loaded: {str(error).splitlines()[0].rstrip('.')}") from error
+        raise JudgeError(f"--judge_model {name} cannot be loaded: {first_line(error)}") from error
     if report["missing_keys"]:
         raise JudgeError(
             f"--judge_model {name} is no reward model: its head ({min(report['missing_keys'])}) is missing"
@@ -147,8 +149,9 @@ def compare(judge, prompts: list, first: list[list], second: list[list], model: 
     first, second: by prompt, the completions (text, ids) of the one it is compared `against` and of the `model`. A
     judge that gives scores sees all of them, pair by pair; any other the first of each prompt.
     """
-    longer_by = np.array([_mean_length(new) - _mean_length(old) for old, new in zip(first, second, strict=True)])
     count = min(map(len, first)) if isinstance(judge, ScoreJudge) else 1
+    first, second = ([answers[:count] for answers in side] for side in (first, second))
+    longer_by = np.array([_mean_length(new) - _mean_length(old) for old, new in zip(first, second, strict=True)])
     verdicts, problem = [[] for _ in prompts], None
     if judge is not None:
         comparisons = [
@@ -159,8 +162,12 @@ def compare(judge, prompts: list, first: list[list], second: list[list], model: 
         try:
             flat = judge.judge(comparisons, progress=f"judging {model}")
             verdicts = [flat[start : start + count] for start in range(0, len(flat), count)]
-        except JudgeError as error:  # all that needs no judge is still to be written
-            problem = str(error)
+        except (JudgeError, RuntimeError, MemoryError) as error:  # all that needs no judge is still to be written
+            if not isinstance(error, JudgeError) and not is_out_of_memory(error):
+                raise
+            problem = (
+                str(error) if isinstance(error, JudgeError) else f"the judge ran out of memory: {first_line(error)}"
+            )
     judged = [[verdict.win for verdict in row if verdict.win is not None] for row in verdicts]
     wins = np.array([np.mean(row) if row else math.nan for row in judged])
     return Outcome(model, against, verdicts, wins, longer_by, problem=problem)
@@ -193,11 +200,14 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
     p_value = "below 0.001" if outcome.p_value < 0.001 else f"{outcome.p_value:.3f}"
     holms = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
     sentences = [
-        f"Win rate of {outcome.model} against {outcome.against}: {share:.2f} [{low:.2f}, {high:.2f}] on {count} prompts, ties "
+        f"Win rate of {outcome.model} against {outcome.against}: {share:.2f} [{low:.2f}, {high:.2f}] on {_prompts(count)}, ties "
         f"half (paired test: p {p_value}{holms})."
     ]
     if count < 2:
         return word, sentences
+    if wins.std() == 0:  # without a spread nothing tells how many prompts would be needed
+        seen = "No difference was seen" if share == 0.5 else "Where all go one way six are the fewest that can tell"
+        return word, [*sentences, f"Cannot tell with {count} prompts. {seen}."] if word == "cannot tell" else sentences
     if word == "cannot tell":
         needed = prompts_needed(wins - 0.5)
         many = "more than 100,000" if needed > 1e5 else f"about {math.ceil(needed / 10) * 10:,}"
@@ -208,6 +218,10 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
         f"So many prompts show a win rate {least:.2f} away from 0.5 four times out of five; a smaller one goes unseen."
     )
     return word, sentences
+
+
+def _prompts(count: int) -> str:
+    return f"{count} prompt{'s' if count > 1 else ''}"
 
 
 def add_scores(result: dict, outcome: Outcome) -> None:

@@ -72,27 +72,24 @@ class Report:
     def show(self) -> None:
         """Print the tables and the verdicts, and nothing that a terminal would obey."""
 
-        def show(text: str) -> None:
-            print(printable(text))
-
         for title, rows in (("What the models write", WRITTEN), ("What they make of the given pairs", GIVEN)):
             table = self.table(rows)
             if not table:
                 continue
             widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-            show(f"\n{title}")
+            _say(f"\n{title}")
             for row in table:
-                show("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        if len(self.results) > 1:
-            show("\nEach against each other, win rate of the row against the column")
-            show(self.round_robin())
+                _say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if self.has_round_robin():
+            _say("\nEach against each other, win rate of the row against the column")
+            _say(self.round_robin())
         print()
         for outcome in self.outcomes:
-            show(f"{outcome.model} against {outcome.against}: {outcome.word.upper()}")
+            _say(f"{outcome.model} against {outcome.against}: {outcome.word.upper()}")
             for sentence in outcome.sentences:
-                show(f"  {sentence}")
+                _say(f"  {sentence}")
         for caveat in self.caveats():
-            show(f"Note: {caveat}")
+            _say(f"Note: {caveat}")
 
     def table(self, rows: tuple) -> list[list[str]]:
         """Header and rows of strings: the reference's column first, where it has its own figures."""
@@ -103,6 +100,10 @@ class Report:
                 own = next((values[f"{key}_reference"] for values in measured if f"{key}_reference" in values), None)
                 lines.append([label, _cell(own, form), *cells])
         return [["", "reference", *(result["model"] for result in self.results)], *lines] if lines else []
+
+    def has_round_robin(self) -> bool:
+        """Whether several models were judged against each other."""
+        return len(self.results) > 1 and any("win_rate" in outcome.measured for outcome in self.outcomes)
 
     def round_robin(self) -> str:
         """Win rates of every model against every other one."""
@@ -127,6 +128,8 @@ class Report:
             found.append(f"the verdicts are those of {self.judge.name}, with its own likings.")
         if not self.is_held_out:
             found.append("nothing was held out: these prompts may have been trained on.")
+        if "tools" in self.pairs.column_names and any(self.pairs["tools"]):
+            found.append("the pairs have tools, and the answers were sampled without them.")
         for outcome in self.outcomes[: len(self.results)]:
             missing = int(np.isnan(outcome.wins).sum())
             if missing and self.judge is not None:
@@ -183,20 +186,21 @@ class Report:
             }
             for name, (value, low, high) in (result["measured"] | outcome.measured).items():
                 flat[before + name] = value
-                if (low, high) != (value, value):
+                if not math.isnan(low):
                     flat |= {f"{before}{name}_ci_low": low, f"{before}{name}_ci_high": high}
         return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in flat.items()}
 
     def generations(self) -> list[dict]:
         """A row an answer of each model, beside the reference's, with the verdict."""
         categories, rows = self.categories(), []
-        for outcome in self.outcomes[: len(self.results)]:
-            for number, prompt in enumerate(self.prompts):
+        for number, prompt in enumerate(self.prompts):  # all models' answers to one prompt stand together
+            for outcome in self.outcomes[: len(self.results)]:
                 pair = zip(self.written[self.reference][number], self.written[outcome.model][number], strict=True)
                 for place, (old, new) in enumerate(pair):
                     judged = outcome.verdicts[number]
                     verdict = judged[place] if place < len(judged) else None
                     scores = verdict.scores if verdict and verdict.scores else (None, None)
+                    scores = [score if score is None or math.isfinite(score) else None for score in scores]
                     rows.append({
                         "prompt": as_text(prompt),
                         "category": categories[number],
@@ -234,14 +238,14 @@ class Report:
                 ),
                 (
                     "What they make of the given pairs",
-                    f"{len(self.pairs)} held-out pairs. A reward is beta * (log policy - log reference), with each run's own beta.",
+                    f"{len(self.pairs)} {'held-out' if self.is_held_out else 'training'} pairs. A reward is beta * (log policy - log reference), with each run's own beta.",
                     GIVEN,
                 ),
             )
             if (table := self.table(lines))
             for head, *rows in [table]
         ]
-        if len(self.results) > 1:
+        if self.has_round_robin():
             tables.append(self._round_robin_table())
         return {
             "title": "Did it get better?",
@@ -292,8 +296,10 @@ class Report:
         if "given" in result:
             given = result["given"]
             margin = margins(given, result["beta"])
-            if "category" in self.pairs.column_names:
-                rows = by_category(half_for_ties(margin), list(self.pairs["category"]))
+            named = list(self.pairs["category"]) if "category" in self.pairs.column_names else []
+            known = [number for number, category in enumerate(named) if category is not None]
+            if known:
+                rows = by_category(half_for_ties(margin[known]), [named[number] for number in known])
                 caption = "Of the given pairs: how often the chosen answer has the higher reward."
                 figures.append(
                     {"title": "Reward accuracy by category", "caption": caption, "svg": bars_svg(rows, "accuracy", 0.5)}
@@ -315,11 +321,15 @@ class Report:
         return figures
 
 
+def _say(text: str) -> None:
+    print(printable(text))
+
+
 def _cell(values: tuple[float, float, float] | None, form: str) -> str:
     if values is None or not math.isfinite(values[0]):
         return ""
     value, low, high = values
-    return format(value, form) if (low, high) == (value, value) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
+    return format(value, form) if math.isnan(low) or low == high else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _commit() -> str:

@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS_AT_A_TIME = 1 if torch.accelerator.is_available() else min(8, os.cpu_count())
-# Student's t for a 95% interval, by the number of values less one; from 11 values on the normal distribution's
+# Student's t for a 95% interval, by the number of values less one, from 1
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
@@ -63,7 +64,7 @@ def run_grid(
 def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str = "") -> dict:
     """The metrics of one run, made now if it is not there yet."""
     words = ["--seed", str(seed), "--eval_strategy", "no", "--save_strategy", "no"]
-    words += [flag.format(seed=seed) for flag in flags]
+    words += [flag.replace("{seed}", str(seed)) for flag in flags]
     made_by = {"script": Path(script).name, "words": words, "stamp": stamp}
     note = folder / "made_by.json"
     if not (folder / "metrics.json").exists() or not note.exists() or json.loads(note.read_text()) != made_by:
@@ -113,16 +114,25 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
     if count < 2:
         return mean, math.nan
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    factor = T_95[count - 2] if count - 2 < len(T_95) else 1.96
+    free = count - 1
+    factor = T_95[free - 1] if free <= len(T_95) else 1.96 + 2.37 / free + 2.82 / free**2  # Cornish and Fisher's series
     return mean, factor * math.sqrt(variance / count)
 
 
 def without(words: list[str], flags: set[str]) -> list[str]:
     """A command line less some flags and what belongs to them."""
-    kept, is_dropped = [], False
+    return [word for word, flag in _with_flags(words) if flag not in flags]
+
+
+def only(words: list[str], flags: set[str]) -> list[str]:
+    """Of a command line some flags and what belongs to them."""
+    return [word for word, flag in _with_flags(words) if flag in flags]
+
+
+def _with_flags(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Each word with the flag it is or belongs to, written with underscores: the parser takes hyphens, too."""
+    flag = ""
     for word in words:
         if word.startswith("--"):
-            is_dropped = word.split("=")[0] in flags
-        if not is_dropped:
-            kept.append(word)
-    return kept
+            flag = "--" + word[2:].split("=")[0].replace("-", "_")
+        yield word, flag

@@ -111,7 +111,10 @@ def reward_model_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if tokenizer.chat_template:
             turns = [*turns, {"role": "assistant", "content": answer}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False)  # writes special tokens itself
+            try:
+                text = tokenizer.apply_chat_template(turns, tokenize=False)  # writes special tokens itself
+            except Exception as error:  # a template is a program that came with a model
+                raise JudgeError(f"the reward model's chat template refuses a prompt: {error}") from error
             return tokenizer(text, add_special_tokens=False, **cut)["input_ids"]
         text = "\n".join([*(turn.get("content") or "" for turn in turns), answer])
         return tokenizer(text, **cut)["input_ids"]

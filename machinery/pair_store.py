@@ -84,5 +84,5 @@ def write_lines(path: Path, rows: Iterable[dict]) -> None:
 
 def _as_line(row: dict) -> str:
     """JSON with its letters as they are; with escapes where half a character (a lone surrogate) cannot be written."""
-    line = json.dumps(row, ensure_ascii=False)
-    return line if line.isascii() or not SURROGATE.search(line) else json.dumps(row)
+    line = json.dumps(row, ensure_ascii=False, default=str)  # of a dropped row: a date in a column that is not used
+    return line if line.isascii() or not SURROGATE.search(line) else json.dumps(row, default=str)

@@ -32,6 +32,7 @@ from machinery.data_files import RowSource, open_splits, wrap_splits
 from machinery.data_tables import summary, to_look_at
 from machinery.kept_files import forget_oldest
 from machinery.preference_shapes import PAIRINGS, SHAPES, Shape, make_pairs, recognise, shape_of_converter
+from machinery.safe_text import first_line
 
 logger = logging.getLogger("dpo")
 
@@ -186,7 +187,8 @@ def _refusing_unreadable(see: Callable[[dict], bool]) -> Callable[[dict], bool]:
 
 def _cleaned_files(name: str, split: str, train: str) -> tuple[Path, Path]:
     """Where the sound pairs of a split go, and the rows that were dropped; neither may be there."""
-    path = Path(name).with_suffix(".jsonl" if split == train else f".{split}.jsonl")
+    whole = Path(name if name.endswith(".jsonl") else f"{name}.jsonl")
+    path = whole if split == train else whole.with_suffix(f".{split}.jsonl")
     beside = path.with_suffix(".dropped.jsonl")
     for file in (path, beside):
         if file.exists():
@@ -280,7 +282,8 @@ def _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_l
         formatted = format_pair(pair, tokenizer, as_turns, max_prompt_length)
     except TEMPLATE_ERRORS as error:
         formatted = format_pair(pair, tokenizer, as_turns)
-        facts |= {"flags": [*facts["flags"], "prompt_too_long"], "text": str(error)}
+        flag = "prompt_too_long" if isinstance(error, ValueError) else "template_error"
+        facts |= {"flags": [*facts["flags"], flag], "text": first_line(error)}
     if index % step == 0 and not facts["flags"]:
         texts = [formatted[part] for part in ("prompt", "chosen", "rejected")]
         facts = token_facts(*texts, tokenizer, max_length, pair.get("tools"), pair.get("chat_template_kwargs"))

@@ -16,6 +16,7 @@ import numpy as np
 from machinery.statistics import bootstrap_mean, correlation, rate, wilson
 
 BINS = 5  # of confidence, from 0.5 to 1
+NO_INTERVAL = (math.nan, math.nan)
 
 
 class PairLogps(NamedTuple):
@@ -37,10 +38,10 @@ def margins(logps: PairLogps, beta: float) -> np.ndarray:
 def preference_metrics(
     logps: PairLogps, beta: float, scores: tuple[list, list] | None = None
 ) -> dict[str, tuple[float, float, float]]:
-    """By name: the value and the ends of its 95% interval over the pairs.
+    """By name: the value and the ends of its 95% interval over the pairs, nan where it has none.
 
-    scores: what the chosen and the rejected answers are worth, where that is known. A margin of exactly 0 is a tie and
-    counts half; `ties` is their share.
+    scores: what the chosen and the rejected answers are worth; None or nan where that is not known. A margin of exactly
+    0 is a tie and counts half; `ties` is their share.
     """
     margin = margins(logps, beta)
     chosen_change, rejected_change = logps.policy_chosen - logps.ref_chosen, logps.policy_rejected - logps.ref_rejected
@@ -50,7 +51,7 @@ def preference_metrics(
     measured = {
         "eval_loss": bootstrap_mean(np.logaddexp(0, -margin)),
         "reward_accuracy": rate(half_for_ties(margin)),
-        "ties": (float((margin == 0).mean()),) * 3,
+        "ties": (float((margin == 0).mean()), *NO_INTERVAL),
         "reward_margin": bootstrap_mean(margin),
         "chosen_logp_change": bootstrap_mean(chosen_change),
         "rejected_logp_change": bootstrap_mean(rejected_change),
@@ -58,12 +59,13 @@ def preference_metrics(
         "perplexity_chosen_reference": tuple(map(math.exp, bootstrap_mean(ref_nll))),
         "length_only_accuracy": rate(half_for_ties(longer)),
         "margin_length_correlation": correlation(margin, longer),
-        "calibration_error": (calibration_error(margin),) * 3,
+        "calibration_error": (calibration_error(margin), *NO_INTERVAL),
     }
     if scores is not None:
         difference = np.asarray(scores[0], dtype=float) - np.asarray(scores[1], dtype=float)
-        measured["margin_score_correlation"] = correlation(margin, difference)
-        known = difference != 0
+        is_scored = np.isfinite(difference)
+        measured["margin_score_correlation"] = correlation(margin[is_scored], difference[is_scored])
+        known = is_scored & (difference != 0)
         if known.any():  # against the truth instead of the label, which is wrong now and then
             measured["true_accuracy"] = rate(half_for_ties(margin[known] * np.sign(difference[known])))
     return measured
@@ -129,7 +131,7 @@ def reply_metrics(answers: list[list], suffix: str = "") -> dict[str, tuple[floa
         "repeated_share": [[repeated_share(list(answer.ids)) for answer in row] for row in answers],
     }
     measured = {name: bootstrap_mean([np.mean(row) for row in rows]) for name, rows in by_prompt.items()}
-    measured["distinct_share"] = (distinct_share(flat),) * 3  # of all answers together, so it has no interval
+    measured["distinct_share"] = (distinct_share(flat), *NO_INTERVAL)  # of all answers together
     return {name + suffix: values for name, values in measured.items()}
 
 

@@ -78,7 +78,7 @@ KNOWN_ROLES = {"system", "developer", "user", "assistant", "tool"}
 # kept beside role and content
 TURN_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "function_call")
 CARRIED = ("category", "score_chosen", "score_rejected")  # columns that evaluation reads
-TRANSCRIPT_TURN = re.compile(r"(?:^\s*|\n\n)(Human|User|Assistant|System):")
+TRANSCRIPT_TURN = re.compile(r"(?:^\s*|\n\n|\r\n\r\n)(Human|User|Assistant|System):")
 
 Text = str | list[dict]
 
@@ -157,14 +157,19 @@ def shape_of_converter(convert: Callable[[dict], dict], name: str) -> Shape:
 
 def _shape(name: str, at: dict, columns: dict[str, str], have: set[str]) -> Shape:
     kind = SHAPES[name]
-    ignored = have - {*at.values(), "tools", "input", "history", "chat_template_kwargs", *SYSTEMS, *CARRIED}
     theirs = {part: columns.get(ours, ours) for part, ours in at.items()}
-    at = at | {"theirs": theirs}
+    used = {*at.values(), *at.get("named", ()), "tools", "chat_template_kwargs", *SYSTEMS, *CARRIED}
+    used |= {"history"} if "prompt" in at else set()  # see _prompt_of
+    reads_input = theirs.get("prompt") == "instruction" or "input" in columns
+    used |= {"input"} if reads_input else set()
+    ranks = [theirs[part] for part in ("score", "scores") if part in theirs and RANK.search(theirs[part])]
+    title = kind.title.format(**theirs) + "".join(f" ({column}: the lowest is the best)" for column in ranks)
+    at = at | {"theirs": theirs, "reads_input": reads_input}
 
     def convert(row: dict) -> dict:
         return kind.convert(_rename(row, columns), at)
 
-    return Shape(name, kind.title.format(**theirs), convert, kind.is_grouped, tuple(sorted(ignored)))
+    return Shape(name, title, convert, kind.is_grouped, tuple(sorted(have - used)))
 
 
 def _names(rows: list[dict]) -> str:
@@ -277,6 +282,9 @@ def assemble(prompt, chosen, rejected, row: dict, system=None) -> dict:
             raise Unusable("different_prompts", "'prompt' is another than that of the conversations")
     if prompt is None:
         raise Unusable("missing_field", "'prompt' is missing")
+    if turns := turns_of_prompt(prompt):
+        prompt = turns
+        chosen, rejected = (a.removeprefix(" ") if isinstance(a, str) else a for a in (chosen, rejected))
     if system is not None and system != "":
         prompt = _with_system(prompt, system)
     if not all(isinstance(text, str) for text in (prompt, chosen, rejected)):
@@ -308,7 +316,11 @@ def _is_conversation(text) -> bool:
 def is_transcript(text) -> bool:
     """Whether a text is paragraphs of "Human: ..." and "Assistant: ...", from its beginning."""
     mark = TRANSCRIPT_TURN.match(text) if isinstance(text, str) else None
-    return mark is not None and mark[1] in ("Human", "User", "System") and "\n\nAssistant:" in text
+    return (
+        mark is not None
+        and mark[1] != "Assistant"
+        and any(later[1] == "Assistant" for later in TRANSCRIPT_TURN.finditer(text, mark.end()))
+    )
 
 
 def _extras(row: dict) -> dict:
@@ -371,6 +383,20 @@ def parse_transcript(text: str, name: str) -> list[dict]:
     return turns
 
 
+def turns_of_prompt(prompt: Text) -> list[dict] | None:
+    """The turns of a prompt that is a transcript, up to the "Assistant:" which the answer follows; else None."""
+    if not is_transcript(prompt):
+        return None
+    turns = parse_transcript(prompt, "prompt")
+    if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
+        turns.pop()
+    try:
+        check_roles(turns, [{"role": "assistant", "content": ""}])
+    except Unusable:  # a text that quotes one
+        return None
+    return turns
+
+
 def check_roles(prompt: list[dict], answer: list[dict]) -> None:
     """Accept [system], then user and assistant in turn, with tool results behind an assistant's turn."""
     allowed = {
@@ -395,8 +421,11 @@ def check_roles(prompt: list[dict], answer: list[dict]) -> None:
 # --- Numbers, labels, verdicts ---------------------------------------------------------------------------------------
 
 
-# rank, pos_rank, answerRank, RANK_1; and no reranker's score
-RANK = re.compile(r"((?<![A-Za-z])rank|(?<![A-Za-z])RANK|(?<![A-Z])Rank)(s|ed|ing|ings|S|ED|ING|INGS)?(?![a-z])")
+# rank, pos_rank, answerRank, RANK_1; and no reranker's score, nor a rank_score
+RANK = re.compile(
+    r"((?<![A-Za-z])rank|(?<![A-Za-z])RANK|(?<![A-Z])Rank)(s|ed|ing|ings|S|ED|ING|INGS)?(?![a-z])"
+    r"(?![ _-]?(?i:score|reward|rating|logit))"
+)
 
 
 def as_score(value, name: str) -> float:
@@ -434,7 +463,8 @@ def marks_of(names: tuple[str, str]) -> tuple[str, ...]:
 def verdict_scale(values: list, names: tuple[str, str], column: str) -> int | None:
     """The number that stands for the first of two columns, told from the numbers in use; None where words are used.
 
-    Raises ValueError where they can be read in two ways: 0 and 1 beside columns that are numbered 1 and 2.
+    Raises ValueError where they can be read in two ways: 0 and 1 beside columns that are numbered 1 and 2, or nothing
+    but 1, as at the head of a file that is sorted by its verdict.
     """
     numbers = {float(value) for value in values if _is_number(value)}
     if not numbers:
@@ -445,9 +475,9 @@ def verdict_scale(values: list, names: tuple[str, str], column: str) -> int | No
             f"{column} holds {odd:g}, which is neither 1 nor 2 nor a tie. Write a converter (docs/data.md)"
         )
     marks = marks_of(names)
-    if marks == ("0", "1") and 2.0 not in numbers:
+    if marks == ("0", "1") and numbers & {0.0, 0.5} and 2.0 not in numbers:
         return 0
-    if 2.0 in numbers or (marks == ("1", "2") and 0.0 not in numbers):
+    if numbers & {1.5, 2.0}:
         return 1
     raise ValueError(
         f"{column} holds {', '.join(f'{number:g}' for number in sorted(numbers))} beside {names[0]} and {names[1]}, "
@@ -488,8 +518,8 @@ class Kind(NamedTuple):
 
     title: str
     needs: str
-    match: Callable[[set, list], dict | None]  # (columns, rows) -> {part: column}, or None
-    convert: Callable[[dict, dict], dict]  # (row, {part: column}) -> pair or answers
+    match: Callable[[set, list], dict | None]  # (columns, rows) -> {part: column, and what else convert needs}, or None
+    convert: Callable[[dict, dict], dict]  # (row, what match found) -> pair or answers
     is_grouped: bool = False
 
 
@@ -503,7 +533,7 @@ def _match_pair(prompts: tuple[str, ...], unless: str | None = None) -> Callable
             return None  # the conversations bring their prompt along, and this column may be about anything
         at = {"prompt": prompt, "chosen": pair[0], "rejected": pair[1]}
         if all(isinstance(answer, str) and answer in have for answer in answers):
-            at["indirect"] = "yes"  # chosen and rejected name the columns that hold the answers
+            at["named"] = frozenset(answers)  # chosen and rejected name the columns that hold the answers
         return at
 
     return match
@@ -566,19 +596,17 @@ def _prompt_of(row, at):
     prompt, more, history = row.get(at["prompt"]), row.get("input"), row.get("history")
     if prompt is None:
         raise Unusable("missing_field", f"{at['prompt']!r} is missing")
-    if at["prompt"] == "instruction" and isinstance(prompt, str) and more is not None:
+    if at["reads_input"] and at["prompt"] != "input" and isinstance(prompt, str) and more is not None:
         if not isinstance(more, str):
             raise Unusable("wrong_type", "'input' is no text")
         prompt = f"{prompt}\n\n{more}" if more else prompt
-    if history and at["prompt"] != "history":
-        return [*_history(history), *_as_turns(as_text(prompt, at["prompt"]), "user")]
-    return prompt
+    earlier = _history(history) if history and at["prompt"] != "history" else []
+    return [*earlier, *_as_turns(as_text(prompt, at["prompt"]), "user")] if earlier else prompt
 
 
 def _history(history) -> list[dict]:
     """Earlier turns: a list of turns, or of [question, answer]."""
-    if not isinstance(history, list):
-        raise Unusable("wrong_type", "'history' is no list")
+    history = _from_json(history, list, "'history' is no list, nor a list written as JSON")
     if all(isinstance(turn, dict) for turn in history):
         return [as_turn(turn, "history") for turn in history]
     if not all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in history):
@@ -593,7 +621,7 @@ def _system_of(row):
 
 def _convert_pair(row, at):
     chosen, rejected = (_present(row, at[side]) for side in ("chosen", "rejected"))
-    if "indirect" in at:
+    if "named" in at:
         chosen, rejected = _present(row, str(chosen)), _present(row, str(rejected))
     # whole conversations bring their prompt along
     prompt = None if row.get(at["prompt"]) is None and isinstance(chosen, list) else _prompt_of(row, at)
@@ -775,8 +803,9 @@ def _pairs_of(group: list[tuple[int, str, dict]], pairing: str, min_margin: floa
     answers = [(answer, score, number) for number, _, made in group for answer, score in made["answers"]]
     places = {number: where for number, where, _ in group}
     scores = [score for _, score, _ in answers]
+    texts = [json.dumps(answer, sort_keys=True) for answer, _, _ in answers]
     used, faults = set(), {}
-    for better, worse in choose_pairs(scores, pairing, min_margin, f"{seed} {answers[0][2]}"):
+    for better, worse in choose_pairs(scores, pairing, min_margin, f"{seed} {answers[0][2]}", texts):
         (chosen, score_chosen, row), (rejected, score_rejected, other) = answers[better], answers[worse]
         try:
             pair = assemble(group[0][2]["prompt"], chosen, rejected, row={})
@@ -798,11 +827,15 @@ def _pairs_of(group: list[tuple[int, str, dict]], pairing: str, min_margin: floa
         yield {"rows": [number], "where": places[number], "fault": error.fault, "text": str(error)}
 
 
-def choose_pairs(scores: list[float], pairing: str, min_margin: float, seed: str) -> list[tuple[int, int]]:
-    """Which answers to compare, as (better, worse); never two of the same score."""
+def choose_pairs(
+    scores: list[float], pairing: str, min_margin: float, seed: str, texts: list[str] | None = None
+) -> list[tuple[int, int]]:
+    """Which answers to compare, as (better, worse); never two of the same score, nor one text that was scored twice."""
 
     def is_apart(better: int, worse: int) -> bool:
-        return scores[better] > scores[worse] and scores[better] - scores[worse] >= min_margin
+        is_one_text = texts is not None and texts[better] == texts[worse]
+        rounded = scores[better] - scores[worse] + 1e-9  # 0.3 - 0.2 is a little less than 0.1
+        return not is_one_text and scores[better] > scores[worse] and rounded >= min_margin
 
     order = sorted(range(len(scores)), key=lambda number: -scores[number])
     if pairing == "all":

@@ -12,7 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from machinery.grid import alone, without
+from machinery.grid import alone, only, without
+
+# What a run of all weights is to have in common with the adapter's, besides model, data, seed and beta.
+IN_COMMON = {
+    "--dataset_config", "--dataset_train_split", "--dataset_test_split", "--dataset_format", "--columns", "--pairing",
+    "--min_margin", "--held_out_share", "--skip_bad_rows", "--keep_findings", "--keep_plain", "--dataset_num_proc",
+    "--max_length", "--max_prompt_length", "--num_train_epochs", "--max_steps", "--per_device_train_batch_size",
+    "--gradient_accumulation_steps", "--max_tokens_per_batch", "--loss_type", "--num_eval_prompts", "--max_new_tokens",
+    "--model_revision", "--trust_remote_code", "--attn_implementation", "--dtype", "--bf16", "--use_cpu",
+}  # fmt: skip
 
 ROWS = (
     ("beta", "beta", ".3g"),
@@ -44,7 +53,8 @@ def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
             "beta": metrics["beta"],
             "output_dir": where / "basic",
         }
-        command = [sys.executable, str(make_with), *(str(w) for k, v in words.items() for w in (f"--{k}", v))]
+        named = [str(word) for flag, value in words.items() for word in (f"--{flag}", value)]
+        command = [sys.executable, str(make_with), *named, "--overwrite_output_dir", *only(sys.argv[1:], IN_COMMON)]
         print("\nNow all weights, by", make_with.name, flush=True)
         if subprocess.run(command, env=alone()).returncode:
             return f"The run of all weights failed: {' '.join(command[1:])}"

@@ -45,7 +45,7 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's 95% interval for a share of `count` independent draws (Wilson 1927)."""
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)  # rounding leads out of [0, 1]
 
 
 def rate(outcomes) -> tuple[float, float, float]:
@@ -132,10 +132,11 @@ def length_controlled_rate(
     wins: one a prompt, 0 to 1. length_differences: of the answer's length to that of the other one, one a prompt. A
     logistic regression of winning on tanh of the standardised difference, read off at a difference of 0, as in
     AlpacaEval's length-controlled rate (arXiv:2404.04475); its term for a prompt's difficulty is left out, since
-    it needs many models on the same prompts. Returns (rate, low, high); the plain rate where all lengths are equal.
+    it needs many models on the same prompts. Returns (rate, low, high); the plain rate where all lengths, or all
+    outcomes, are equal.
     """
     wins, lengths = np.asarray(wins, dtype=float), np.asarray(length_differences, dtype=float)
-    if lengths.std() == 0:
+    if lengths.std() == 0 or wins.std() == 0:
         return rate(wins)
     feature = np.tanh(lengths / lengths.std())
     fits = [_fit_logistic(wins[draws], feature[draws]) for draws in _draws(len(wins), repetitions, seed)]

@@ -1,11 +1,18 @@
 """Tiny models and ways to run a script, shared by the tests. Nothing here needs a network."""
 
+import copy
+import importlib
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Datasets are cached where no other run has put anything, by the processes that tests start as well.
+_CACHE = tempfile.TemporaryDirectory(prefix="dpo-tests-", ignore_cleanup_errors=True)
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 import pytest
 import torch
@@ -14,27 +21,27 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PROJECT = Path(__file__).resolve().parent.parent
+os.chdir(PROJECT)  # names like demo/model are meant from here
+PATIENCE = 1800  # seconds: it ends what hangs, and never what is slow
 # A short run of a training script, by flags a user has.
 SHORT = ("--max_steps", 4, "--per_device_train_batch_size", 4, "--num_eval_prompts", 4, "--max_new_tokens", 8,
          "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
 TEXTS = ["the cat sat on the mat", "a dog ran over the hill", "User: Assistant: what is it? it is a cat, no, a dog."]
 
-# For tests without a number of their own: --hypothesis-profile=long tries 5,000 examples instead of 40.
+# For tests without a number of their own: 40 examples, the same each time. --hypothesis-profile=long tries 5,000 new ones.
 for name, count in (("short", 40), ("long", 5_000)):
-    settings.register_profile(name, max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+    settings.register_profile(
+        name,
+        max_examples=count,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=name == "short",
+    )
 settings.load_profile("short")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _a_cache_of_our_own(tmp_path_factory):
-    """Datasets are cached where no other run has put anything."""
-    import datasets
-
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets_cache")
-
-
 @pytest.fixture(scope="session")
-def base_tokenizer() -> PreTrainedTokenizerFast:
+def _base_tokenizer() -> PreTrainedTokenizerFast:
     """As many base models have it: an EOS token, no pad token, no chat template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,16 +53,22 @@ def base_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>")
 
 
+@pytest.fixture
+def base_tokenizer(_base_tokenizer) -> PreTrainedTokenizerFast:
+    """A copy a test, which it may change."""
+    return copy.deepcopy(_base_tokenizer)
+
+
 @pytest.fixture(scope="session")
-def base_model_folder(base_tokenizer, tmp_path_factory) -> Path:
+def base_model_folder(_base_tokenizer, tmp_path_factory) -> Path:
     """Another architecture than the demo's, with another tokenizer, saved to disk."""
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(base_tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=256, bos_token_id=0, eos_token_id=0
+        vocab_size=len(_base_tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=256, bos_token_id=0, eos_token_id=0
     )
     folder = tmp_path_factory.mktemp("models") / "gpt2"
     GPT2LMHeadModel(config).save_pretrained(folder)
-    base_tokenizer.save_pretrained(folder)
+    _base_tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -74,18 +87,18 @@ def make_llama(seed: int = 0, **options) -> LlamaForCausalLM:
     return model.eval()
 
 
-def run_script(*words, cwd=PROJECT, timeout=600) -> subprocess.CompletedProcess:
+def run_script(*words, cwd=PROJECT) -> subprocess.CompletedProcess:
     """Run a script as a user would."""
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Call a script's main in this process: call("basic_dpo_training", "--beta", "0") -> (exit code, stdout, stderr)."""
-    import importlib
-
     import dpo_utils
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _call(script: str, *words):
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
@@ -97,4 +110,6 @@ def call(monkeypatch, capsys):
         output = capsys.readouterr()
         return code, output.out, output.err
 
-    return _call
+    yield _call
+    for number, handler in handlers.items():  # a training that fails leaves its own
+        signal.signal(number, handler)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT, SHORT, run_script
+from conftest import PATIENCE, PROJECT, SHORT, run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -179,7 +179,9 @@ def test_previews_do_not_change_the_weights(pairs_file, tmp_path, call, monkeypa
     import dpo_utils
 
     options = ("--dataset_name", pairs_file, *LONGER, "--save_strategy", "no")
-    call("basic_dpo_training", *options, "--output_dir", tmp_path / "with")
+    code, shown, error = call("basic_dpo_training", *options, "--output_dir", tmp_path / "with")
+    assert code == 0, error
+    assert "\n           > " in shown
     monkeypatch.setattr(dpo_utils.PreviewReply, "on_step_end", lambda *args, **kwargs: None)
     call("basic_dpo_training", *options, "--output_dir", tmp_path / "without")
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("with", "without"))
@@ -198,7 +200,7 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(number, code, tmp_pa
         if "3/2000" in line:
             process.send_signal(number)
             break
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert "--resume_from_checkpoint" in output
     [checkpoint] = (tmp_path / "out").glob("checkpoint-*")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PROJECT, SHORT, run_script
+from conftest import PATIENCE, PROJECT, SHORT, run_script
 from matplotlib.text import Text
 from peft import LoraConfig
 from torch.nn.functional import logsigmoid
@@ -22,7 +22,7 @@ from custom_loss_dpo import LIMITS, LOSSES, CustomLossDPOTrainer
 from demo.world import true_reward
 from dpo_utils import LOSS_TYPES
 from machinery import loss_figures
-from machinery.grid import mean_interval, run_grid, without
+from machinery.grid import mean_interval, only, run_grid, without
 from machinery.loss_comparison import SHARES, best_of_n, write_alike_pairs, write_pairs
 from machinery.loss_figures import loss_and_pull
 from machinery.loss_functions import LossError, check_loss, choose_loss, load_loss, made_up_pairs, uses_reference
@@ -391,9 +391,11 @@ def test_two_processes_train_as_one(tmp_path):
             size,
             "--output_dir",
             tmp_path / name,
+            "--reference_cache",
+            tmp_path / f"cache of {name}",
         ]
         done = subprocess.run(list(map(str, command)), cwd=PROJECT, capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)  # fmt: skip
+                              env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=PATIENCE)  # fmt: skip
         assert done.returncode == 0, done.stderr
         state = json.loads((tmp_path / name / "trainer_state.json").read_text())
         histories.append([logs["loss"] for logs in state["log_history"] if "loss" in logs])
@@ -535,11 +537,15 @@ def test_the_mean_s_interval_is_students():
     mean, half = mean_interval([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.30 / math.sqrt(3), abs=1e-3))
     assert math.isnan(mean_interval([1.0])[1])
+    for count, t in ((11, 2.228), (31, 2.042)):  # from a table of Student's t
+        assert mean_interval([0.0] * (count - 1) + [1.0])[1] == pytest.approx(t / count, rel=2e-3)
 
 
 def test_flags_are_taken_out_with_what_belongs_to_them():
     words = "--compare noise --losses sigmoid ipo --beta 0.3 --seeds=1 --max_steps 4".split()
     assert without(words, {"--compare", "--losses", "--seeds"}) == ["--beta", "0.3", "--max_steps", "4"]
+    assert only(words, {"--losses"}) == ["--losses", "ipo", "dpop"]
+    assert without(["--output-dir=x", "--max-steps", "4"], {"--output_dir"}) == ["--max-steps", "4"]
 
 
 def test_a_grid_repeats_nothing_that_is_finished_and_runs_again_what_has_changed(tmp_path):

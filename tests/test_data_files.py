@@ -105,6 +105,18 @@ def test_datasets_saved_to_disk_are_read(tmp_path):
     }
 
 
+def test_a_dataset_saved_as_arrays_or_with_some_columns_shown_is_read_whole(tmp_path):
+    saved = Dataset.from_list([ROW | {"score_chosen": 1.0}] * 2)
+    saved.with_format("numpy", columns=["score_chosen"]).save_to_disk(tmp_path / "one")
+    assert [row.value for row in read(tmp_path / "one")] == [ROW | {"score_chosen": 1.0}] * 2
+
+
+def test_nan_in_a_row_is_nothing(tmp_path):
+    line = json.dumps(ROW | {"system": float("nan"), "score_chosen": float("inf")})
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    assert read(tmp_path / "a.jsonl")[0].value == ROW | {"system": None, "score_chosen": float("inf")}
+
+
 def test_a_table_can_hold_conversations_as_json(tmp_path):
     turns, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
     (tmp_path / "a.tsv").write_text(f"prompt\tchosen\trejected\n{json.dumps(turns)}\t{json.dumps(answer)}\tc\n")
@@ -134,6 +146,9 @@ def test_a_list_inside_an_object_is_the_rows_whatever_stands_beside_it(tmp_path)
     (tmp_path / "a.json").write_text(json.dumps({"train": [ROW], "test": [ROW]}))
     with pytest.raises(ValueError, match="several splits"):
         read(tmp_path / "a.json")
+    row = {"instruction": "a", "completions": [{"text": "b", "score": 1}, {"text": "c", "score": 0}]}
+    (tmp_path / "a.json").write_text(json.dumps(row, indent=1))
+    assert [found.value for found in read(tmp_path / "a.json")] == [row]
 
 
 def test_files_about_a_dataset_are_not_its_rows(tmp_path):
@@ -179,6 +194,11 @@ def test_a_truncated_archive_gives_its_whole_rows_and_says_where_it_ends(tmp_pat
     assert 0 < len(good) < 2000
     assert bad.where == f"{tmp_path / 'a.jsonl.gz'}, after line {len(good)}"
     assert "cannot be unpacked further" in bad.fault
+    (tmp_path / "b.json.gz").write_bytes(
+        gzip.compress(json.dumps([ROW | {"n": n} for n in range(2000)]).encode())[:-200]
+    )
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        read(tmp_path / "b.json.gz")
 
 
 def test_a_runaway_quote_is_named_with_the_line_it_opens_in(tmp_path):

@@ -165,7 +165,7 @@ def test_a_file_of_the_machinery_names_the_others_that_it_needs(file):
 @functools.cache
 def known_words() -> set[str]:
     """Every name in the project's code and in what TRL and PEFT call their settings, metrics and data."""
-    files = [file for file in PROJECT.rglob("*.py") if ".venv" not in file.parts]
+    files = [file for file in PROJECT.rglob("*.py") if not {".venv", "venv", "runs"} & set(file.parts)]
     files += [PROJECT / "demo" / "train.jsonl", *PROJECT.glob("recipes/**/*.yaml")]
     for package, pattern in {"trl": "trainer/[dk][pt]o*.py", "peft": "tuners/lora/config.py"}.items():
         files += Path(importlib.util.find_spec(package).origin).parent.glob(pattern)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, make_llama
+from conftest import PATIENCE, PROJECT, make_llama
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -289,10 +288,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(cut, pairs_f
         cut,
         "--resume_from_checkpoint",
     ]
+    limited = ["bash", "-c", 'ulimit -f 5860; exec "$@"', "-"]  # KiB
     done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=PROJECT, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, 6_000_000)),
-    )  # fmt: skip
+        [*limited, sys.executable, *map(str, words)], cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 1, done.stderr
     assert "writing failed" in done.stderr
     assert f"{cut / 'checkpoint-3'} is complete" in done.stderr

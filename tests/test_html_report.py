@@ -318,7 +318,7 @@ def test_contrasts_are_those_of_wcag_aa_in_both_schemes():
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --remote-debugging-pipe"
 ).split()
 # Chromium reads commands from file 3 and answers in file 4.

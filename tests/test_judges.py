@@ -137,6 +137,13 @@ def test_turns_go_through_the_chat_template_and_its_end_counts_where_the_model_r
     assert score(["what is it?"], ["no"]) == score([CHAT[1:]], ["no"])  # a text is what the user says
 
 
+def test_a_template_that_refuses_a_prompt_is_a_judge_that_failed(base_tokenizer):
+    tokenizer = copy.deepcopy(base_tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(JudgeError, match="template refuses a prompt: System role not supported"):
+        reward_model_score(reward_model(tokenizer), tokenizer)([CHAT], ["no"])
+
+
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}\n{% endfor %}"])
 def test_a_long_prompt_loses_its_start_and_the_answer_stays(base_tokenizer, template):
     tokenizer = copy.deepcopy(base_tokenizer)
@@ -249,7 +256,7 @@ def make(endpoint, tmp_path):
             waits.append(seconds)
             await asyncio.sleep(0)
 
-        settings = dict(url=endpoint.url, model="m", key=None, cache=tmp_path / "cache.jsonl", timeout=5, wait=wait)
+        settings = dict(url=endpoint.url, model="m", key=None, cache=tmp_path / "cache.jsonl", timeout=60, wait=wait)
         judge = EndpointJudge(**settings | options)
         judge.waits = waits
         return judge
@@ -388,7 +395,7 @@ def test_a_failure_is_waited_out(endpoint, make, failure):
 def test_a_slow_answer_is_asked_for_again(endpoint, make):
     endpoint.script = ["slow"]
     assert wins(make(concurrency=1, timeout=1.5).judge(PAIRS[:1])) == [1]
-    assert len(endpoint.seen) == 3
+    assert len(endpoint.seen) >= 3  # two, and one for each that was slow: on a busy machine, more than the one meant
 
 
 def test_the_server_says_how_long_to_wait(endpoint, make):

@@ -51,14 +51,14 @@ class Runs:
         (folder / "pairs.jsonl").write_text("".join(lines[:PAIRS]), encoding="utf-8")
         self.server = subprocess.Popen(
             [sys.executable, PROJECT / "tests" / "fork_server.py"], cwd=PROJECT, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, env=environment(),
+            stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
         )  # fmt: skip
         self.whole: dict[str, tuple[bytes, float]] = {}
 
     def start(self, case: str, out: Path, *more, file_size: int = 0) -> list[int]:
         script, flags, processes = CASES[case]
         words = [*SHORT.split(), *flags.split(), "--dataset_name", f"{self.folder}/pairs.jsonl"]
-        words += ["--reference_cache", f"{self.folder}/cache", "--output_dir", str(out), *more]
+        words += ["--reference_cache", f"{self.folder}/cache of {processes}", "--output_dir", str(out), *more]
         request = {
             "script": script, "words": words, "log": str(out.with_suffix(".log")), "processes": processes,
             "port": free_port(), "file_size": file_size,
@@ -88,7 +88,10 @@ def runs(tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp("kills"))
     yield runs
     runs.server.stdin.close()
-    runs.server.wait(timeout=60)
+    try:
+        runs.server.wait(timeout=60)
+    except subprocess.TimeoutExpired:  # a test has failed, and left its run behind
+        os.killpg(runs.server.pid, signal.SIGKILL)
 
 
 def environment() -> dict:
@@ -174,8 +177,9 @@ def kill_and_resume(runs: Runs, case: str, seed: int) -> int:
 
 
 def kill_until(runs: Runs, kills: int, seed: int) -> None:
-    cases, done = list(CASES), 0
+    cases, done, last = list(CASES), 0, seed + 10 * kills
     while done < kills:
+        assert seed < last, "the kills come too late"
         done += kill_and_resume(runs, cases[seed % len(cases)], seed)
         print(f"seed {seed}: {done} kills")
         seed += 1
@@ -188,7 +192,7 @@ def test_20_kills_lose_nothing_and_change_no_bit(runs):
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(runs):
     out = runs.folder / "signalled"
     pids = runs.start("full, two processes", out)
-    while not (out / f"checkpoint-{SAVE_STEPS}").exists():
+    while not (out / f"checkpoint-{SAVE_STEPS}").exists() and Path(f"/proc/{pids[0]}/fd/1").exists():
         time.sleep(0.01)
     os.kill(pids[1], signal.SIGTERM)
     codes, said = runs.wait(out)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT, SHORT, run_script
+from conftest import PATIENCE, PROJECT, SHORT, run_script
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -216,7 +216,7 @@ def test_reference_log_probs_computed_beforehand_give_the_same_losses(base_model
 def test_a_killed_run_resumes_to_the_same_adapter(tmp_path, base_model_folder):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
-    options = [*SHORT, "--max_steps", 6, "--save_steps", 2, "--model_name_or_path", base_model_folder, "--dataset_name", data,
+    options = [*SHORT, "--max_steps", 60, "--save_steps", 20, "--model_name_or_path", base_model_folder, "--dataset_name", data,
                "--learning_rate", 1e-2]  # fmt: skip
     done = run_script("lora_dpo_training.py", *options, "--output_dir", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
@@ -224,13 +224,13 @@ def test_a_killed_run_resumes_to_the_same_adapter(tmp_path, base_model_folder):
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                                env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
     for line in process.stdout:
-        if "5/6" in line:
+        if "25/60" in line:
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
     assert not (tmp_path / "cut" / "metrics.json").exists()
     done = run_script("lora_dpo_training.py", *options, "--output_dir", tmp_path / "cut", "--resume_from_checkpoint")
-    assert "resumed from step 4" in done.stdout, done.stderr
+    assert "resumed from step 20" in done.stdout, done.stderr
     whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
@@ -239,11 +239,12 @@ def test_two_processes_train_the_same_adapter_as_one(tmp_path):
     options = [*SHORT, "--learning_rate", "1e-3", "--train_sampling_strategy", "sequential"]
     one = [sys.executable, "lora_dpo_training.py", *options, "--output_dir", tmp_path / "one"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "lora_dpo_training.py", *options,
-              "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "two"]  # fmt: skip
+              "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "two",
+              "--reference_cache", tmp_path / "cache"]  # fmt: skip  # not the one that the first run has filled
     histories = []
     for command, name in ((one, "one"), (launch, "two")):
         done = subprocess.run(list(map(str, command)), cwd=PROJECT, capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)  # fmt: skip
+                              env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=PATIENCE)  # fmt: skip
         assert done.returncode == 0, done.stderr
         state = json.loads((tmp_path / name / "trainer_state.json").read_text())
         histories.append([logs["loss"] for logs in state["log_history"] if "loss" in logs])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import PROJECT, SHORT
+from conftest import PATIENCE, PROJECT, SHORT
 
 import basic_dpo_training
 import lora_dpo_training
@@ -59,8 +59,8 @@ def losses(folder: Path) -> list[float]:
 def launch(script, *words, launcher=None):
     start = [sys.executable]
     if launcher:
-        start += ["-m", "accelerate.commands.launch", "--config_file", str(launcher)]
-    return subprocess.run([*start, script, *map(str, words)], cwd=PROJECT, capture_output=True, text=True, timeout=400,
+        start += ["-m", "accelerate.commands.launch", "--config_file", str(launcher), "--main_process_port", "0"]
+    return subprocess.run([*start, script, *map(str, words)], cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def test_two_processes_are_one_with_the_same_global_batch_and_one_writer(tmp_pat
         ),
     }
     for name, (words, launcher) in ways.items():
-        done = launch("basic_dpo_training.py", *words, "--output_dir", tmp_path / name, launcher=launcher)
+        own = ["--output_dir", tmp_path / name, "--reference_cache", tmp_path / f"cache of {name}"]
+        done = launch("basic_dpo_training.py", *words, *own, launcher=launcher)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("The model is in") == 1
     expected = losses(tmp_path / "one")

@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from conftest import PROJECT, SHORT
+from conftest import PATIENCE, PROJECT, SHORT
 from transformers import dynamic_module_utils
 
 from dpo_utils import UserError, load_adapter, load_model, load_preferences, logger, parse_args
@@ -192,7 +192,7 @@ def test_a_run_of_the_demo_asks_the_network_for_nothing(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in switches}
     environment |= {"PYTHONPATH": str(PROJECT), "HF_HOME": str(tmp_path / "hub")}
     command = [sys.executable, tmp_path / "listen.py", *map(str, SHORT), "--output_dir", tmp_path / "out"]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "asked").exists(), (tmp_path / "asked").read_text()
 

@@ -1,7 +1,6 @@
 """The shared-prompt forward gives TRL's numbers, and steps aside where it would not."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -171,9 +170,9 @@ def test_training_has_the_losses_and_gradients_of_trls_trainer(loss_type, base_m
         torch.testing.assert_close(*histories, rtol=1e-5, atol=1e-6)
 
 
-def train_sharded(rank, port, folder):
+def train_sharded(rank, folder):
     """One of two processes: three steps with fully_shard and one row a pair, against whole weights and two rows."""
-    torch.distributed.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     batch, labels = batch_of(LENGTHS[2 * rank :][:2])
     losses = {}
     for kind in ("whole", "sharded"):
@@ -204,10 +203,7 @@ def train_sharded(rank, port, folder):
 
 
 def test_it_trains_the_same_under_fully_shard(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(train_sharded, (port, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(train_sharded, (tmp_path,), nprocs=2)
     for rank in range(2):
         losses = torch.load(tmp_path / f"{rank}.pt")
         assert losses["sharded"] == pytest.approx(losses["whole"], rel=1e-5)

@@ -107,6 +107,17 @@ def test_equal_lengths_leave_the_win_rate_as_it_is():
     assert length_controlled_rate([1, 0, 1, 1], [3, 3, 3, 3]) == rate([1, 0, 1, 1])
 
 
+def test_where_all_are_won_length_explains_nothing():
+    for count in (3, 200):
+        assert length_controlled_rate(np.ones(count), np.arange(count)) == rate(np.ones(count))
+
+
+def test_wilsons_interval_stays_between_0_and_1():
+    for share in (0.0, 1.0):
+        low, high = wilson(share, 20)
+        assert 0 <= low < high <= 1
+
+
 def test_one_sided_outcomes_have_an_end():
     fair, low, high = length_controlled_rate([1.0] * 30, list(range(30)))
     assert 0.9 < fair <= 1

@@ -94,4 +94,6 @@ def test_the_guard_against_it_is_tested(symptom):
         file, name, case = re.fullmatch(r"(\w+): (\w+)(?:\[(.*)\])?", guard).groups()
         code = (PROJECT / "tests" / f"test_{file}.py").read_text(encoding="utf-8")
         assert f"def {name}(" in code, guard
+        decorators = code.partition(f"def {name}(")[0].rpartition("\n\n\n")[2]
+        assert not re.search(r"mark\.(skip|xfail)", decorators), guard
         assert case is None or f'"{case}"' in code, guard
