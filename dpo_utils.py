@@ -96,6 +96,7 @@ from machinery.preference_data import Refused, find_splits, load_pairs, stream_p
 from machinery.run_identity import describe_run, differences
 from machinery.safe_text import completions_page, inert_record, printable, visible
 from machinery.safe_text import first_line as _first_line
+from machinery.sharded_weights import load_whole, whole_weights
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
 from machinery.token_budget import COUPLED
@@ -335,6 +336,8 @@ def _device_settings(values: dict) -> dict:
     if values["dataset_streaming"] or values["sync_ref_model"] or is_sharded:
         # Rows that pass by once, a reference that moves, or weights that are in pieces before training begins.
         settings["precompute_ref_log_probs"] = False
+    if is_sharded and values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None:
+        settings["gradient_checkpointing"] = True  # what it would save cannot be foreseen
     return settings
 
 
@@ -477,7 +480,10 @@ def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: D
         if model_args.lora_dropout and training_args.disable_dropout:
             unused = f"--lora_dropout {model_args.lora_dropout}"
             say(f"{unused} does nothing: TRL switches dropout off (--no_disable_dropout).")
-    return get_peft_config(model_args)
+    config = get_peft_config(model_args)
+    if config is not None and isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+        config.target_modules = {config.target_modules}  # TRL makes one name a string, which PEFT takes for a pattern
+    return config
 
 
 def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
@@ -499,12 +505,16 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
 
 
 def load_any(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a full model, or an adapter's folder as its base with the adapter merged into it, to be used and not trained."""
+    """Load a full model, or an adapter's folder as its base with the adapter merged into it, to be used and not trained.
+
+    On a quantised base the adapter stays beside it: rounded weights are no place to add anything to.
+    """
     base = base_of(name)
     if base is None:
         return load_model(name, **init_kwargs)
     model, tokenizer = load_model(base, **init_kwargs)
-    return load_adapter(model, name).merge_and_unload(), tokenizer
+    adapted = load_adapter(model, name)
+    return adapted if getattr(model, "is_quantized", False) else adapted.merge_and_unload(), tokenizer
 
 
 def base_of(name: str) -> str | None:
@@ -732,6 +742,7 @@ def show_start(trainer, reference: str) -> None:
     reference: a description of the reference, for the reader. Raises UserError where the two differ: DPO would then be
     measured from another model than the one it starts from.
     """
+    _running.trainer = trainer
     rows = [row for row, _ in zip(trainer.train_dataset, range(4), strict=False)]
     batch = trainer.data_collator(rows)
     first, second = 0, len(rows)  # the batch is [chosen rows; rejected rows]
@@ -800,7 +811,6 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
     has_reference = getattr(trainer, "needs_reference", True)
     stop_on_warning = getattr(trainer.args, "stop_on_warning", False)
     trainer.add_callback(Watcher(has_reference, stop_on_warning, sample))
-    _running.trainer = trainer
 
 
 def _keep_checkpoints(trainer) -> None:
@@ -887,11 +897,12 @@ def sample_completions(
 
 @contextmanager
 def _neutral_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Without what a model's generation_config.json asks for: penalties and cuts make replies that are not its own."""
+    """With whole weights, and without the penalties and cuts of a generation_config.json: its replies are not the model's."""
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        yield
+        with whole_weights(model):
+            yield
     finally:
         model.generation_config = own
 
@@ -933,7 +944,8 @@ def sequence_logps(
             attention_mask[line, :end] = 1
             is_completion[line, len(prompt) : end] = True
         input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
-        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].float()  # (B, L-1, V)
+        with whole_weights(model):
+            logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].float()  # (B, L-1, V)
         targets = input_ids[:, 1:]  # position t predicts token t + 1
         token_logps = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)  # (B, L-1)
         logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
@@ -1120,6 +1132,7 @@ def merge_run(
     the two differ by more than rounding.
     """
     init_kwargs.pop("quantization_config", None)  # rounded weights are no place to add anything to
+    load_whole()  # the first of several processes does this alone
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     return merge_adapter(lambda name: load_model(name, **init_kwargs)[0], base.name, folder, tokenizer, rows)
 

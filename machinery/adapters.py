@@ -77,11 +77,11 @@ def _read_object(path: Path) -> dict:
 
 
 def weights_fingerprint(model: nn.Module) -> str | None:
-    """A hash of the names, shapes and 64 values of every weight; None for a quantised model, whose values are others.
+    """A hash of the names, shapes and 64 values of every weight; None where these are not at hand.
 
-    Adapters that are on the model already do not count.
+    A quantised model has others, and one that ZeRO-3 has cut up has none. Adapters that are on the model do not count.
     """
-    if getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False) or not all(parameter.numel() for parameter in model.parameters()):
         return None
     weights = {}
     for name, tensor in model.state_dict().items():
@@ -149,6 +149,10 @@ def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, 
             )
         if target == head:
             raise AdapterError(f"--lora_target_modules {target}: TRL's DPO trainer takes no adapter on the head")
+    modules = [name for name, _ in model.named_modules()]
+    for name in saved or []:
+        if not any(module == name or module.endswith("." + name) for module in modules):
+            raise AdapterError(f"--lora_modules_to_save {name}: the model has no such module")
     if head in (saved or []):
         raise AdapterError(f"--lora_modules_to_save {head}: TRL's DPO trainer takes no adapter on the head")
 

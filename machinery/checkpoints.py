@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from machinery.kept_files import complete_file
@@ -164,7 +165,9 @@ class CompleteCheckpoints(TrainerCallback):
     @staticmethod
     @torch.no_grad()
     def _stop_unless_finite(model, state, checkpoint: Path | None = None):
-        trained = [p for p in model.parameters() if p.requires_grad and p.numel()]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = [p.to_local() if isinstance(p, DTensor) else p for p in trained]  # under FSDP2 this process's part
+        trained = [p for p in trained if p.numel()]
         is_finite = all(torch.stack([p.isfinite().all() for p in trained]).tolist()) if trained else True
         if all(gather_object([is_finite])):
             return

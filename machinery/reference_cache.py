@@ -90,7 +90,7 @@ class CachedReference:
             return super()._precompute_ref_logps(dataset, name, batch_size)
         folder, key = getattr(self.args, "reference_cache", None), None
         kept = [None]
-        if folder and not self.is_deepspeed_enabled:  # whose weights may be in pieces
+        if folder and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # whose weights may be in pieces
             if self.accelerator.is_main_process:
                 key = self._reference_key(dataset)
                 kept = [load_logps(Path(folder), key, len(dataset))]

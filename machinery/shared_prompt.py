@@ -62,6 +62,13 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
         self._share_prompts()  # TRL calls this in its constructor, before ours gets to it
         return super()._precompute_ref_logps(*args, **kwargs)
 
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        """TRL's, with each batch's metrics noted once a pair: TRL's mean over batches counts a short last one as a whole."""
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        for values in self._metrics["eval"].values():
+            values += values[-1:] * (len(inputs["input_ids"]) // 2 - 1)  # two rows a pair
+        return result
+
     # For rows of this form Transformers wants a column of lengths for `group_by_length`; here they are counted.
 
     def _get_train_sampler(self, train_dataset=None):

@@ -13,12 +13,29 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, ModelConfig
 
-from dpo_utils import LOSS_TYPES, UserError, load_model, load_tokenizer, sample_completions, sequence_kl, show_start
+from dpo_utils import (
+    LOSS_TYPES,
+    UserError,
+    load_any,
+    load_model,
+    load_tokenizer,
+    new_adapter,
+    sample_completions,
+    sequence_kl,
+    show_start,
+)
 from machinery import memory
 from machinery.adapters import AdapterError, check_targets, merge_adapter, weights_fingerprint
-from machinery.memory_estimate import PARTS, estimate_memory, measure_memory, memory_table
+from machinery.memory_estimate import (
+    PARTS,
+    MemoryMeter,
+    choose_checkpointing,
+    estimate_memory,
+    measure_memory,
+    memory_table,
+)
 from machinery.shared_prompt import SharedPromptDPOTrainer
 
 PAIRS = [
@@ -267,6 +284,48 @@ def test_the_parts_that_can_be_counted_are_estimated_exactly(base_model_folder, 
     assert memory_table(estimate, measured).count("\n") == len(PARTS) + 1
 
 
+def test_activations_are_counted_where_no_gradient_is_asked_for_and_no_process_is_waited_for(
+    base_model_folder, tmp_path, monkeypatch
+):
+    trainer = trainer_for(base_model_folder, tmp_path)
+    expected = estimate_memory(trainer)["activations"]
+
+    def wait(*_, **__):
+        raise AssertionError("another process may be elsewhere")
+
+    monkeypatch.setattr(type(trainer.accelerator), "gather", wait)
+    with torch.no_grad():
+        assert estimate_memory(trainer)["activations"] == expected > 0
+
+
+def test_checkpointing_is_chosen_where_the_activations_would_not_fit(base_model_folder, tmp_path, monkeypatch):
+    for free, chosen in ((10**12, "off"), (10**5, "on")):
+        trainer = trainer_for(base_model_folder, tmp_path)
+        trainer.args.checkpointing_if_needed, trainer.args.gradient_checkpointing = True, False
+        others = sum(estimate_memory(trainer)[part] for part in ("gradients", "optimizer"))
+        monkeypatch.setattr(memory, "free_bytes", lambda room=others + free: room)
+        with torch.no_grad():  # as show_start has it
+            assert choose_checkpointing(trainer).startswith(f"Gradient checkpointing: {chosen}: about")
+
+
+def test_a_budget_of_tokens_bounds_the_activations(base_model_folder, tmp_path):
+    trainer = trainer_for(base_model_folder, tmp_path)
+    whole = estimate_memory(trainer)["activations"]
+    trainer.args.max_tokens_per_batch = 1  # then each pair is by itself
+    assert estimate_memory(trainer)["activations"] * trainer.args.per_device_train_batch_size == whole
+
+
+def test_a_trial_that_does_not_fit_is_no_reason_not_to_train(base_model_folder, tmp_path, monkeypatch):
+    def run_out(*_, **__):
+        raise torch.OutOfMemoryError
+
+    trainer = trainer_for(base_model_folder, tmp_path)
+    monkeypatch.setattr("machinery.memory_estimate.kept_for_backward", run_out)
+    meter = MemoryMeter(trainer)
+    assert "the trial did not fit" in meter.table()
+    assert meter.metrics() == {}
+
+
 def test_a_frozen_copy_counts_as_the_reference_and_not_as_weights(base_model_folder, tmp_path):
     new = estimate_memory(trainer_for(base_model_folder, tmp_path))
     model = PeftModel.from_pretrained(
@@ -320,6 +379,34 @@ def test_the_fingerprint_of_a_base_is_the_same_with_an_adapter_on_it(base_model_
     other, _ = load_model(str(base_model_folder))
     other.transformer.ln_f.weight.data += 1
     assert weights_fingerprint(other) != alone
+    other.transformer.ln_f.weight.data = torch.empty(0)  # as ZeRO-3 leaves it
+    assert weights_fingerprint(other) is None
+
+
+def test_a_single_target_is_a_name_and_no_pattern(base_model_folder):
+    base, _ = load_model(str(base_model_folder))
+    model_args = ModelConfig(use_peft=True, lora_target_modules=["c_attn"])
+    config = new_adapter(base, model_args, DPOConfig(output_dir="unused", bf16=False, use_cpu=True))
+    names = [name for name, _ in get_peft_model(base, config).named_parameters() if "lora_A" in name]
+    assert len(names) == base.config.n_layer
+
+
+def test_a_module_to_save_that_is_not_there_is_refused(base_model_folder):
+    base, _ = load_model(str(base_model_folder))
+    check_targets(base, None, 8, ["wte"])
+    with pytest.raises(AdapterError, match="--lora_modules_to_save wteX: the model has no such module"):
+        check_targets(base, None, 8, ["wteX"])
+
+
+def test_on_a_quantised_base_an_adapter_stays_beside_it(base_model_folder, tmp_path, monkeypatch):
+    def load_quantised(name, **kwargs):
+        model, tokenizer = load_model(name, **kwargs)
+        model.is_quantized = True  # rounded weights are no place to add anything to
+        return model, tokenizer
+
+    monkeypatch.setattr("dpo_utils.load_model", load_quantised)
+    model, _ = load_any(str(sft_adapter(base_model_folder, tmp_path)))
+    assert isinstance(model, PeftModel)
 
 
 def test_all_weights_are_another_script_s(call, tmp_path):

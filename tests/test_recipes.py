@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import PATIENCE, PROJECT, SHORT
+from safetensors.torch import load_file
 
 import basic_dpo_training
 import lora_dpo_training
-from dpo_utils import parse_args
+from dpo_utils import _device_settings, parse_args
 from machinery.command_line import CommandLine
 
 RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
@@ -93,6 +95,39 @@ def test_two_processes_are_one_with_the_same_global_batch_and_one_writer(tmp_pat
         assert done.returncode == 0, done.stderr
         assert "resumed from step 2" in done.stdout
         assert losses(folder) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_trains_as_one_process_on_two_cpus(stage, tmp_path):
+    pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed, which is no requirement of ours")
+    recipe = yaml.safe_load((PROJECT / "recipes" / "accelerate" / f"zero{stage}.yaml").read_text())
+    on_cpus = tmp_path / "on_cpus.yaml"
+    on_cpus.write_text(yaml.safe_dump(recipe | {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}))
+    words = [*SHORT, "--save_strategy", "steps", "--save_steps", 2, "--train_sampling_strategy", "sequential"]
+    histories = []
+    for name, size, launcher in (("one", 4, None), ("two", 2, on_cpus)):
+        own = ["--per_device_train_batch_size", size, "--output_dir", tmp_path / name, "--merge"]
+        done = launch("lora_dpo_training.py", *words, *own, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+        assert "Merged: " in done.stdout
+        histories.append(losses(tmp_path / name))
+    assert histories[0] == pytest.approx(histories[1], abs=1e-5)
+    whole = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    shutil.rmtree(tmp_path / "two" / "checkpoint-4")
+    (tmp_path / "two" / "metrics.json").unlink()
+    done = launch("lora_dpo_training.py", *words, *own, "--resume_from_checkpoint", launcher=on_cpus)
+    assert "resumed from step 2" in done.stdout, done.stderr
+    resumed = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_where_weights_are_to_be_cut_up_checkpointing_is_on_from_the_start(engine, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    names = "use_cpu bf16 fp16 dataset_streaming sync_ref_model gradient_checkpointing activation_checkpointing"
+    settings = _device_settings(dict.fromkeys(names.split()))
+    assert settings["gradient_checkpointing"] is True
+    assert settings["precompute_ref_log_probs"] is False
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(call, monkeypatch):

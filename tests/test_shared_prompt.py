@@ -26,6 +26,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from dpo_utils import LOSS_TYPES
+from machinery import checkpoints
+from machinery.checkpoints import CompleteCheckpoints
 from machinery.shared_prompt import (
     LengthGroups,
     SharedPromptDPOTrainer,
@@ -197,6 +199,8 @@ def train_sharded(rank, folder):
             optimizer.step()
             optimizer.zero_grad()
             losses[kind].append(loss.item())
+    checkpoints.gather_object = lambda values: values  # asks accelerate, which does not know of these processes
+    CompleteCheckpoints._stop_unless_finite(model, None)  # FSDP2's weights are of a type of their own
     torch.save(losses, folder / f"{rank}.pt")
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads live on after destroy_process_group, and may abort an interpreter that shuts down
@@ -208,6 +212,19 @@ def test_it_trains_the_same_under_fully_shard(tmp_path):
         losses = torch.load(tmp_path / f"{rank}.pt")
         assert losses["sharded"] == pytest.approx(losses["whole"], rel=1e-5)
         assert losses["whole"][2] < losses["whole"][0]
+
+
+def test_a_short_last_batch_counts_by_its_pairs(base_model_folder, base_tokenizer, tmp_path):
+    trainer, _ = history_of(
+        SharedPromptDPOTrainer, GPT2LMHeadModel.from_pretrained(base_model_folder), base_tokenizer, tmp_path
+    )
+    measured = []
+    for size in (7, 8):  # the second batch of one pair; all in one
+        trainer.args.per_device_eval_batch_size = size
+        measured.append(trainer.evaluate(trainer.train_dataset))
+    for name in ("rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/rejected"):
+        assert measured[0][f"eval_{name}"] == pytest.approx(measured[1][f"eval_{name}"], rel=1e-5), name
+    assert measured[0]["eval_rewards/margins"] != 0
 
 
 def reloaded(model, folder):
