@@ -119,6 +119,11 @@ def remedies(trainer, error: BaseException) -> str:
             "It ran out while replies were sampled or scored: --per_device_eval_batch_size, --max_new_tokens and "
             "--max_length lower."
         )
+    if trainer is None and "_precompute_ref_logps" in where:
+        return (
+            "It ran out while the reference's log-probs were computed: --precompute_ref_batch_size, --max_length and "
+            "--max_prompt_length lower."
+        )
     if trainer is None:
         return "Not even the model fits: take a smaller one, or --load_in_4bit in lora_dpo_training.py."
     args, needs = trainer.args, _needs(trainer)

@@ -13,7 +13,11 @@ The runtime is what the process holds besides: code that was loaded, and the ker
 Needs memory.py and token_rows.py beside it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -30,7 +34,15 @@ class MemoryMeter(TrainerCallback):
     """Estimates the memory of a trainer's training when it is made, and measures what the training took."""
 
     def __init__(self, trainer):
-        self.trainer, self.estimate, self.measured = trainer, estimate_memory(trainer), {}
+        self.trainer, self.estimate, self.measured = trainer, {}, {}
+        try:
+            self.estimate = estimate_memory(trainer)
+        except (
+            RuntimeError,
+            MemoryError,
+        ) as error:  # the trial, without checkpointing, can need more than the training
+            if not memory.is_out_of_memory(error):
+                raise
         trainer.add_callback(self)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -63,7 +75,8 @@ def estimate_memory(trainer) -> dict[str, int]:
     trainable = [p for p in trainer.model.parameters() if p.requires_grad]
     width = 1 if any(mark in optimizer for mark in ONE_BYTE_STATES) else None
     counted["optimizer"] = sum(states * p.numel() * (width or p.element_size()) for p in trainable)
-    longest = trainer.train_dataset[int(row_lengths(trainer.train_dataset).argmax())]
+    lengths = row_lengths(trainer.train_dataset)
+    longest = trainer.train_dataset[int(lengths.argmax())]
     per_pair = in_full = kept_for_backward(trainer, [longest], checkpointing=False)
     if trainer.args.gradient_checkpointing:
         per_pair = kept_for_backward(trainer, [longest], checkpointing=True)
@@ -71,7 +84,10 @@ def estimate_memory(trainer) -> dict[str, int]:
     per_pair += in_full // trainer.model.config.get_text_config().num_hidden_layers
     standing = memory.memory_in_use() - memory.START - counted["weights"] - counted["reference"]
     runtime = 0 if memory.uses_gpu() else max(0, standing)
-    return counted | {"activations": per_pair * trainer.args.per_device_train_batch_size, "runtime": runtime}
+    at_once = trainer.args.per_device_train_batch_size
+    if budget := getattr(trainer.args, "max_tokens_per_batch", None):
+        at_once = max(1, min(at_once, budget // int(lengths.max())))
+    return counted | {"activations": per_pair * at_once, "runtime": runtime}
 
 
 def can_be_foreseen(trainer) -> bool:
@@ -102,7 +118,8 @@ def choose_checkpointing(trainer) -> str:
             why = f": about {worst_needed / 1e9:.1f} GB more would be needed without it, {worst_free / 1e9:.1f} GB are free"
         if is_short:
             args.gradient_checkpointing = args.activation_checkpointing = True
-            args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = {"use_reentrant": False}
+            how = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+            args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = how
     return f"Gradient checkpointing: {'on' if args.gradient_checkpointing else 'off'}{why}."
 
 
@@ -121,7 +138,7 @@ def measure_memory(trainer, peak: int, start: int) -> dict[str, int]:
 def memory_table(estimate: dict[str, int], measured: dict[str, int] | None = None) -> str:
     """Estimate, and what was measured beside it, in MiB."""
     if not estimate:
-        return "Memory: not estimated, since the pairs are streamed or the weights lie in pieces."
+        return "Memory: not estimated; the pairs are streamed, the weights lie in pieces, or the trial did not fit."
     lines = [f"{'Memory, MiB':<14}{'estimated':>10}" + (f"{'measured':>10}" if measured else "")]
     for part in PARTS:
         line = f"  {part:<12}{estimate[part] / 2**20:>10,.0f}"
@@ -171,7 +188,13 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     devices = [] if model.device.type == "cpu" else [model.device]  # whose random numbers go on as if nothing had been
     try:
-        with torch.random.fork_rng(devices), hooks, trainer.compute_loss_context_manager():
+        with (
+            torch.enable_grad(),  # nothing is kept without
+            torch.random.fork_rng(devices),
+            hooks,
+            trainer.compute_loss_context_manager(),
+            _without_gathering(trainer.accelerator),
+        ):
             trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
     finally:  # after running out of memory too: the caller may go on
         model.train(was_training)
@@ -180,3 +203,13 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
         trainer._total_train_tokens = tokens_seen
         trainer._metrics["train"].clear()  # TRL would mix them into the first line that it logs
     return sum(kept.values())
+
+
+@contextmanager
+def _without_gathering(accelerator: Accelerator) -> Iterator[None]:
+    """A process's trial is its own: the others may be elsewhere, and what TRL gathers for its metrics would wait for them."""
+    accelerator.gather = accelerator.gather_for_metrics = lambda values, *args, **kwargs: values
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics

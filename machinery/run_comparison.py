@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
+
 from machinery.grid import alone, only, without
 
 # What a run of all weights is to have in common with the adapter's, besides model, data, seed and beta.
@@ -22,6 +24,8 @@ IN_COMMON = {
     "--gradient_accumulation_steps", "--max_tokens_per_batch", "--loss_type", "--num_eval_prompts", "--max_new_tokens",
     "--model_revision", "--trust_remote_code", "--attn_implementation", "--dtype", "--bf16", "--use_cpu",
 }  # fmt: skip
+
+ALONE = "the other processes would wait for it until they give up. Make it by itself, and name its --output_dir."
 
 ROWS = (
     ("beta", "beta", ".3g"),
@@ -44,6 +48,8 @@ def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
     make_with: the basic script, to make such a run now, in folder/full.
     """
     where, model, dataset = Path("runs"), metrics["model"], metrics["dataset"]
+    if make_with is not None and PartialState().num_processes > 1:
+        return f"--compare_full: {ALONE}"
     if make_with is not None:
         where = folder / "full"
         words = {
@@ -68,8 +74,11 @@ def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
 def run_again(script: str, words: list[str], folder: Path) -> dict:
     """Run this process's command line once more, with other words behind it, into a folder of its own.
 
-    Returns its metrics; nothing where it failed, which it has said itself.
+    Returns its metrics; nothing where it failed or was not made, which is said.
     """
+    if PartialState().num_processes > 1:
+        print(f"No second run: {ALONE}", flush=True)
+        return {}
     own = without(sys.argv[1:], {"--resume_from_checkpoint", "--overwrite_output_dir"})
     command = [sys.executable, script, *own, *words, "--output_dir", str(folder), "--overwrite_output_dir"]
     return run_facts(str(folder)) if subprocess.run(command, env=alone()).returncode == 0 else {}
