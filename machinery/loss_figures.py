@@ -114,9 +114,8 @@ def plot_noise(report: dict, path: Path | str) -> None:
         runs = [run for run in report["runs"] if (run["loss"], run["beta"]) == (name, beta)]
         mean, half = zip(*(mean_interval(run["true_reward_after"]) for run in runs), strict=True)
         shares = [run["share"] + 0.004 * (number - len(losses) / 2) for run in runs]  # side by side, to be told apart
-        axes.errorbar(
-            shares, mean, yerr=_bars(half), fmt="o-", markersize=4, elinewidth=0.7, label=f"{name}, beta {beta:g}"
-        )
+        label = name if beta is None else f"{name}, beta {beta:g}"  # sft has none
+        axes.errorbar(shares, mean, yerr=_bars(half), fmt="o-", markersize=4, elinewidth=0.7, label=label)
     axes.axhline(
         mean_interval(report["before"])[0], color="grey", linewidth=0.8, linestyle=":", label="before training"
     )
