@@ -897,7 +897,7 @@ def sample_completions(
 
 @contextmanager
 def _neutral_generation(model: PreTrainedModel) -> Iterator[None]:
-    """With whole weights, and without the penalties and cuts of a generation_config.json: its replies are not the model's."""
+    """Whole weights, and none of the penalties and cuts of a generation_config.json: they make replies that are not its own."""
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
@@ -932,23 +932,23 @@ def sequence_logps(
     model.eval()
     logps = torch.zeros(len(rows))
     batches = _batches(rows, batch_size, MOST_LOGITS // model.config.get_text_config().vocab_size)
-    for numbers in tqdm(batches, desc=progress, disable=progress is None, leave=False):
-        width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
-        input_ids = torch.full((len(numbers), width), pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        is_completion = torch.zeros_like(input_ids, dtype=torch.bool)
-        for line, number in enumerate(numbers):
-            prompt, completion = rows[number]
-            end = len(prompt) + len(completion)
-            input_ids[line, :end] = torch.tensor(prompt + completion)
-            attention_mask[line, :end] = 1
-            is_completion[line, len(prompt) : end] = True
-        input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
-        with whole_weights(model):
+    with whole_weights(model):
+        for numbers in tqdm(batches, desc=progress, disable=progress is None, leave=False):
+            width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
+            input_ids = torch.full((len(numbers), width), pad_token_id)
+            attention_mask = torch.zeros_like(input_ids)
+            is_completion = torch.zeros_like(input_ids, dtype=torch.bool)
+            for line, number in enumerate(numbers):
+                prompt, completion = rows[number]
+                end = len(prompt) + len(completion)
+                input_ids[line, :end] = torch.tensor(prompt + completion)
+                attention_mask[line, :end] = 1
+                is_completion[line, len(prompt) : end] = True
+            input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
             logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].float()  # (B, L-1, V)
-        targets = input_ids[:, 1:]  # position t predicts token t + 1
-        token_logps = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)  # (B, L-1)
-        logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
+            targets = input_ids[:, 1:]  # position t predicts token t + 1
+            token_logps = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)  # (B, L-1)
+            logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
     model.train(was_training)
     return logps
 

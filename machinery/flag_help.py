@@ -30,7 +30,7 @@ FLAGS = {
     "max_steps": "stop after so many optimizer steps, whatever num_train_epochs says",
     "per_device_train_batch_size": "pairs a step and device; memory grows with it",
     "gradient_accumulation_steps": "batches added up before a step: a larger batch in the same memory",
-    "max_tokens_per_batch": "split a batch with more tokens into parts, with the same gradient: memory is bounded by it",
+    "max_tokens_per_batch": "split a batch with more tokens into parts, with the same gradient; the smallest part is one pair",
     "max_length": "prompt and completion together, in tokens; what is longer loses its END, EOS included",
     "max_prompt_length": "shorten longer prompts: oldest exchanges first, then the start of the last question",
     "keep_plain": "do not turn plain strings into chat turns although the tokenizer has a chat template",

@@ -15,7 +15,7 @@ LEAST_GAIN = 1.5  # below it conversions eat up what the products win
 
 
 def prefers_bf16(device: str | torch.device) -> bool:
-    """Whether to compute in bfloat16: on GPUs that have it, and on CPUs where it is measurably faster."""
+    """Whether to compute in bfloat16: on NVIDIA's and AMD's GPUs that have it, and on CPUs where it is measurably faster."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
