@@ -96,7 +96,7 @@ from machinery.preference_data import Refused, find_splits, load_pairs, stream_p
 from machinery.run_identity import describe_run, differences
 from machinery.safe_text import completions_page, inert_record, printable, visible
 from machinery.safe_text import first_line as _first_line
-from machinery.sharded_weights import load_whole, whole_weights
+from machinery.sharded_weights import keep_new_models_whole, whole_weights
 from machinery.shorten import shorten_prompt
 from machinery.statistics import bootstrap_mean
 from machinery.token_budget import COUPLED
@@ -337,7 +337,8 @@ def _device_settings(values: dict) -> dict:
         # Rows that pass by once, a reference that moves, or weights that are in pieces before training begins.
         settings["precompute_ref_log_probs"] = False
     if is_sharded and values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None:
-        settings["gradient_checkpointing"] = True  # what it would save cannot be foreseen
+        # What it would save cannot be foreseen. Transformers refuses it beside FSDP's own.
+        settings["gradient_checkpointing"] = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") != "true"
     return settings
 
 
@@ -504,7 +505,7 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
         raise UserError(f"--adapter {name} on {base.config._name_or_path}: {_first_line(error)}.") from error
 
 
-def load_any(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_any(name: str, **init_kwargs) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a full model, or an adapter's folder as its base with the adapter merged into it, to be used and not trained.
 
     On a quantised base the adapter stays beside it: rounded weights are no place to add anything to.
@@ -639,7 +640,7 @@ def show_data(reports: dict, folder: Path | str) -> None:
 
 
 def pick_prompts(pairs: Dataset | IterableDataset, count: int) -> list[Prompt]:
-    """The first `count` different prompts."""
+    """The first `count` different prompts. Says where the replies to them will lack the pairs' tools."""
     picked, has_tools = {}, False
     for row in pairs:
         if len(picked) == count:
@@ -1132,7 +1133,7 @@ def merge_run(
     the two differ by more than rounding.
     """
     init_kwargs.pop("quantization_config", None)  # rounded weights are no place to add anything to
-    load_whole()  # the first of several processes does this alone
+    keep_new_models_whole()  # the first of several processes does this alone
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     return merge_adapter(lambda name: load_model(name, **init_kwargs)[0], base.name, folder, tokenizer, rows)
 

@@ -151,7 +151,7 @@ def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, 
             raise AdapterError(f"--lora_target_modules {target}: TRL's DPO trainer takes no adapter on the head")
     modules = [name for name, _ in model.named_modules()]
     for name in saved or []:
-        if not any(module == name or module.endswith("." + name) for module in modules):
+        if not any(module.endswith(name) for module in modules):  # as PEFT looks for it
             raise AdapterError(f"--lora_modules_to_save {name}: the model has no such module")
     if head in (saved or []):
         raise AdapterError(f"--lora_modules_to_save {head}: TRL's DPO trainer takes no adapter on the head")

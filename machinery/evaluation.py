@@ -6,7 +6,7 @@
     print(outcome.verdict, outcome.sentences)
 
 Wins are averaged over a prompt's answers before anything else: prompts are what was drawn from the world. Glue between
-judges.py and statistics.py, which it needs beside it.
+judges.py and statistics.py, which it needs beside it, with memory.py and safe_text.py.
 """
 
 import math
@@ -162,12 +162,12 @@ def compare(judge, prompts: list, first: list[list], second: list[list], model: 
         try:
             flat = judge.judge(comparisons, progress=f"judging {model}")
             verdicts = [flat[start : start + count] for start in range(0, len(flat), count)]
-        except (JudgeError, RuntimeError, MemoryError) as error:  # all that needs no judge is still to be written
-            if not isinstance(error, JudgeError) and not is_out_of_memory(error):
+        except JudgeError as error:  # all that needs no judge is still to be written
+            problem = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
-            problem = (
-                str(error) if isinstance(error, JudgeError) else f"the judge ran out of memory: {first_line(error)}"
-            )
+            problem = f"the judge ran out of memory: {first_line(error)}"
     judged = [[verdict.win for verdict in row if verdict.win is not None] for row in verdicts]
     wins = np.array([np.mean(row) if row else math.nan for row in judged])
     return Outcome(model, against, verdicts, wins, longer_by, problem=problem)
@@ -206,7 +206,8 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
     if count < 2:
         return word, sentences
     if wins.std() == 0:  # without a spread nothing tells how many prompts would be needed
-        seen = "No difference was seen" if share == 0.5 else "Where all go one way six are the fewest that can tell"
+        fewest = "six are the fewest that can tell" + (", and more with several comparisons" if comparisons > 1 else "")
+        seen = "No difference was seen" if share == 0.5 else f"Where all go one way {fewest}"
         return word, [*sentences, f"Cannot tell with {count} prompts. {seen}."] if word == "cannot tell" else sentences
     if word == "cannot tell":
         needed = prompts_needed(wins - 0.5)

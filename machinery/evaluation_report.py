@@ -238,7 +238,7 @@ class Report:
                 ),
                 (
                     "What they make of the given pairs",
-                    f"{len(self.pairs)} {'held-out' if self.is_held_out else 'training'} pairs. A reward is beta * (log policy - log reference), with each run's own beta.",
+                    f"{len(self.pairs)} {'held-out' if self.is_held_out else 'training'} pairs. A reward is beta * (log policy - log reference), with each run's own beta, or --beta.",
                     GIVEN,
                 ),
             )

@@ -141,7 +141,9 @@ def remedies(trainer, error: BaseException) -> str:
         steps.append(
             f"--per_device_eval_batch_size below {args.per_device_eval_batch_size}: it ran out while measuring"
         )
-    if size > 1:
+    if budget := getattr(args, "max_tokens_per_batch", None):
+        steps.append(f"--max_tokens_per_batch {budget // 2}" + less("activations", max_tokens_per_batch=budget // 2))
+    elif size > 1:
         half = max(part for part in range(1, size // 2 + 1) if pairs % part == 0)
         flags = f"--per_device_train_batch_size {half} --gradient_accumulation_steps {pairs // half}"
         steps.append(flags + less("activations", per_device_train_batch_size=half))

@@ -33,7 +33,7 @@ FLAGS = {
     "max_tokens_per_batch": "split a batch with more tokens into parts, with the same gradient; the smallest part is one pair",
     "max_length": "prompt and completion together, in tokens; what is longer loses its END, EOS included",
     "max_prompt_length": "shorten longer prompts: oldest exchanges first, then the start of the last question",
-    "keep_plain": "do not turn plain strings into chat turns although the tokenizer has a chat template",
+    "keep_plain": "do not turn plain strings, transcripts aside, into chat turns although the tokenizer has a chat template",
     "precompute_ref_log_probs": "ask the reference once, before training, and keep its answers (default); off: --no_precompute_ref_log_probs",
     "shared_prompt": "compute each prompt once for both answers (same numbers, faster); off: --no_shared_prompt",
     "gradient_checkpointing": "recompute activations: less memory, a step takes about a third longer (default: only where they would not fit)",

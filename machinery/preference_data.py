@@ -6,7 +6,7 @@
     reports["train"]["verdict"]      # what the examination says
 
 It stands on others: data_files.py reads, preference_shapes.py converts, data_doctor.py examines, data_tables.py sums
-up, pair_store.py keeps, shorten.py shortens, kept_files.py bounds what stays on disk. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
+up, pair_store.py keeps, shorten.py shortens, kept_files.py bounds what stays on disk, safe_text.py words errors. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
 What the user can put right is `Refused`, one sentence. Nothing is printed: what is to be said comes back as notes.
 """
 
@@ -187,7 +187,9 @@ def _refusing_unreadable(see: Callable[[dict], bool]) -> Callable[[dict], bool]:
 
 def _cleaned_files(name: str, split: str, train: str) -> tuple[Path, Path]:
     """Where the sound pairs of a split go, and the rows that were dropped; neither may be there."""
-    whole = Path(name if name.endswith(".jsonl") else f"{name}.jsonl")
+    whole = Path(name)
+    if whole.suffix != ".jsonl":  # a name with other dots keeps them
+        whole = whole.with_name(whole.name.removesuffix(".json") + ".jsonl")
     path = whole if split == train else whole.with_suffix(f".{split}.jsonl")
     beside = path.with_suffix(".dropped.jsonl")
     for file in (path, beside):

@@ -64,7 +64,8 @@ def preference_metrics(
     if scores is not None:
         difference = np.asarray(scores[0], dtype=float) - np.asarray(scores[1], dtype=float)
         is_scored = np.isfinite(difference)
-        measured["margin_score_correlation"] = correlation(margin[is_scored], difference[is_scored])
+        if is_scored.any():
+            measured["margin_score_correlation"] = correlation(margin[is_scored], difference[is_scored])
         known = is_scored & (difference != 0)
         if known.any():  # against the truth instead of the label, which is wrong now and then
             measured["true_accuracy"] = rate(half_for_ties(margin[known] * np.sign(difference[known])))

@@ -7,7 +7,7 @@
         made["fault"], made["text"], made["rows"]                           # or why a row gives none
 
 A text is a string or a list of turns {"role", "content"}. What is converted is the form: the words of a text are never
-changed, cut or stripped. Every row ends up in a pair or in a fault. `SHAPES` at the end lists what is recognised, each
+changed, cut or stripped; only the marks of a transcript ("Human: ") become roles. Every row ends up in a pair or in a fault. `SHAPES` at the end lists what is recognised, each
 with its converter; to add one, write a function from a row to {"prompt", "chosen", "rejected"} and pass it to
 `shape_of_converter`.
 """
@@ -160,7 +160,8 @@ def _shape(name: str, at: dict, columns: dict[str, str], have: set[str]) -> Shap
     theirs = {part: columns.get(ours, ours) for part, ours in at.items()}
     used = {*at.values(), *at.get("named", ()), "tools", "chat_template_kwargs", *SYSTEMS, *CARRIED}
     used |= {"history"} if "prompt" in at else set()  # see _prompt_of
-    reads_input = theirs.get("prompt") == "instruction" or "input" in columns
+    is_instruction = "instruction" in (at.get("prompt"), theirs.get("prompt"))
+    reads_input = is_instruction or columns.get("input", "input").strip().lower() != "input"  # named by the user
     used |= {"input"} if reads_input else set()
     ranks = [theirs[part] for part in ("score", "scores") if part in theirs and RANK.search(theirs[part])]
     title = kind.title.format(**theirs) + "".join(f" ({column}: the lowest is the best)" for column in ranks)
@@ -387,14 +388,12 @@ def turns_of_prompt(prompt: Text) -> list[dict] | None:
     """The turns of a prompt that is a transcript, up to the "Assistant:" which the answer follows; else None."""
     if not is_transcript(prompt):
         return None
-    turns = parse_transcript(prompt, "prompt")
-    if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
-        turns.pop()
+    *turns, last = parse_transcript(prompt, "prompt")
     try:
-        check_roles(turns, [{"role": "assistant", "content": ""}])
+        check_roles(turns, [last])
     except Unusable:  # a text that quotes one
         return None
-    return turns
+    return None if last["content"].strip() else turns
 
 
 def check_roles(prompt: list[dict], answer: list[dict]) -> None:
@@ -834,8 +833,8 @@ def choose_pairs(
 
     def is_apart(better: int, worse: int) -> bool:
         is_one_text = texts is not None and texts[better] == texts[worse]
-        rounded = scores[better] - scores[worse] + 1e-9  # 0.3 - 0.2 is a little less than 0.1
-        return not is_one_text and scores[better] > scores[worse] and rounded >= min_margin
+        difference = scores[better] - scores[worse]
+        return not is_one_text and difference > 0 and difference >= min_margin - 1e-9  # 0.3 - 0.2 is less than 0.1
 
     order = sorted(range(len(scores)), key=lambda number: -scores[number])
     if pairing == "all":

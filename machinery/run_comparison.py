@@ -16,13 +16,16 @@ from accelerate import PartialState
 
 from machinery.grid import alone, only, without
 
-# What a run of all weights is to have in common with the adapter's, besides model, data, seed and beta.
+# What a run of all weights is to have in common with the adapter's, besides model, data, seed and beta, where the command
+# line says it. A recipe is the adapter's own, and not passed on.
 IN_COMMON = {
     "--dataset_config", "--dataset_train_split", "--dataset_test_split", "--dataset_format", "--columns", "--pairing",
     "--min_margin", "--held_out_share", "--skip_bad_rows", "--keep_findings", "--keep_plain", "--dataset_num_proc",
     "--max_length", "--max_prompt_length", "--num_train_epochs", "--max_steps", "--per_device_train_batch_size",
-    "--gradient_accumulation_steps", "--max_tokens_per_batch", "--loss_type", "--num_eval_prompts", "--max_new_tokens",
-    "--model_revision", "--trust_remote_code", "--attn_implementation", "--dtype", "--bf16", "--use_cpu",
+    "--gradient_accumulation_steps", "--max_tokens_per_batch", "--loss_type", "--loss_weights", "--label_smoothing",
+    "--ld_alpha", "--f_divergence_type", "--f_alpha_divergence_coef", "--use_weighting", "--discopop_tau",
+    "--truncation_mode", "--num_eval_prompts", "--max_new_tokens", "--model_revision", "--trust_remote_code",
+    "--attn_implementation", "--dtype", "--bf16", "--fp16", "--use_cpu",
 }  # fmt: skip
 
 ALONE = "the other processes would wait for it until they give up. Make it by itself, and name its --output_dir."

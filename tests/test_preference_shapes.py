@@ -347,7 +347,12 @@ def test_a_prompt_that_is_a_transcript_is_read_as_turns():
     answers = [{"answer": "No.", "rank": 2}, {"answer": "So.", "rank": 1}]
     _, [made] = convert({"prompt": "\n\nHuman: Why?\n\nAssistant: ", "answers": answers})
     assert parts(made) == TURNS
-    for quoted in ("Human: a\n\nHuman: b\n\nAssistant: ", "Human: Why?\n\nAssistant: Be", "Why?\n\nAssistant: "):
+    for quoted in (
+        prompt.removesuffix("\n\nAssistant:"),
+        "Human: a\n\nHuman: b\n\nAssistant: ",
+        "Human: Why?\n\nAssistant: Be",
+        "Why?\n\nAssistant: ",
+    ):
         _, [made] = convert({"prompt": quoted, "chosen": " So.", "rejected": " No."})
         assert parts(made) == (quoted, " So.", " No.")
 
@@ -364,6 +369,11 @@ def test_the_input_of_an_instruction_is_read_under_any_name_of_the_instruction(c
     shape, [made] = convert(row, columns={"prompt": "instruction", "chosen": "good", "rejected": "bad"})
     assert made["prompt"] == "Why?\n\nNow."
     assert shape.ignored == ()
+    for name, columns in (("Instruction", None), ("task", {"instruction": "task"})):
+        _, [made] = convert({name: "Why?", "input": "Now.", "chosen": "So.", "rejected": "No."}, columns=columns)
+        assert made["prompt"] == "Why?\n\nNow."
+    _, [made] = convert({"Prompt": "Why?", "Input": "Now.", "chosen": "So.", "rejected": "No."})
+    assert made["prompt"] == "Why?"  # as with small letters
 
 
 def test_a_conversation_written_as_json_is_read_and_one_written_as_python_is_refused():

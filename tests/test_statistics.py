@@ -119,9 +119,9 @@ def test_wilsons_interval_stays_between_0_and_1():
 
 
 def test_one_sided_outcomes_have_an_end():
-    fair, low, high = length_controlled_rate([1.0] * 30, list(range(30)))
-    assert 0.9 < fair <= 1
-    assert 0 < low <= fair <= high <= 1
+    fair, low, high = length_controlled_rate([0.0] * 15 + [1.0] * 15, np.arange(30) - 14.5)  # told apart by length
+    assert fair == pytest.approx(0.5)
+    assert 0.05 < low < fair < high < 0.95
 
 
 def test_the_rank_correlation_by_hand():
