@@ -7,6 +7,7 @@ from conftest import PROJECT, SHORT, run_script
 
 import custom_dataset_dpo
 from dpo_utils import load_tokenizer
+from machinery.preference_data import _cleaned_files
 
 ROWS = [
     {"question": f"what is it? {n}", "response_j": "a cat, no, a dog.", "response_k": f"the mat {n}"} for n in range(40)
@@ -158,3 +159,9 @@ def test_the_diff_from_the_basic_script_is_one_idea():
         if line[0] in "+-" and line[:3] not in ("+++", "---")
     ]
     assert len(changed) <= 75
+
+
+def test_cleaned_pairs_are_saved_under_the_name_that_was_given(tmp_path):
+    for given, written in (("a.jsonl", "a.jsonl"), ("a", "a.jsonl"), ("a.json", "a.jsonl"), ("my.v2", "my.v2.jsonl")):
+        assert _cleaned_files(str(tmp_path / given), "train", "train")[0] == tmp_path / written
+    assert _cleaned_files(str(tmp_path / "my.v2"), "test", "train")[0] == tmp_path / "my.v2.test.jsonl"

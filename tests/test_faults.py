@@ -24,7 +24,7 @@ from machinery.checkpoints import (
     why_incomplete,
     write_manifest,
 )
-from machinery.failures import why_write_failed
+from machinery.failures import remedies, why_write_failed
 from machinery.memory import is_out_of_memory
 from machinery.run_identity import start_weights
 
@@ -378,3 +378,12 @@ def test_out_of_memory_names_the_need_and_what_is_left_to_do(
     for number, (step, words) in enumerate(zip(steps, ladder, strict=True), 1):
         assert step.strip().startswith(f"{number}. ")
         assert words in step
+
+
+def test_memory_that_runs_out_while_the_reference_is_asked_has_a_remedy_of_its_own():
+    def _precompute_ref_logps():
+        raise MemoryError
+
+    with pytest.raises(MemoryError) as ran_out:
+        _precompute_ref_logps()
+    assert "--precompute_ref_batch_size" in remedies(None, ran_out.value)

@@ -8,7 +8,7 @@ from trl.chat_template_utils import qwen3_chat_template
 
 from dpo_utils import format_pair, load_preferences, load_tokenizer, prompt_ids, show_pairs
 from machinery.data_doctor import tokenise
-from machinery.preference_data import PLAIN_CHAT_TEMPLATE
+from machinery.preference_data import PLAIN_CHAT_TEMPLATE, _format_row
 from machinery.shorten import shorten_prompt
 
 USER, REPLY = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}
@@ -281,3 +281,11 @@ def test_plain_text_loses_its_start(base_tokenizer):
 def test_a_prompt_that_cannot_be_shortened_is_refused(chat_tokenizer):
     with pytest.raises(ValueError, match="without its question"):
         shorten_prompt([SYSTEM, LONG], chat_tokenizer, 8)
+
+
+def test_a_template_that_refuses_a_prompt_is_not_called_a_prompt_that_is_too_long(base_tokenizer):
+    base_tokenizer.chat_template = "{{ raise_exception('only one system turn') }}"
+    pair = {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c", "where": "row 0"}
+    how = dict(as_turns=True, step=2, max_prompt_length=5, max_length=None, columns=["facts"])
+    made = _format_row({"pair": json.dumps(pair)}, 1, base_tokenizer, format_pair, **how)
+    assert (made["facts"]["flags"], made["facts"]["text"]) == (["template_error"], "only one system turn")
