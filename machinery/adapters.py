@@ -149,9 +149,8 @@ def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, 
             )
         if target == head:
             raise AdapterError(f"--lora_target_modules {target}: TRL's DPO trainer takes no adapter on the head")
-    modules = [name for name, _ in model.named_modules()]
     for name in saved or []:
-        if not any(module.endswith(name) for module in modules):  # as PEFT looks for it
+        if not any(module.endswith(name) for module, _ in model.named_modules()):  # as PEFT looks for it
             raise AdapterError(f"--lora_modules_to_save {name}: the model has no such module")
     if head in (saved or []):
         raise AdapterError(f"--lora_modules_to_save {head}: TRL's DPO trainer takes no adapter on the head")

@@ -200,29 +200,29 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
     p_value = "below 0.001" if outcome.p_value < 0.001 else f"{outcome.p_value:.3f}"
     holms = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
     sentences = [
-        f"Win rate of {outcome.model} against {outcome.against}: {share:.2f} [{low:.2f}, {high:.2f}] on {_prompts(count)}, ties "
-        f"half (paired test: p {p_value}{holms})."
+        f"Win rate of {outcome.model} against {outcome.against}: {share:.2f} [{low:.2f}, {high:.2f}] on {count} "
+        f"prompt{'s' if count > 1 else ''}, ties half (paired test: p {p_value}{holms})."
     ]
     if count < 2:
         return word, sentences
-    if wins.std() == 0:  # without a spread nothing tells how many prompts would be needed
-        fewest = "six are the fewest that can tell" + (", and more with several comparisons" if comparisons > 1 else "")
-        seen = "No difference was seen" if share == 0.5 else f"Where all go one way {fewest}"
-        return word, [*sentences, f"Cannot tell with {count} prompts. {seen}."] if word == "cannot tell" else sentences
+    has_spread = wins.std() > 0  # without one nothing tells how many prompts would be needed
     if word == "cannot tell":
-        needed = prompts_needed(wins - 0.5)
-        many = "more than 100,000" if needed > 1e5 else f"about {math.ceil(needed / 10) * 10:,}"
-        seen = "No difference was seen" if share == 0.5 else f"For a difference as small as this {many} would be needed"
+        if share == 0.5:
+            seen = "No difference was seen"
+        elif has_spread:
+            needed = prompts_needed(wins - 0.5)
+            many = "more than 100,000" if needed > 1e5 else f"about {math.ceil(needed / 10) * 10:,}"
+            seen = f"For a difference as small as this {many} would be needed"
+        else:
+            more = ", and more with several comparisons" if comparisons > 1 else ""
+            seen = f"Where all go one way six are the fewest that can tell{more}"
         sentences.append(f"Cannot tell with {count} prompts. {seen}.")
-    least = smallest_difference(wins - 0.5)
-    sentences.append(
-        f"So many prompts show a win rate {least:.2f} away from 0.5 four times out of five; a smaller one goes unseen."
-    )
+    if has_spread:
+        least = smallest_difference(wins - 0.5)
+        sentences.append(
+            f"So many prompts show a win rate {least:.2f} away from 0.5 four times out of five; a smaller one goes unseen."
+        )
     return word, sentences
-
-
-def _prompts(count: int) -> str:
-    return f"{count} prompt{'s' if count > 1 else ''}"
 
 
 def add_scores(result: dict, outcome: Outcome) -> None:

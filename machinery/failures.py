@@ -114,17 +114,17 @@ def remedies(trainer, error: BaseException) -> str:
     trainer: TRL's DPOTrainer, as it was when memory ran out with the error; None if that was before there was one.
     """
     where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    if trainer is None and where & {"sample_completions", "sequence_logps"}:
-        return (
-            "It ran out while replies were sampled or scored: --per_device_eval_batch_size, --max_new_tokens and "
-            "--max_length lower."
-        )
-    if trainer is None and "_precompute_ref_logps" in where:
-        return (
-            "It ran out while the reference's log-probs were computed: --precompute_ref_batch_size, --max_length and "
-            "--max_prompt_length lower."
-        )
     if trainer is None:
+        if where & {"sample_completions", "sequence_logps"}:
+            return (
+                "It ran out while replies were sampled or scored: --per_device_eval_batch_size, --max_new_tokens and "
+                "--max_length lower."
+            )
+        if "_precompute_ref_logps" in where:
+            return (
+                "It ran out while the reference's log-probs were computed: --precompute_ref_batch_size, --max_length "
+                "and --max_prompt_length lower."
+            )
         return "Not even the model fits: take a smaller one, or --load_in_4bit in lora_dpo_training.py."
     args, needs = trainer.args, _needs(trainer)
 

@@ -113,8 +113,8 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
     count, mean = len(values), sum(values) / len(values)
     if count < 2:
         return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    free = count - 1
+    free = count - 1  # degrees of freedom
+    variance = sum((value - mean) ** 2 for value in values) / free
     factor = T_95[free - 1] if free <= len(T_95) else 1.96 + 2.37 / free + 2.82 / free**2  # Cornish and Fisher's series
     return mean, factor * math.sqrt(variance / count)
 

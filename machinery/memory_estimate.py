@@ -8,8 +8,9 @@
 
 Weights, gradients, optimizer and reference are counted from the parameters. The activations are found by a trial: a
 forward pass over the longest pair, in which every tensor that is kept for the backward pass is counted; a batch of such
-pairs takes that times its size, or times as many as `max_tokens_per_batch` lets through at once. The trial changes no weight and draws no random number that the training would draw.
-The runtime is what the process holds besides: code that was loaded, and the kernels' own memory (on a CPU only).
+pairs takes that times its size, or times as many as `max_tokens_per_batch` lets through at once. The trial changes no
+weight and draws no random number that the training would draw. The runtime is what the process holds besides: code that
+was loaded, and the kernels' own memory (on a CPU only).
 Needs memory.py and token_rows.py beside it.
 """
 

@@ -6,7 +6,8 @@
     reports["train"]["verdict"]      # what the examination says
 
 It stands on others: data_files.py reads, preference_shapes.py converts, data_doctor.py examines, data_tables.py sums
-up, pair_store.py keeps, shorten.py shortens, kept_files.py bounds what stays on disk, safe_text.py words errors. `format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
+up, pair_store.py keeps, shorten.py shortens, kept_files.py bounds what stays on disk, safe_text.py words errors.
+`format_pair(pair, tokenizer, as_turns, max_prompt_length)` writes a pair in the tokenizer's form.
 What the user can put right is `Refused`, one sentence. Nothing is printed: what is to be said comes back as notes.
 """
 

@@ -7,9 +7,9 @@
         made["fault"], made["text"], made["rows"]                           # or why a row gives none
 
 A text is a string or a list of turns {"role", "content"}. What is converted is the form: the words of a text are never
-changed, cut or stripped; only the marks of a transcript ("Human: ") become roles. Every row ends up in a pair or in a fault. `SHAPES` at the end lists what is recognised, each
-with its converter; to add one, write a function from a row to {"prompt", "chosen", "rejected"} and pass it to
-`shape_of_converter`.
+changed, cut or stripped; only the marks of a transcript ("Human: ") become roles. Every row ends up in a pair or in a
+fault. `SHAPES` at the end lists what is recognised, each with its converter; to add one, write a function from a row to
+{"prompt", "chosen", "rejected"} and pass it to `shape_of_converter`.
 """
 
 import difflib
@@ -158,11 +158,13 @@ def shape_of_converter(convert: Callable[[dict], dict], name: str) -> Shape:
 def _shape(name: str, at: dict, columns: dict[str, str], have: set[str]) -> Shape:
     kind = SHAPES[name]
     theirs = {part: columns.get(ours, ours) for part, ours in at.items()}
-    used = {*at.values(), *at.get("named", ()), "tools", "chat_template_kwargs", *SYSTEMS, *CARRIED}
-    used |= {"history"} if "prompt" in at else set()  # see _prompt_of
     is_instruction = "instruction" in (at.get("prompt"), theirs.get("prompt"))
     reads_input = is_instruction or columns.get("input", "input").strip().lower() != "input"  # named by the user
-    used |= {"input"} if reads_input else set()
+    used = {*at.values(), *at.get("named", ()), "tools", "chat_template_kwargs", *SYSTEMS, *CARRIED}
+    if "prompt" in at:
+        used.add("history")  # see _prompt_of
+    if reads_input:
+        used.add("input")
     ranks = [theirs[part] for part in ("score", "scores") if part in theirs and RANK.search(theirs[part])]
     title = kind.title.format(**theirs) + "".join(f" ({column}: the lowest is the best)" for column in ranks)
     at = at | {"theirs": theirs, "reads_input": reads_input}

@@ -51,9 +51,9 @@ def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
     make_with: the basic script, to make such a run now, in folder/full.
     """
     where, model, dataset = Path("runs"), metrics["model"], metrics["dataset"]
-    if make_with is not None and PartialState().num_processes > 1:
-        return f"--compare_full: {ALONE}"
     if make_with is not None:
+        if PartialState().num_processes > 1:
+            return f"--compare_full: {ALONE}"
         where = folder / "full"
         words = {
             "model_name_or_path": model,
