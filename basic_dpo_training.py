@@ -33,7 +33,7 @@ from dpo_utils import (
     show_start,
     watch,
 )
-from machinery.shared_prompt import SharedPromptDPOTrainer
+from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # The demo's settings. They are no advice for other models: for those the defaults are TRL's.
 DEMO = dict(

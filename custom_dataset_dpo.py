@@ -40,7 +40,7 @@ from dpo_utils import (
     show_start,
     watch,
 )
-from machinery.shared_prompt import SharedPromptDPOTrainer
+from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # NEW marks what basic_dpo_training.py does not have.
 

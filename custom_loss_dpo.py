@@ -51,11 +51,11 @@ from dpo_utils import (
     show_start,
     watch,
 )
-from machinery.adapters import describe_base
-from machinery.loss_comparison import compare
-from machinery.loss_functions import loss_from_flags, uses_reference
-from machinery.run_comparison import run_again, side_by_side
-from machinery.shared_prompt import SharedPromptDPOTrainer
+from machinery.comparing.loss_comparison import compare
+from machinery.comparing.side_by_side import run_again, side_by_side
+from machinery.models.adapters import describe_base
+from machinery.training.losses import loss_from_flags, uses_reference
+from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # --- The formulas ----------------------------------------------------------------------------------------------------
 # Keyword arguments in, the loss of each pair out: tensors of shape (B,), and beta a number. The log-probs are SUMS over

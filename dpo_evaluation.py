@@ -52,14 +52,14 @@ from dpo_utils import (
     say,
     sequence_logps,
 )
-from machinery.evaluation import add_scores, choose_judge, compare, decide
-from machinery.evaluation_report import Report
-from machinery.flag_help import EVALUATION_FLAGS
-from machinery.preference_data import PLAIN_CHAT_TEMPLATE
-from machinery.preference_metrics import PairLogps, preference_metrics, reply_metrics
-from machinery.run_comparison import newest_trained, run_facts, train_basic
-from machinery.safe_text import without_secrets
-from machinery.statistics import bootstrap_mean
+from machinery.command.flag_help import EVALUATION_FLAGS
+from machinery.common.intervals import bootstrap_mean
+from machinery.common.safe_text import without_secrets
+from machinery.comparing.side_by_side import newest_trained, run_facts, train_basic
+from machinery.data.load import PLAIN_CHAT_TEMPLATE
+from machinery.evaluation.metrics import PairLogps, preference_metrics, reply_metrics
+from machinery.evaluation.report import Report
+from machinery.evaluation.verdict import add_scores, choose_judge, compare, decide
 
 # For every model. More prompts narrow the intervals; more answers a prompt do too, but less and less.
 EVALUATION = dict(num_eval_prompts=200, per_device_eval_batch_size=64, beta=None)  # None: each run's own

@@ -62,8 +62,23 @@ from trl import (
 )
 from trl.trainer.utils import use_adapter
 
-from machinery import run_folder
-from machinery.adapters import (
+from machinery.command.command_line import CommandLine
+from machinery.command.flag_checks import check_environment, check_values
+from machinery.command.flag_help import ADAPTER_FLAGS, FLAGS
+from machinery.common.intervals import bootstrap_mean
+from machinery.common.kept_files import UNFINISHED, complete_file, complete_files
+from machinery.common.safe_text import completions_page, inert_record, printable, visible
+from machinery.common.safe_text import first_line as _first_line
+from machinery.data.doctor import tokenise
+from machinery.data.length_figure import plot_lengths
+from machinery.data.load import Refused, find_splits, load_pairs, stream_pairs
+from machinery.data.report import print_report
+from machinery.data.shorten import shorten_prompt
+from machinery.evaluation.judges import JudgeError
+from machinery.hardware.estimate import choose_checkpointing
+from machinery.hardware.memory import give_back_freed_memory, keep_freed_memory, peak_memory_bytes
+from machinery.hardware.precision import prefers_bf16
+from machinery.models.adapters import (
     AdapterError,
     Base,
     base_of_adapter,
@@ -74,34 +89,19 @@ from machinery.adapters import (
     note_base,
     weights_fingerprint,
 )
-from machinery.checkpoints import complete_checkpoints, is_checkpoint, read_manifest
-from machinery.command_line import CommandLine
-from machinery.curves import plot_training
-from machinery.data_doctor import tokenise
-from machinery.data_tables import print_report
-from machinery.failures import explain
-from machinery.flag_checks import check_environment, check_values
-from machinery.flag_help import ADAPTER_FLAGS, FLAGS
-from machinery.interrupts import SaveOnSignal
-from machinery.judges import JudgeError
-from machinery.kept_files import UNFINISHED, complete_file, complete_files
-from machinery.length_figure import plot_lengths
-from machinery.log_lines import PreviewReply, show_log_lines
-from machinery.loss_functions import LossError, check_names
-from machinery.memory import give_back_freed_memory, keep_freed_memory, peak_memory_bytes
-from machinery.memory_estimate import choose_checkpointing
-from machinery.model_files import check_architecture, check_model_folder, check_vocabulary, check_weights
-from machinery.precision import prefers_bf16
-from machinery.preference_data import Refused, find_splits, load_pairs, stream_pairs
-from machinery.run_identity import describe_run, differences
-from machinery.safe_text import completions_page, inert_record, printable, visible
-from machinery.safe_text import first_line as _first_line
-from machinery.sharded_weights import keep_new_models_whole, whole_weights
-from machinery.shorten import shorten_prompt
-from machinery.statistics import bootstrap_mean
-from machinery.token_budget import COUPLED
-from machinery.warning_list import WarningList
-from machinery.watcher import Watcher
+from machinery.models.checks import check_architecture, check_model_folder, check_vocabulary, check_weights
+from machinery.models.sharded_weights import keep_new_models_whole, whole_weights
+from machinery.runs import folder as run_folder
+from machinery.runs.checkpoints import complete_checkpoints, is_checkpoint, read_manifest
+from machinery.runs.failures import explain
+from machinery.runs.identity import describe_run, differences
+from machinery.runs.interrupts import SaveOnSignal
+from machinery.training.losses import LossError, check_names
+from machinery.training.token_budget import COUPLED
+from machinery.watching.curves import plot_training
+from machinery.watching.log_lines import PreviewReply, show_log_lines
+from machinery.watching.warning_list import WarningList
+from machinery.watching.watcher import Watcher
 
 Turn = dict  # {"role": "user", "content": "..."}
 Prompt = str | list[Turn]

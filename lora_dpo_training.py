@@ -48,10 +48,10 @@ from dpo_utils import (
     show_start,
     watch,
 )
-from machinery.adapters import describe_base, save_base
-from machinery.memory_estimate import MemoryMeter
-from machinery.run_comparison import beside_full_run
-from machinery.shared_prompt import SharedPromptDPOTrainer
+from machinery.comparing.side_by_side import beside_full_run
+from machinery.hardware.estimate import MemoryMeter
+from machinery.models.adapters import describe_base, save_base
+from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # NEW marks what basic_dpo_training.py does not have.
 

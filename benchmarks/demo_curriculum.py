@@ -16,8 +16,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from machinery.grid import markdown, run_grid, spread
-from machinery.loss_comparison import write_pairs
+from machinery.comparing.grid import markdown, run_grid, spread
+from machinery.comparing.loss_comparison import write_pairs
 
 OUT = PROJECT / "runs" / "curriculum"
 FLIPPED = 0.3

@@ -13,7 +13,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from machinery.grid import markdown, run_grid
+from machinery.comparing.grid import markdown, run_grid
 
 OUT = PROJECT / "runs" / "healthy"
 HELD_OUT = ["--eval_strategy", "steps"]  # half of what the watcher looks at are held-out pairs

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from machinery.statistics import bootstrap_mean, correlation, length_controlled_rate, rate
+from machinery.common.intervals import bootstrap_mean, correlation, length_controlled_rate, rate
 
 SAMPLES = 4  # answers a prompt
 

@@ -26,7 +26,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(train(options.one)))
         return
-    from machinery.memory_estimate import PARTS, memory_table
+    from machinery.hardware.estimate import PARTS, memory_table
 
     static, results = {}, {}
     for kind in ("full", "lora"):
@@ -54,9 +54,9 @@ def train(kind: str) -> tuple[dict, dict]:
     from trl import DPOConfig
 
     from dpo_utils import load_tokenizer
-    from machinery import memory
-    from machinery.memory_estimate import estimate_memory, measure_memory
-    from machinery.shared_prompt import SharedPromptDPOTrainer
+    from machinery.hardware import memory
+    from machinery.hardware.estimate import estimate_memory, measure_memory
+    from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
     memory.give_back_freed_memory()  # as load_model does for models of this size
     rows = [json.loads(line) for line in (PROJECT / "demo" / "train.jsonl").read_text().splitlines()[:PAIRS]]

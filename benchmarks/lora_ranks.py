@@ -14,7 +14,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from machinery.grid import markdown, run_grid
+from machinery.comparing.grid import markdown, run_grid
 
 TARGETS = {"all-linear": ["all-linear"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 RATE = "2e-3"  # a little more than rank 8 needs: low ranks still move, and high ones show what too much does

@@ -202,8 +202,8 @@ def ratios(ours: list[dict], results: dict[str, list[dict]]) -> dict[str, str]:
 
 def train(case: str, name: str, options) -> dict:
     """Train a few steps with one contender, and measure."""
-    from machinery import memory
-    from machinery.memory_estimate import kept_for_backward
+    from machinery.hardware import memory
+    from machinery.hardware.estimate import kept_for_backward
 
     shape = dict(vocabulary=32_000, lora=False, batch=8, rows=0, size="normal") | CASES[case]
     if options.small:
@@ -243,10 +243,10 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
     from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from machinery import memory
-    from machinery.precision import prefers_bf16
-    from machinery.shared_prompt import SharedPromptDPOTrainer
-    from machinery.token_budget import pair_lengths
+    from machinery.hardware import memory
+    from machinery.hardware.precision import prefers_bf16
+    from machinery.training.shared_prompt import SharedPromptDPOTrainer
+    from machinery.training.token_budget import pair_lengths
 
     asked, tokens, ticks = [], [], []
     is_ours, is_fast = name in ("ours", "exact"), name in ("tuned", "ours")

@@ -222,7 +222,7 @@ def _longer(question: dict) -> dict:
 
 
 # What is done to a row, and to how many. Each function takes the row, another row and a held-out row, and returns the
-# rows that stand in its place. The names are those of the findings in machinery/data_doctor.py.
+# rows that stand in its place. The names are those of the findings in machinery/data/doctor.py.
 SPOILS = {
     "identical": (12, lambda row, other, held_out: [row | {"rejected": row["chosen"]}]),
     "empty_answer": (9, lambda row, other, held_out: [row | {"rejected": _reply(" \n")}]),

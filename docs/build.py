@@ -8,7 +8,7 @@
 
 What stands in a document because a command has printed or drawn it has a mark above it, which a reader does not see:
 
-    <!-- run: python benchmarks/interval_coverage.py | slow | depends: benchmarks/interval_coverage.py machinery/statistics.py | made: 2026-11-24 | code: 0123456789 -->
+    <!-- run: python benchmarks/interval_coverage.py | slow | depends: benchmarks/interval_coverage.py machinery/common/intervals.py | made: 2026-11-24 | code: 0123456789 -->
 
 Next comes a fenced block (all that the command prints), a table (among what it prints the first that has these columns;
 others it may have besides are left out) or a figure (a file that it writes). The command stands in the page too, for

@@ -26,6 +26,11 @@ PATIENCE = 1800  # seconds: it ends what hangs, and never what is slow
 # A short run of a training script, by flags a user has.
 SHORT = ("--max_steps", 4, "--per_device_train_batch_size", 4, "--num_eval_prompts", 4, "--max_new_tokens", 8,
          "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
+# What metrics.json holds of every training.
+CONTRACT = (
+    "script model reference dataset beta loss_type seed max_length warnings trainable_parameters pairs_train pairs_eval train_seconds train_pairs_per_second "
+    "peak_memory_bytes eval_loss reward_accuracy reward_margin chosen_logp_change rejected_logp_change kl"
+).split()
 TEXTS = ["the cat sat on the mat", "a dog ran over the hill", "User: Assistant: what is it? it is a cat, no, a dog."]
 
 # For tests without a number of their own: 40 examples, the same each time. --hypothesis-profile=long tries 5,000 new ones.

@@ -1,0 +1,138 @@
+"""Run a script over many settings and seeds, keep what is finished, print a Markdown table.
+
+    cases = {"beta_1": ("basic_dpo_training.py", ["--beta", "1"])}
+    results = run_grid(cases, seeds=[0, 1, 2], folder=Path("runs/x"))
+    results["beta_1"][0]["kl"]                             # the metrics.json of the first seed
+    print(markdown({"beta 1": results["beta_1"]}, {"kl": "KL"}))
+
+The script takes --seed and --output_dir and leaves a metrics.json. Each run is a process of its own: as many at a time
+as there are cores, one core each; on a GPU one after the other. A run that is finished, and was made by the same
+command, is not repeated. Of each run the metrics and the replies stay, the weights do not.
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parents[2]
+RUNS_AT_A_TIME = 1 if torch.accelerator.is_available() else min(8, os.cpu_count())
+# Student's t for a 95% interval, by the number of values less one, from 1
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+
+class GridError(RuntimeError):
+    """A run of a grid failed."""
+
+
+def run_grid(
+    cases: dict[str, tuple[str, list[str]]], seeds: list[int], folder: Path, stamps: dict[str, str] | None = None
+) -> dict[str, list[dict]]:
+    """The metrics of every case, one dictionary a seed.
+
+    cases: {name: (script, its flags)}; "{seed}" in a flag is the seed. stamps: for a case, whatever else its result
+    depends on: with another stamp it is run again.
+    """
+    jobs = [(case, seed) for seed in seeds for case in cases]
+    with ThreadPoolExecutor(max_workers=RUNS_AT_A_TIME) as pool, tqdm(total=len(jobs), desc="runs") as bar:
+
+        def do(job: tuple[str, int]) -> dict:
+            case, seed = job
+            metrics = run_once(*cases[case], seed, folder / f"{case}-seed{seed}", (stamps or {}).get(case, ""))
+            bar.update()
+            return metrics
+
+        try:
+            outcomes = list(pool.map(do, jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    results = {}
+    for (case, _), outcome in zip(jobs, outcomes, strict=True):
+        results.setdefault(case, []).append(outcome)
+    return results
+
+
+def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str = "") -> dict:
+    """The metrics of one run, made now if it is not there yet."""
+    words = ["--seed", str(seed), "--eval_strategy", "no", "--save_strategy", "no"]
+    words += [flag.replace("{seed}", str(seed)) for flag in flags]
+    made_by = {"script": Path(script).name, "words": words, "stamp": stamp}
+    note = folder / "made_by.json"
+    if not (folder / "metrics.json").exists() or not note.exists() or json.loads(note.read_text()) != made_by:
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [sys.executable, str(PROJECT / script), "--output_dir", str(folder), *words]
+        environment = alone() | ({"OMP_NUM_THREADS": "1"} if RUNS_AT_A_TIME > 1 else {})
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
+            raise GridError(f"{' '.join(command[1:])} ended with {done.returncode}: {last[0]}")
+        for weights in folder.rglob("*.safetensors"):
+            weights.unlink()
+        note.write_text(json.dumps(made_by))
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def alone() -> dict[str, str]:
+    """The environment without what a launcher tells its processes of each other: a child would wait for them."""
+    launchers = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "FSDP_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+
+
+def markdown(results: dict[str, list[dict]], columns: dict[str, str], first: str = "case", cell=None) -> str:
+    """A table with a row a case; each cell is the mean over the seeds, and in brackets the lowest and the highest.
+
+    cell(values): another way to write a cell.
+    """
+    lines = [f"| {first} | " + " | ".join(columns.values()) + " |", "|---|" + "---|" * len(columns)]
+    for label, outcomes in results.items():
+        cells = [(cell or spread)([outcome.get(column) for outcome in outcomes]) for column in columns]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean (lowest to highest)."""
+    digits = 0 if max(map(abs, values)) >= 100 else 2
+    mean = sum(values) / len(values)
+    if min(values) == max(values):
+        return f"{mean:,.{digits}f}"
+    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def mean_interval(values: list[float]) -> tuple[float, float]:
+    """The mean over seeds and half the width of its 95% interval, by Student's t; nan for one seed."""
+    count, mean = len(values), sum(values) / len(values)
+    if count < 2:
+        return mean, math.nan
+    free = count - 1  # degrees of freedom
+    variance = sum((value - mean) ** 2 for value in values) / free
+    factor = T_95[free - 1] if free <= len(T_95) else 1.96 + 2.37 / free + 2.82 / free**2  # Cornish and Fisher's series
+    return mean, factor * math.sqrt(variance / count)
+
+
+def without(words: list[str], flags: set[str]) -> list[str]:
+    """A command line less some flags and what belongs to them."""
+    return [word for word, flag in _with_flags(words) if flag not in flags]
+
+
+def only(words: list[str], flags: set[str]) -> list[str]:
+    """Of a command line some flags and what belongs to them."""
+    return [word for word, flag in _with_flags(words) if flag in flags]
+
+
+def _with_flags(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Each word with the flag it is or belongs to, written with underscores: the parser takes hyphens, too."""
+    flag = ""
+    for word in words:
+        if word.startswith("--"):
+            flag = "--" + word[2:].split("=")[0].replace("-", "_")
+        yield word, flag

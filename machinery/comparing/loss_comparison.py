@@ -1,0 +1,264 @@
+"""Train with many losses, over seeds, betas and kinds of data, and put what comes out into tables and figures.
+
+It is what `custom_loss_dpo.py --compare` runs; each training is that script in a process of its own. Finished runs are
+kept in FOLDER/cells and not repeated, unless the formula or a setting has changed. The best of n replies of the
+untrained model, chosen by the true reward itself, stands beside them: what choosing alone can reach.
+"""
+
+import inspect
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..training.losses import LossError, check_names, choose_loss
+from .grid import GridError, markdown, mean_interval, run_grid, without
+from .loss_figures import plot_frontier, plot_noise, plot_shapes
+
+PROJECT = Path(__file__).resolve().parents[2]
+OWN_FLAGS = {"--compare", "--losses", "--betas", "--seeds", "--output_dir", "--overwrite_output_dir", "--seed"}
+# What is compared where --losses does not say.
+DEFAULT_LOSSES = {
+    "noise": ["sigmoid", "cdpo", "robust", "ipo"],
+    "length": ["sigmoid", "rdpo", "sigmoid_norm", "ipo", "simpo"],
+    "alike": ["sigmoid", "ipo", "nca_pair", "dpop"],
+}
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)  # of labels that are flipped
+LONGER_SHARE = 0.5  # of pairs in which length alone decides
+BEST_OF = (2, 4, 8, 16)
+COLUMNS = {
+    "true_reward_after": "true reward",
+    "win_rate": "win rate",
+    "kl": "KL",
+    "reward_accuracy": "accuracy",
+    "chosen_logp_change": "chosen logp change",
+    "reply_tokens_after": "tokens a reply",
+    "train_seconds": "training, s",
+}
+
+
+def compare(
+    kind: str,
+    script: str,
+    known: dict[str, Callable],
+    argv: list[str],
+    *,
+    losses: list[str],
+    betas: list[str],
+    seeds: list[int],
+    own: dict[str, dict],
+    sample_rewards: Callable[[int], list[float]],
+    true_reward: Callable[[list, str], float],
+    folder: Path,
+) -> None:
+    """Run what is missing, print a table, write table.md, results.json and the figures into the folder.
+
+    kind: losses, noise, length or alike. script: trains once, with the flags in argv and those that are put behind
+    them. losses, betas, seeds: as said on the command line. own: by loss, its settings on this data, beta and
+    learning_rate among them. sample_rewards(seed): the true rewards of one reply of the untrained model to each prompt.
+    true_reward(prompt, answer): that of any.
+    """
+    if kind not in ("losses", *DEFAULT_LOSSES):
+        raise LossError(f"--compare {kind}: there are losses (the default), {', '.join(DEFAULT_LOSSES)}")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise LossError(f"--seeds {seed}: a seed is at least 0 and below 2**32")
+    losses = losses or DEFAULT_LOSSES.get(kind) or [name for name in known if name != "your_loss"]
+    check_names(losses, known, "--losses")
+    cells = _cells(kind, losses, betas, known, own)
+    _write_data(kind, seeds, true_reward, folder / "data")
+    cases = {case: (script, without(argv, OWN_FLAGS) + _flags(kind, cell, folder)) for case, cell in cells.items()}
+    stamps = {
+        case: inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)
+        for case, cell in cells.items()
+    }
+    print(f"{len(cases)} settings, {len(seeds)} seed(s); finished runs are kept in {folder / 'cells'}", flush=True)
+    try:
+        results = run_grid(cases, seeds, folder / "cells", stamps)
+    except GridError as error:
+        raise LossError(f"A run failed, and those that are finished are kept: {error}") from error
+    report = {
+        "kind": kind,
+        "seeds": seeds,
+        "before": [metrics.get("true_reward_before") for metrics in next(iter(results.values()))],
+        "best_of_n": best_of_n(sample_rewards, seeds, folder / "best_of_n.json") if kind == "losses" else {},
+        "runs": [
+            cells[case] | {key: [run.get(key) for run in runs] for key in COLUMNS} for case, runs in results.items()
+        ],
+    }
+    (folder / "results.json").write_text(json.dumps(report, indent=1))
+    table = noise_table(report) if kind == "noise" else loss_table(report)
+    (folder / "table.md").write_text(table + "\n")
+    print(f"\n{table}\n")
+    print("In brackets: the 95% interval of the mean over the seeds (Student's t), where there are several.")
+    if kind == "noise":
+        plot_noise(report, folder / "noise.png")
+    elif kind == "losses":
+        plot_frontier(report, folder / "frontier.png")
+        filled = {name: _filled(name, known, own[name]) for name in losses}
+        plot_shapes(filled, {name: own[name]["beta"] for name in losses}, folder / "shapes.png")
+    print(f"\nWhat to look at   {', '.join(map(str, [*sorted(folder.glob('*.png')), folder / 'table.md']))}")
+
+
+def _cells(kind: str, losses: list[str], betas: list[str], known: dict[str, Callable], own: dict) -> dict[str, dict]:
+    """What is to be trained, by name: loss, beta (None where the loss has none), share of flipped labels."""
+    cells = {}
+    for name in losses:
+        has_beta = "beta" in inspect.signature(known[name]).parameters
+        for beta in (betas if has_beta else None) or [None]:
+            value = own[name]["beta"] if beta is None else _beta(beta, own[name]["beta"])
+            for share in SHARES if kind == "noise" else (None,):
+                case = f"{name}-beta{value:g}" + ("" if share is None else f"-flipped{share:g}")
+                cells[case] = {"loss": name, "beta": value if has_beta else None, "share": share}
+    return cells
+
+
+def _flags(kind: str, cell: dict, folder: Path) -> list[str]:
+    """What is said on the command line of one training; "{seed}" stands for the seed."""
+    flags = ["--loss_type", cell["loss"], "--beside", "none", "--precompute_ref_log_probs"]
+    if cell["beta"] is not None:
+        flags += ["--beta", f"{cell['beta']:g}"]
+    if kind == "noise":
+        flags += ["--dataset_name", str(folder / "data" / f"flipped{cell['share']:g}-seed{{seed}}")]
+        if cell["loss"] in ("cdpo", "robust"):
+            flags += ["--label_smoothing", f"{cell['share']:g}"]  # as if the share were known
+    if kind in ("length", "alike"):
+        flags += ["--dataset_name", str(folder / "data" / "seed{seed}")]
+    return flags
+
+
+def _write_data(kind: str, seeds: list[int], true_reward: Callable[[list, str], float], folder: Path) -> None:
+    """The training pairs of each seed, where they are not the demo's own."""
+    for seed in seeds:
+        for share in SHARES if kind == "noise" else ():
+            write_pairs(folder / f"flipped{share:g}-seed{seed}", seed, flipped=share)
+        if kind == "length":
+            write_pairs(folder / f"seed{seed}", seed, longer=LONGER_SHARE)
+        if kind == "alike":
+            write_alike_pairs(folder / f"seed{seed}", seed, true_reward)
+
+
+def _filled(name: str, known: dict[str, Callable], own: dict) -> Callable:
+    """A loss with the hyperparameters it has on this data."""
+    settings = {"label_smoothing": own.get("label_smoothing", 0.0), "discopop_tau": own.get("discopop_tau", 0.05)}
+    return choose_loss([name], known, loss_kwargs=own.get("loss_kwargs", []), settings=settings)
+
+
+def _beta(word: str, own: float) -> float:
+    """0.3 as it is; x0.3 as a multiple of the loss's own."""
+    try:
+        value = own * float(word[1:]) if word.startswith("x") else float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise LossError(f"--betas {word}: numbers above 0 are wanted, or x0.3 for a multiple of each loss's own beta")
+    return value
+
+
+def write_pairs(folder: Path, seed: int, flipped: float = 0.0, longer: float = 0.0) -> None:
+    """The demo's training pairs with other labels, and its held-out pairs as they are.
+
+    flipped: the share of pairs in which chosen and rejected change places. longer: the share in which the longer answer
+    is chosen, whatever it is worth. Which pairs those are depends on the seed; a larger share holds those of a smaller.
+    """
+    source = PROJECT / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    rows = [json.loads(line) for line in (source / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        draw = rng.random()
+        lengths = [len(row[answer][-1]["content"]) for answer in ("chosen", "rejected")]
+        if draw < flipped or (draw < longer and lengths[0] < lengths[1]):
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "test.jsonl").write_bytes((source / "test.jsonl").read_bytes())
+
+
+def write_alike_pairs(folder: Path, seed: int, true_reward: Callable[[list, str], float]) -> None:
+    """The demo's chosen answers, each against itself with one word put in place of another; the held-out pairs as they are.
+
+    true_reward(prompt, answer): words are drawn until it falls, so every label is right. An answer that 100 draws do
+    not make worse is left out.
+    """
+    write_pairs(folder, seed)
+    file, rng = folder / "train.jsonl", random.Random(seed)
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    vocabulary = sorted({word for row in rows for word in row["chosen"][-1]["content"].split()})
+    alike = []
+    for row in rows:
+        words = row["chosen"][-1]["content"].split()
+        for _ in range(100):
+            place = rng.randrange(len(words))
+            changed = " ".join([*words[:place], rng.choice(vocabulary), *words[place + 1 :]])
+            score = true_reward(row["prompt"], changed)
+            if score < row["score_chosen"]:
+                rejected = [{"role": "assistant", "content": changed}]
+                alike.append(row | {"rejected": rejected, "score_rejected": score})
+                break
+    file.write_text("".join(json.dumps(row) + "\n" for row in alike), encoding="utf-8")
+
+
+def best_of_n(sample_rewards: Callable[[int], list[float]], seeds: list[int], cache: Path) -> dict[str, dict]:
+    """By n: the mean true reward of the best of n replies, one number a seed, and the KL of choosing so.
+
+    KL: log n - (n - 1) / n, an upper bound (arXiv:2401.01879).
+    """
+    kept = json.loads(cache.read_text()) if cache.exists() else {}
+    for seed in tqdm([seed for seed in seeds if str(seed) not in kept], desc="best of n"):
+        draws = [sample_rewards(10_000 + 100 * seed + number) for number in range(max(BEST_OF))]
+        kept[str(seed)] = {str(n): sum(map(max, zip(*draws[:n], strict=True))) / len(draws[0]) for n in BEST_OF}
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_text(json.dumps(kept))
+    return {
+        str(n): {"kl": math.log(n) - (n - 1) / n, "true_reward": [kept[str(seed)][str(n)] for seed in seeds]}
+        for n in BEST_OF
+    }
+
+
+# --- Tables ----------------------------------------------------------------------------------------------------------
+
+
+def loss_table(report: dict) -> str:
+    """A row a loss and beta."""
+    rows = {_name(run): _by_seed(run) for run in report["runs"]}
+    for outcomes in rows.values():  # of the time the mean alone: how busy the machine was is no draw from anything
+        mean = sum(outcome["train_seconds"] for outcome in outcomes) / len(outcomes)
+        outcomes[:] = [outcome | {"train_seconds": mean} for outcome in outcomes]
+    before = [{"true_reward_after": value, "win_rate": 0.5, "kl": 0.0} for value in report["before"]]
+    head, line, *lines = markdown(
+        {"before training | ": before} | rows, COLUMNS, "loss | beta", with_interval
+    ).splitlines()
+    return "\n".join([head, line + "---|", *lines])
+
+
+def noise_table(report: dict) -> str:
+    """True reward: a row a loss, a column a share of flipped labels."""
+    columns = {f"{share:g}": f"{share:.0%} flipped" for share in SHARES}
+    rows = {}
+    for run in report["runs"]:
+        outcomes = rows.setdefault(_name(run), [{} for _ in report["seeds"]])
+        for outcome, value in zip(outcomes, run["true_reward_after"], strict=True):
+            outcome[f"{run['share']:g}"] = value
+    head, line, *lines = markdown(rows, columns, "loss | beta", with_interval).splitlines()
+    return "\n".join([head, line + "---|", *lines])
+
+
+def _name(run: dict) -> str:
+    return f"{run['loss']} | " + ("" if run["beta"] is None else f"{run['beta']:g}")
+
+
+def _by_seed(run: dict) -> list[dict]:
+    return [dict(zip(COLUMNS, values, strict=True)) for values in zip(*(run[key] for key in COLUMNS), strict=True)]
+
+
+def with_interval(values: list[float | None]) -> str:
+    """A table's cell: the mean over seeds and, in brackets, its 95% interval; empty where nothing was measured."""
+    if any(value is None for value in values):
+        return ""
+    mean, half = mean_interval(values)
+    digits = 1 if abs(mean) >= 20 else 2
+    bounds = "" if math.isnan(half) or half == 0 else f" [{mean - half:.{digits}f}, {mean + half:.{digits}f}]"
+    return f"{mean:.{digits}f}{bounds}"

@@ -1,0 +1,156 @@
+"""Put two finished runs side by side, by their metrics.json.
+
+full, folder = newest_run(Path("runs"), "basic", model="demo/model", dataset="demo")
+print(side_by_side({"adapter": run_facts("runs/lora"), "all weights": full}))
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+
+from .grid import alone, only, without
+
+# What a run of all weights is to have in common with the adapter's, besides model, data, seed and beta, where the command
+# line says it. A recipe is the adapter's own, and not passed on.
+IN_COMMON = {
+    "--dataset_config", "--dataset_train_split", "--dataset_test_split", "--dataset_format", "--columns", "--pairing",
+    "--min_margin", "--held_out_share", "--skip_bad_rows", "--keep_findings", "--keep_plain", "--dataset_num_proc",
+    "--max_length", "--max_prompt_length", "--num_train_epochs", "--max_steps", "--per_device_train_batch_size",
+    "--gradient_accumulation_steps", "--max_tokens_per_batch", "--loss_type", "--loss_weights", "--label_smoothing",
+    "--ld_alpha", "--f_divergence_type", "--f_alpha_divergence_coef", "--use_weighting", "--discopop_tau",
+    "--truncation_mode", "--num_eval_prompts", "--max_new_tokens", "--model_revision", "--trust_remote_code",
+    "--attn_implementation", "--dtype", "--bf16", "--fp16", "--use_cpu",
+}  # fmt: skip
+
+ALONE = "the other processes would wait for it until they give up. Make it by itself, and name its --output_dir."
+
+ROWS = (
+    ("beta", "beta", ".3g"),
+    ("trainable_parameters", "trained parameters", ",.0f"),
+    ("true_reward_after", "true reward", ".2f"),
+    ("win_rate", "win rate", ".2f"),
+    ("kl", "KL, nats a reply", ".2f"),
+    ("reward_accuracy", "held-out accuracy", ".2f"),
+    ("chosen_logp_change", "chosen logp change", ".2f"),
+    ("rejected_logp_change", "rejected logp change", ".2f"),
+    ("reply_tokens_after", "tokens a reply", ".1f"),
+    ("size_on_disk_bytes", "size on disk, MB", ".1f"),
+    ("train_seconds", "training, seconds", ".0f"),
+)
+
+
+def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
+    """This run beside the newest of the basic script on the same model and data, as a table, or why there is none.
+
+    make_with: the basic script, to make such a run now, in folder/full.
+    """
+    where, model, dataset = Path("runs"), metrics["model"], metrics["dataset"]
+    if make_with is not None:
+        if PartialState().num_processes > 1:
+            return f"--compare_full: {ALONE}"
+        where = folder / "full"
+        words = {
+            "model_name_or_path": model,
+            "dataset_name": dataset,
+            "seed": metrics["seed"],
+            "beta": metrics["beta"],
+            "output_dir": where / "basic",
+        }
+        named = [str(word) for flag, value in words.items() for word in (f"--{flag}", value)]
+        command = [sys.executable, str(make_with), *named, "--overwrite_output_dir", *only(sys.argv[1:], IN_COMMON)]
+        print("\nNow all weights, by", make_with.name, flush=True)
+        if subprocess.run(command, env=alone()).returncode:
+            return f"The run of all weights failed: {' '.join(command[1:])}"
+    full = newest_run(where, "basic", model, dataset)
+    if full is None:
+        return "No run of the basic script to compare with; --compare_full makes one."
+    runs = {"this adapter": (metrics, folder), f"all weights ({full[1]})": full}
+    return side_by_side({name: m | {"size_on_disk_bytes": model_size(path)} for name, (m, path) in runs.items()})
+
+
+def run_again(script: str, words: list[str], folder: Path) -> dict:
+    """Run this process's command line once more, with other words behind it, into a folder of its own.
+
+    Returns its metrics; nothing where it failed or was not made, which is said.
+    """
+    if PartialState().num_processes > 1:
+        print(f"No second run: {ALONE}", flush=True)
+        return {}
+    own = without(sys.argv[1:], {"--resume_from_checkpoint", "--overwrite_output_dir"})
+    command = [sys.executable, script, *own, *words, "--output_dir", str(folder), "--overwrite_output_dir"]
+    return run_facts(str(folder)) if subprocess.run(command, env=alone()).returncode == 0 else {}
+
+
+def newest_run(folder: Path, script: str, model: str, dataset: str) -> tuple[dict, Path] | None:
+    """The metrics of the newest finished run of a script on this model and dataset, and its folder."""
+    found = []
+    for path in folder.glob("*/metrics.json"):
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        is_same = all(_same(metrics.get(name), value) for name, value in (("model", model), ("dataset", dataset)))
+        if metrics.get("script") == script and is_same:
+            found.append((path.stat().st_mtime, path.parent, metrics))
+    if not found:
+        return None
+    _, run, metrics = max(found, key=lambda run: run[0])
+    return metrics, run
+
+
+def newest_trained(folder: Path) -> str | None:
+    """The newest finished run that left a model."""
+    runs = [path for path in folder.glob("*/metrics.json") if any(path.parent.glob("*.safetensors"))]
+    return str(max(runs, key=lambda path: path.stat().st_mtime).parent) if runs else None
+
+
+def run_facts(folder: str) -> dict:
+    """What a run's metrics.json says about it; nothing where there is none."""
+    try:
+        facts = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(facts, dict):
+        return {}
+    if facts.get("reference") == "none":  # it was trained without one: what it started from is the measure
+        facts["reference"] = facts["model"]
+    return facts
+
+
+def train_basic(script: Path) -> str:
+    """Run the basic script in runs/basic, and return where."""
+    print("There is no run yet, so the basic one is trained first.\n", flush=True)
+    subprocess.run([sys.executable, str(script)], check=True, env=alone())
+    return newest_trained(Path("runs"))
+
+
+def model_size(folder: Path) -> int:
+    """The bytes of a model's or an adapter's weights."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def side_by_side(runs: dict[str, dict]) -> str:
+    """A table with a column a run; what has an interval shows it, what is missing is a dash."""
+    lines = [" " * 24 + "".join(f"{name:<22}" for name in runs)]
+    for key, label, form in ROWS:
+        cells = []
+        for metrics in runs.values():
+            value = metrics.get(key)
+            if value is None or not math.isfinite(value):
+                cells.append("-")
+                continue
+            text = format(value / 1e6 if key.endswith("bytes") else value, form)
+            low, high = metrics.get(f"{key}_ci_low"), metrics.get(f"{key}_ci_high")
+            cells.append(text if low is None else f"{text} [{low:{form}}, {high:{form}}]")
+        if any(cell != "-" for cell in cells):
+            lines.append(f"  {label:<22}" + "".join(f"{cell:<22}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _same(one: str | None, other: str) -> bool:
+    """Whether two names mean the same model or dataset: the same hub name, or the same path."""
+    return one == other or (one is not None and Path(one).exists() and Path(one).resolve() == Path(other).resolve())

@@ -1,0 +1,467 @@
+"""Examine preference pairs: what is wrong with which row, what has to go, and what to look at.
+
+    checkup = Checkup()
+    for made in pairs_and_faults:           # {"prompt", "chosen", "rejected", "rows", "where"}, or a "fault" for the texts
+        checkup.see(made)
+    sound = checkup.sound()                 # which pairs are to be trained on
+    report = checkup.report()               # counts, shares, the first rows of each finding, lengths, a verdict
+
+It keeps numbers and hashes, not texts, so memory grows by some 300 bytes a pair, whatever their length. A finding drops
+a pair if it teaches nothing or the wrong thing for certain; otherwise it is only reported. `token_facts` adds what only
+the model's own tokenizer can tell.
+"""
+
+import array
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Container
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+
+from ..common.intervals import wilson
+
+
+class Finding(NamedTuple):
+    """A kind of finding: whether it drops the pair, what it is, what it means for training."""
+
+    drops: bool
+    title: str
+    meaning: str
+
+
+FINDINGS = {
+    "unreadable": Finding(True, "rows that cannot be read", "Mend the file at the lines named."),
+    "missing_field": Finding(True, "a field is missing or null", "Look where the rows come from."),
+    "wrong_type": Finding(True, "a field holds no text", "A number, a list or an image stands where text should."),
+    "converter_failed": Finding(True, "your converter failed", "Run it on the row named."),
+    "invalid_unicode": Finding(True, "half a character (a lone surrogate)", "A text was cut inside a character."),
+    "no_prompt": Finding(True, "no prompt can be found", "Name its column by --columns prompt=..."),
+    "different_prompts": Finding(True, "chosen and rejected answer different prompts", "They cannot be compared."),
+    "roles": Finding(True, "roles out of order", "Templates refuse these turns, or write nonsense."),
+    "tie": Finding(True, "ties", "No answer is preferred, so there is nothing to learn."),
+    "no_partner": Finding(
+        True,
+        "answers without a partner",
+        "DPO needs two answers to one prompt. TRL's KTOTrainer learns from unpaired labels.",
+    ),
+    "not_chosen": Finding(True, "answers that the pairing left out", "--pairing all uses more of them."),
+    "empty_answer": Finding(True, "an answer is empty or white space", "It teaches to say nothing."),
+    "identical": Finding(True, "chosen and rejected are identical", "Their gradients cancel."),
+    "answer_is_prompt": Finding(True, "an answer repeats the prompt", "It is a copying mistake, or an echo."),
+    "opposite_label": Finding(
+        True, "the same two answers with opposite labels", "One of the labels is wrong, and nobody can tell which."
+    ),
+    "duplicate": Finding(True, "exact duplicates of an earlier pair", "They count twice for no reason."),
+    "in_test_split": Finding(True, "the prompt stands in the test split too", "Held-out figures would flatter."),
+    "number_changed": Finding(
+        True, "a number in a tool call cannot be stored exactly", "Write it as text, or shorter."
+    ),
+    "template_error": Finding(True, "the chat template refuses the turns", "See the first error below the table."),
+    "fills_max_length": Finding(True, "the prompt alone fills max_length", "Raise --max_length, or shorten prompts."),
+    "prompt_too_long": Finding(True, "the prompt cannot be shortened to max_prompt_length", "Raise it."),
+    "near_duplicate": Finding(
+        False, "near duplicates: equal but for case, space, punctuation", "Copies weigh more than other pairs."
+    ),
+    "empty_prompt": Finding(False, "the prompt is empty", "Is a column missing?"),
+    "control_characters": Finding(False, "control characters", "Left over from a conversion?"),
+    "replacement_characters": Finding(False, "replacement characters (U+FFFD)", "A text was decoded wrongly."),
+    "nearly_alike": Finding(
+        False,
+        "pairs so alike that both answers may lose probability",
+        "See likelihood displacement, arXiv:2410.08847. Watch the chosen log-prob.",
+    ),
+    "shared_beginning": Finding(
+        False,
+        "pairs that begin with the same 20 characters or more",
+        "Harmless here; a split at the common prefix would take it for the prompt.",
+    ),
+    "answer_cut": Finding(False, "max_length cuts an answer", "The cut answer never ends: its EOS is lost."),
+    "prompt_repeated": Finding(
+        False,
+        "both answers begin with the prompt",
+        "It would be read twice: cut it off the answers, or out of the prompt.",
+    ),
+    "prompt_shortened": Finding(False, "max_prompt_length shortens the prompt", "The oldest turns go first."),
+    "prompt_not_prefix": Finding(
+        False,
+        "the prompt's tokens are not the beginning of prompt and answer",
+        "Trained on another context than is met when generating. See the tail below the table.",
+    ),
+    "doubled_bos": Finding(False, "two BOS tokens", "The template and the tokenizer both add one."),
+    "doubled_eos": Finding(False, "two EOS tokens at the end", "The template writes one, and the text another."),
+    "no_eos": Finding(False, "no EOS at the end of what is trained on", "The model will not learn to stop."),
+    "unknown_tokens": Finding(False, "texts with unknown tokens", "The tokenizer cannot write this text."),
+}
+KEEPABLE = ("empty_answer", "identical", "answer_is_prompt", "opposite_label", "duplicate", "in_test_split")
+ALIKE = 0.9  # share of words in common (Dice) from which a pair counts as nearly alike; a rule of thumb
+SHARED_BEGINNING = 20  # characters
+FIRST_ROWS = 10  # how many row numbers a finding names
+
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+SPACE_AND_PUNCTUATION = re.compile(
+    "[\\s!-/:-@\\[-`{-~\u2000-\u206f\u3000-\u303f\uff01-\uff0f]+"
+)  # letters keep their marks
+WORD = re.compile(r"\w+")
+
+
+class Checkup:
+    """Sees every pair and fault of one split, and remembers what it found."""
+
+    def __init__(self, elsewhere: Container[int] = (), keep: Container[str] = ()):
+        """elsewhere: prompt hashes of the test split. keep: findings of KEEPABLE that are to drop nothing."""
+        self.elsewhere, self.keep = elsewhere, keep
+        self.counts: Counter[str] = Counter()
+        self.first_rows: dict[str, list[int]] = {}
+        self.first: dict[str, tuple[str, str]] = {}  # where the first of each finding stands, and what was seen
+        self.row_faults: dict[int, str] = {}  # rows that gave no pair
+        self.rows_of: list[tuple[int, ...]] = []  # by pair
+        self.fate: list[str | None] = []  # by pair: the finding that drops it
+        self.prompts: set[int] = set()  # hashes, to be held against another split
+        self.prompt_of = array.array("q")  # by pair: equal for prompts that say the same, so that none is on both sides
+        self._exact_prompts: set[int] = set()
+        self._exact: dict[int, int] = {}  # hash of the pair -> its number
+        self._loose: dict[int, int] = {}
+        self._lengths = {part: array.array("Q") for part in ("prompt", "chosen", "rejected")}
+        self._tokens = {part: array.array("Q") for part in ("prompt", "chosen", "rejected")}
+        self.tokens_checked = self.unknown = self.all_tokens = 0
+        self.most_turns = self.with_system_turn = self.longest_prompt = 0
+        self.scores: Counter[float] = Counter()  # of answers that stand one in a row
+        self.kinds: set[str] = set()  # "text", "turns", "rich turns", and the extra columns
+
+    def see(self, made: dict) -> bool:
+        """Take note of a pair or a fault. Returns whether it is a pair, so that the caller keeps it."""
+        rows = tuple(made["rows"])
+        self.scores.update(made.pop("scores", ()))
+        if "fault" in made:
+            for row in rows:
+                self.row_faults.setdefault(row, made["fault"])
+            self._note(made["fault"], rows, made["where"], made["text"])
+            return False
+        number = len(self.fate)
+        self.rows_of.append(rows)
+        self.fate.append(None)
+        for name in self._look(made, number):
+            self._note(name, rows, made["where"])
+            self._drop(number, name)
+        return True
+
+    def _note(self, name: str, rows: tuple[int, ...], where: str, detail: str = "") -> None:
+        self.counts[name] += 1
+        self.first.setdefault(name, (where, detail))
+        named = self.first_rows.setdefault(name, [])
+        if len(named) < FIRST_ROWS:
+            named.extend(row for row in rows[: FIRST_ROWS - len(named)] if row not in named)
+
+    def _drop(self, number: int, name: str) -> None:
+        if FINDINGS[name].drops and name not in self.keep and self.fate[number] is None:
+            self.fate[number] = name
+
+    def _look(self, made: dict, number: int) -> list[str]:
+        prompt, chosen, rejected = (_words_of(made[part]) for part in ("prompt", "chosen", "rejected"))
+        for part, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+            self._lengths[part].append(len(text))
+        self._note_form(made)
+        texts = prompt + chosen + rejected + made.get("category", "")
+        if "rich turns" in self.kinds:
+            texts += "".join(_said(made[part]) for part in ("prompt", "chosen", "rejected"))
+        found = []
+        if not texts.isascii():
+            if SURROGATE.search(texts):
+                found.append("invalid_unicode")
+            if "\ufffd" in texts:
+                found.append("replacement_characters")
+        if CONTROL.search(texts):
+            found.append("control_characters")
+        if _is_empty(made["chosen"], chosen) or _is_empty(made["rejected"], rejected):
+            found.append("empty_answer")
+        if not prompt.strip():
+            found.append("empty_prompt")
+        elif prompt in (chosen, rejected) or _last_question(made["prompt"]) in (chosen, rejected):
+            found.append("answer_is_prompt")
+        if chosen.startswith(prompt) and rejected.startswith(prompt) and len(prompt.strip()) >= SHARED_BEGINNING:
+            found.append("prompt_repeated")
+        if made["chosen"] == made["rejected"]:
+            found.append("identical")
+        elif _share_in_common(chosen, rejected) >= ALIKE:
+            found.append("nearly_alike")
+        if len(chosen) >= SHARED_BEGINNING and chosen[:SHARED_BEGINNING] == rejected[:SHARED_BEGINNING]:
+            found.append("shared_beginning")
+        return found + self._compare(made, number, prompt, chosen, rejected)
+
+    def _note_form(self, made: dict) -> None:
+        if isinstance(made["prompt"], str):
+            self.kinds.add("text")
+        else:
+            turns = made["prompt"] + made["chosen"] + made["rejected"]
+            self.kinds.add("turns" if all(len(turn) == 2 for turn in turns) else "rich turns")
+            self.most_turns = max(self.most_turns, len(made["prompt"]))
+            self.with_system_turn += made["prompt"][0]["role"] == "system"
+        self.kinds |= made.keys() & {"tools", "chat_template_kwargs", "category", "score_chosen", "score_rejected"}
+
+    def _compare(self, made: dict, number: int, prompt: str, chosen: str, rejected: str) -> list[str]:
+        """Hold the pair against all before it and against the prompts of the test split.
+
+        What drops a pair is equal to the letter; prompts may differ in case and space around them.
+        """
+        beside = str(made.get("tools")) + str(made.get("chat_template_kwargs"))
+        whole = hash((_said(made["prompt"]).strip().casefold(), beside))
+        self.prompts.add(whole)
+        digest = hashlib.blake2b(_loose(prompt).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        self.prompt_of.append(int.from_bytes(digest, "big", signed=True))  # the same in every process, unlike hash()
+        exact_prompt = hash((_said(made["prompt"]), beside))
+        self._exact_prompts.add(exact_prompt)
+        found = ["in_test_split"] if whole in self.elsewhere else []
+        said = (_said(made["chosen"]), _said(made["rejected"]))
+        before = self._exact.setdefault(hash((exact_prompt, *said)), number)
+        if before != number:
+            found.append("duplicate")
+        else:
+            loose = hash((_loose(_said(made["prompt"])), beside, *map(_loose, said)))
+            if self._loose.setdefault(loose, number) != number:
+                found.append("near_duplicate")
+        opposite = self._exact.get(hash((exact_prompt, *reversed(said))))
+        if opposite is not None and said[0] != said[1]:
+            found.append("opposite_label")
+            if self.fate[opposite] != "opposite_label":
+                self._note("opposite_label", self.rows_of[opposite], made["where"])
+                self._drop(opposite, "opposite_label")
+        return found
+
+    def see_tokens(self, number: int, facts: dict) -> None:
+        """Take note of the `token_facts` of one pair."""
+        for name in facts["flags"]:
+            rows = self.rows_of[number]
+            self._note(name, rows, facts["where"], facts["text"])
+            self._drop(number, name)
+        if facts["lengths"]:
+            self.tokens_checked += 1
+            for part, length in zip(self._tokens, facts["lengths"], strict=True):
+                self._tokens[part].append(length)
+            self.all_tokens += sum(facts["lengths"])
+            self.unknown += facts["unknown"]
+
+    def sound(self) -> list[int]:
+        """The numbers of the pairs to train on."""
+        return [number for number, fate in enumerate(self.fate) if fate is None]
+
+    def dropped_rows(self) -> dict[int, str]:
+        """Why each row that is in no sound pair was dropped, by its number."""
+        used = {row for rows, fate in zip(self.rows_of, self.fate, strict=True) if fate is None for row in rows}
+        reasons = {row: fault for row, fault in self.row_faults.items() if row not in used}
+        for rows, fate in zip(self.rows_of, self.fate, strict=True):
+            for row in rows:
+                if row not in used:
+                    reasons.setdefault(row, fate)
+        return reasons
+
+    def report(self) -> dict:
+        """What was found, ready for JSON. Shares of findings are of all rows read."""
+        dropped = self.dropped_rows()
+        rows = len(self.row_faults.keys() | {row for rows in self.rows_of for row in rows})
+        sound = self.sound()
+        report = {
+            "rows_read": rows,
+            "rows_used": rows - len(dropped),
+            "rows_dropped": len(dropped),
+            "pairs_made": len(self.fate),
+            "pairs": len(sound),
+            "distinct_prompts": len(self._exact_prompts),
+            "most_turns_in_a_prompt": self.most_turns,
+            "prompts_with_system_turn": self.with_system_turn,
+            "scores": {f"{score:g}": count for score, count in sorted(self.scores.items())[:20]},
+            "dropped_by_reason": dict(Counter(dropped.values()).most_common()),
+            "findings": {
+                name: {
+                    "count": self.counts[name],
+                    "share": self.counts[name] / max(rows, 1),
+                    "drops": finding.drops and name not in self.keep,
+                    "rows": self.first_rows[name],
+                    "first": self.first[name][0],
+                    "detail": self.first[name][1],
+                    "title": finding.title,
+                    "meaning": finding.meaning,
+                }
+                for name, finding in FINDINGS.items()
+                if self.counts[name]
+            },
+            "characters": self._describe(self._lengths),
+            "tokens": self._describe(self._tokens) | {"pairs_looked_at": self.tokens_checked},
+            "unknown_token_share": self.unknown / self.all_tokens if self.all_tokens else None,
+            "longer_is_chosen": self._longer_is_chosen(),
+            "histograms": self._histograms(),
+        }
+        return report | {"verdict": verdict(report)}
+
+    def _describe(self, lengths: dict) -> dict:
+        described = {}
+        for part, values in lengths.items():
+            if values:
+                middle, most, longest = np.quantile(np.frombuffer(values, dtype=np.uint64), [0.5, 0.95, 1.0])
+                described[part] = {"median": float(middle), "p95": float(most), "longest": int(longest)}
+        return described
+
+    def _longer_is_chosen(self) -> dict | None:
+        """How often a judge that prefers the longer answer agrees with the labels, ties half, with Wilson's interval."""
+        chosen, rejected = (np.frombuffer(self._lengths[part], dtype=np.uint64) for part in ("chosen", "rejected"))
+        if not len(chosen):
+            return None
+        share = float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
+        low, high = wilson(share, len(chosen))
+        return {"accuracy": share, "ci_low": low, "ci_high": high}
+
+    def _histograms(self) -> dict:
+        """Counts of lengths in 40 bins, in tokens of the pairs that were tokenised, or of all in characters."""
+        unit, lengths = ("tokens", self._tokens) if self.tokens_checked else ("characters", self._lengths)
+        if not lengths["prompt"]:
+            return {}
+        values = {part: np.frombuffer(numbers, dtype=np.uint64).astype(int) for part, numbers in lengths.items()}
+        most = max(1, *(np.quantile(numbers, 0.99) for numbers in values.values()))
+        edges = np.linspace(0, most, 41)
+        drawn = {part: np.histogram(np.minimum(numbers, most), edges)[0].tolist() for part, numbers in values.items()}
+        difference = values["chosen"] - values["rejected"]
+        reach = max(1, np.quantile(np.abs(difference), 0.99))
+        sides = np.linspace(-reach, reach, 42)
+        drawn["difference"] = np.histogram(np.clip(difference, -reach, reach), sides)[0].tolist()
+        return {"unit": unit, "edges": edges.tolist(), "difference_edges": sides.tolist(), **drawn}
+
+
+def verdict(report: dict) -> list[str]:
+    """What to make of a report, in a few sentences; the first one is the verdict."""
+    rows, pairs = report["rows_read"], report["pairs"]
+    dropped = report["rows_dropped"] / max(rows, 1)
+    look = [f for name, f in report["findings"].items() if not f["drops"] and name != "shared_beginning"]
+    if not pairs:
+        first = "Nothing is left to train on."
+    elif dropped > 0.2:
+        first = f"Look at the data before training: {dropped:.0%} of the rows had to be dropped."
+    elif any(finding["share"] > 0.05 for finding in look):
+        first = "Usable, with something to look at."
+    elif dropped > 0:
+        first = "Sound, once the dropped rows are out."
+    else:
+        first = "Sound."
+    sentences = [first]
+    if dropped > 0.2:
+        worst = max((f for f in report["findings"].values() if f["drops"]), key=lambda finding: finding["count"])
+        sentences.append(f"{worst['count']:,} x {worst['title']}: {worst['meaning']}")
+    for finding in sorted(look, key=lambda finding: -finding["count"]):
+        sentences.append(f"{finding['count']:,} x {finding['title']}: {finding['meaning']}")
+    longer = report["longer_is_chosen"]
+    if longer and longer["ci_low"] > 0.6:
+        sentences.append(
+            f"Preferring the longer answer would get {longer['accuracy']:.0%} of the labels right: the model can learn to "
+            "be long instead of good."
+        )
+    elif longer and longer["ci_high"] < 0.4:
+        sentences.append(f"The shorter answer is chosen in {1 - longer['accuracy']:.0%} of the pairs.")
+    if 0 < pairs < 500:
+        sentences.append(f"So few pairs ({pairs:,}) change little, and show it with wide intervals.")
+    return sentences
+
+
+def _said(text: str | list[dict]) -> str:
+    """What tells two texts apart: the words, who says them, and what a turn carries besides."""
+    return text if isinstance(text, str) else json.dumps(text, sort_keys=True, ensure_ascii=False)
+
+
+def _words_of(text: str | list[dict]) -> str:
+    return text if isinstance(text, str) else "\n".join([turn["content"] for turn in text])
+
+
+def _last_question(prompt: str | list[dict]) -> str | None:
+    if isinstance(prompt, str) or prompt[-1]["role"] != "user":
+        return None
+    return prompt[-1]["content"] or None
+
+
+def _is_empty(answer: str | list[dict], words: str) -> bool:
+    return not words.strip() and not (isinstance(answer, list) and any("tool_calls" in turn for turn in answer))
+
+
+def _loose(text: str) -> str:
+    """A text without case, space and punctuation; one of nothing else stays as it is."""
+    return SPACE_AND_PUNCTUATION.sub("", text).casefold() or text
+
+
+def _share_in_common(first: str, second: str) -> float:
+    """Words in common, as a share of all words of both (Dice's coefficient on counted words)."""
+    if not 0.8 < (len(first) + 1) / (len(second) + 1) < 1.25:
+        return 0.0  # too different in length to reach ALIKE
+    ours, theirs = Counter(WORD.findall(first)), Counter(WORD.findall(second))
+    total = ours.total() + theirs.total()
+    return 2 * (ours & theirs).total() / total if total else 0.0
+
+
+def tokenise(prompt, chosen, rejected, tokenizer, tools: str | None = None, kwargs: dict | None = None):
+    """A pair in the tokens that TRL trains on: the answers begin where prompt and prompt with answer part.
+
+    prompt, chosen, rejected: three strings or three lists of turns. tools: as JSON. kwargs: for the chat template.
+    Returns (prompt, chosen, rejected, rest) as lists of ids; rest is the end of the prompt's own tokens that training
+    leaves out, empty if all is well. Raises what the chat template raises.
+    """
+
+    def encode(answer) -> list[int]:
+        if isinstance(prompt, str):
+            ids = tokenizer(prompt if answer is None else prompt + answer)["input_ids"]
+            return ids if answer is None or ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
+        turns = prompt if answer is None else prompt + answer
+        given = json.loads(tools) if tools else None
+        encoded = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=answer is None, tools=given, tokenize=True, return_dict=True, **(kwargs or {})
+        )
+        return encoded["input_ids"]
+
+    alone, *whole = encode(None), encode(chosen), encode(rejected)
+    length = min(_common_length(alone, ids) for ids in whole)
+    return alone[:length], whole[0][length:], whole[1][length:], alone[length:]
+
+
+# A template is a program that came with a model: it can fail in any of these ways.
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+)  # fmt: skip
+
+
+def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = None, tools=None, kwargs=None) -> dict:
+    """What training on a pair means in tokens: lengths of prompt, chosen, rejected, findings, and a text about them."""
+    try:
+        parts = tokenise(prompt, chosen, rejected, tokenizer, tools, kwargs)
+    except TEMPLATE_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": reason}
+    start, *answers, rest = parts
+    if answers[0] == answers[1]:
+        text = "in tokens both answers are the same" if answers[0] else "it leaves the answers out"
+        return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": text}
+    lengths = [len(ids) for ids in parts[:3]]
+    flags, text = [], ""
+    if max_length is not None and lengths[0] >= max_length:
+        flags.append("fills_max_length")
+    elif max_length is not None and lengths[0] + max(lengths[1:]) > max_length:
+        flags.append("answer_cut")
+    if rest:
+        flags.append("prompt_not_prefix")
+        text = f"left out of the prompt: {tokenizer.decode(rest)!r}"
+    if tokenizer.bos_token_id is not None and start[:2] == [tokenizer.bos_token_id] * 2:
+        flags.append("doubled_bos")
+    # some templates write a line break behind the EOS, hence the last three
+    if any([tokenizer.eos_token_id] * 2 in (ids[-3:-1], ids[-2:]) for ids in answers):
+        flags.append("doubled_eos")
+    if any(tokenizer.eos_token_id not in ids[-3:] for ids in answers):
+        flags.append("no_eos")
+    unknown = 0
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
+        unknown = sum(ids.count(tokenizer.unk_token_id) for ids in parts[:3])
+        flags += ["unknown_tokens"] if unknown else []
+    return {"lengths": lengths, "unknown": unknown, "flags": flags, "text": text}
+
+
+def _common_length(first: list[int], second: list[int]) -> int:
+    return next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )

@@ -1,0 +1,341 @@
+"""Read rows from wherever the user says they are, and say of each row where it stood and whether it could be read.
+
+    splits = open_splits("pairs.jsonl.gz")            # one file: {"train": RowSource}
+    splits = open_splits("my_folder")                 # shards, told apart by their names; or a dataset saved to disk
+    splits = open_splits("org/name", config="en")     # a name on the hub
+    for row in splits["train"]:                       # as often as you like; rows are read one at a time
+        print(row.where, row.value, row.fault)        # "pairs.jsonl, line 12", {...}, None
+
+JSON is read by `json`, CSV by `csv`, Parquet by `pyarrow`, saved and hub datasets by `datasets`. `datasets` could read
+the files too, but it stops at the first row whose types differ from those before it, fills in the keys that other rows
+have, and seldom names the line. Every error is a `ValueError` of one sentence; a row that cannot be read is a `Row`
+with a `fault`, and the reading goes on behind it where the format allows.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import logging
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+from datasets import load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
+
+from ..common.safe_text import first_line
+
+logger = logging.getLogger("dpo")
+
+
+class Row(NamedTuple):
+    """A row as it was read."""
+
+    where: str  # "pairs.jsonl, line 12"
+    value: Any  # usually a dictionary; the raw text where it could not be read
+    fault: str | None = None  # why it could not be read
+
+
+class RowSource:
+    """Rows that can be gone through more than once."""
+
+    def __init__(self, name: str, read: Callable[[], Iterable[Row]]):
+        self.name, self._read = name, read
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._read())
+
+
+COMPRESSIONS = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": lambda path: io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd")),
+}
+BROKEN_ARCHIVE = (EOFError, OSError, zlib.error, lzma.LZMAError)
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json"}  # not rows
+OF_A_ROW = {"prompt", "question", "instruction", "query", "chosen", "rejected", "messages", "conversations"}
+# pandas writes NaN where a row has nothing
+JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))
+csv.field_size_limit(2**31 - 1)  # the default refuses fields over 131,072 characters
+
+
+def open_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, RowSource]:
+    """The splits of a dataset by their names; a single file is the split "train".
+
+    name: a file, a folder of files, a folder written by `save_to_disk`, or a name on the hub.
+    config, streaming: for names on the hub, as `datasets.load_dataset` has them; files are read row by row anyway.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return {"train": _open_files(name, [path])}
+    if path.is_dir():
+        return _open_folder(name, path)
+    if is_path_like(name):
+        raise ValueError(f"there is no file or folder {name}")
+    try:
+        return wrap_splits(load_dataset(name, name=config, streaming=streaming), name)
+    except DatasetNotFoundError:
+        raise ValueError(f"{name} is no file or folder here, and the hub has no dataset of that name for you") from None
+    except DatasetGenerationError as error:
+        raise ValueError(f"{name} cannot be read: {first_line(error.__cause__ or error)}") from error
+    except (RuntimeError, DatasetsError, OSError) as error:
+        if isinstance(error, ConnectionError) or "connect" in str(error).lower():
+            raise ValueError(f"{name} is no file or folder here, and the hub cannot be reached") from None
+        raise ValueError(f"{name} cannot be loaded: {first_line(error)}") from error
+
+
+def wrap_splits(splits: dict, name: str) -> dict[str, RowSource]:
+    """Splits that `datasets` has loaded, as sources of rows."""
+
+    def rows_of(split: str, dataset) -> Callable[[], Iterator[Row]]:
+        rows = dataset.with_format(None)  # saved as arrays or tables, it would give no texts
+        return lambda: (Row(f"{name}, {split}, row {n}", drop_fillings(row)) for n, row in enumerate(rows))
+
+    return {split: RowSource(f"{name}, {split}", rows_of(split, dataset)) for split, dataset in splits.items()}
+
+
+def drop_fillings(value):
+    """A value without the None that Arrow puts where another row has a key and this one has not."""
+    if isinstance(value, dict):
+        return {key: drop_fillings(part) for key, part in value.items() if part is not None}
+    return [drop_fillings(part) for part in value] if isinstance(value, list) else value
+
+
+def is_path_like(name: str) -> bool:
+    """Whether a name can only be a path: hub names have at most one slash, and no ending of a data file."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or data_suffix(Path(name)) in READERS
+
+
+def data_suffix(path: Path) -> str:
+    """The ending that tells the format, that of a compression left aside: ".jsonl" for pairs.jsonl.gz."""
+    return path.with_suffix("").suffix.lower() if path.suffix.lower() in COMPRESSIONS else path.suffix.lower()
+
+
+def _open_files(name: str, files: list[Path]) -> RowSource:
+    for path in files:
+        if data_suffix(path) not in READERS:
+            raise ValueError(f"{path} is none of {', '.join(READERS)} (or one of these with {', '.join(COMPRESSIONS)})")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty")
+    return RowSource(name, lambda: (row for path in files for row in READERS[data_suffix(path)](path)))
+
+
+def _open_folder(name: str, path: Path) -> dict[str, RowSource]:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        _check_inside(path)
+        try:
+            saved = load_from_disk(str(path))
+        except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{path} is a saved dataset that cannot be read: {first_line(error)}") from error
+        return wrap_splits(saved if isinstance(saved, dict) else {"train": saved}, name)
+    files = _data_files(path.glob("*"), path) or _data_files(path.rglob("*"), path)
+    if not files:
+        raise ValueError(f"the folder {path} holds no data: no file that ends in {', '.join(READERS)}")
+    shards: dict[str, list[Path]] = {}
+    for file in files:
+        shards.setdefault(split_of(file.relative_to(path)) or "", []).append(file)
+    if list(shards) == [""]:
+        return {"train": _open_files(name, files)}
+    for file in shards.pop("", []):
+        logger.warning(f"{file} is not read: its name does not say to which split it belongs, as those beside it do.")
+    return {
+        split: _open_files(f"{name}, {split}", shards[split])
+        for split in dict.fromkeys(SPLIT_WORDS.values())
+        if split in shards
+    }
+
+
+def _check_inside(folder: Path) -> None:
+    """Refuse a saved dataset that names splits or files outside of its own folder."""
+    for about in (*folder.rglob("dataset_dict.json"), *folder.rglob("state.json")):
+        try:
+            content = json.loads(about.read_text(encoding="utf-8"))
+            named = content["splits"] if "splits" in content else [file["filename"] for file in content["_data_files"]]
+            inside = [".." not in Path(name).parts and not Path(name).is_absolute() for name in named]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{folder} is a saved dataset that cannot be read: {about.name} is broken") from error
+        if not all(inside):
+            raise ValueError(f"{about} leads out of its folder, to {named[inside.index(False)]}")
+
+
+def _data_files(paths: Iterable[Path], folder: Path) -> list[Path]:
+    files = [path for path in paths if path.is_file() and data_suffix(path) in READERS and path.name not in ABOUT]
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
+def split_of(path: Path) -> str | None:
+    """The split that a file's name, or the name of a folder around it, speaks of."""
+    for part in reversed(path.parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return None
+
+
+def _open(path: Path):
+    return COMPRESSIONS[path.suffix.lower()](path) if path.suffix.lower() in COMPRESSIONS else open(path, "rb")
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """One object a line, or one list of objects, or one object that holds such a list; the content tells which."""
+    try:
+        with _open(path) as file:
+            head = file.read(65536).removeprefix(b"\xef\xbb\xbf").lstrip()
+        is_lines = data_suffix(path) != ".json" or _has_a_row_a_line(path)
+    except BROKEN_ARCHIVE as error:
+        raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
+    if not head:
+        return
+    yield from _json_lines(path) if is_lines and not head.startswith(b"[") else _json_document(path)
+
+
+def _has_a_row_a_line(path: Path) -> bool:
+    """Whether the first line of a .json file is a whole object and not the last line."""
+    with _open(path) as file:
+        first, second = file.readline(), file.readline()
+    try:
+        return bool(second.strip()) and isinstance(JSON.decode(first.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path}, line {number}"
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    if text:
+                        yield Row(where, JSON.decode(text))
+                except UnicodeDecodeError as error:
+                    yield Row(where, line.decode("utf-8", "replace"), f"is not UTF-8 text (byte {error.start})")
+                except json.JSONDecodeError as error:
+                    yield Row(where, text, f"is not JSON ({error.msg}, column {error.colno})")
+                except ValueError as error:  # a number of thousands of digits
+                    yield Row(where, text, f"cannot be read ({first_line(error)})")
+                except RecursionError:
+                    yield Row(where, text, "is nested too deeply")
+    except BROKEN_ARCHIVE as error:
+        yield Row(f"{path}, after line {number}", "", f"cannot be unpacked further ({first_line(error)})")
+
+
+def _json_document(path: Path) -> Iterator[Row]:
+    try:
+        with _open(path) as file:
+            document = JSON.decode(file.read().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    except BROKEN_ARCHIVE as error:
+        raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
+    if isinstance(document, dict):
+        lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
+        if len(lists) > 1 and len(lists) == len(document) and lists.keys() <= SPLIT_WORDS.keys():
+            raise ValueError(f"{path} holds several splits ({', '.join(lists)}); put each into a file of its own name")
+        is_wrapped = len(lists) == 1 and not document.keys() & OF_A_ROW
+        document = next(iter(lists.values())) if is_wrapped else [document]
+    elif not isinstance(document, list):
+        raise ValueError(f"{path} holds no rows: a list of objects is needed")
+    for number, value in enumerate(document):
+        yield Row(f"{path}, row {number}", value)
+
+
+def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    try:
+        with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as file:
+            lines = _counted_lines(file)
+            first = next(lines, "")
+            if delimiter == "," and ";" in first and "," not in first:  # as spreadsheets write it where 1,5 is a number
+                delimiter = ";"
+            try:
+                header = next(csv.reader([first], strict=True, delimiter=delimiter), [])
+            except csv.Error as error:
+                raise ValueError(f"{path}, line 1: is not CSV: {error}") from error
+            reader = csv.reader(lines, strict=True, delimiter=delimiter)
+            if len(set(header)) < len(header):
+                raise ValueError(f"{path}: a column name stands twice in the first line ({', '.join(header)})")
+            while True:
+                where = f"{path}, line {lines.number + 1}"
+                try:
+                    cells = next(reader, None)
+                except csv.Error as error:
+                    what = (
+                        "opens a quote that is never closed" if "end of data" in str(error) else f"is not CSV: {error}"
+                    )
+                    yield Row(where, "", what)
+                    continue
+                if cells is None:
+                    return
+                if len(cells) == len(header):
+                    yield Row(where, dict(zip(header, cells, strict=True)))
+                elif cells:
+                    yield Row(where, cells, f"has {len(cells)} fields where the header has {len(header)}")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except BROKEN_ARCHIVE as error:
+        raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
+
+
+class _counted_lines:
+    """An iterator over lines that knows how many it has given."""
+
+    def __init__(self, file):
+        self.file, self.number = file, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.file)
+        self.number += 1
+        return line
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with _open(path) as file:
+            source = file if path.suffix.lower() not in COMPRESSIONS else io.BytesIO(file.read())
+            for batch in pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=1000):
+                for value in batch.to_pylist():
+                    yield Row(f"{path}, row {number}", drop_fillings(value))
+                    number += 1
+    except (pyarrow.ArrowException, UnicodeDecodeError, *BROKEN_ARCHIVE) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _json_rows,
+    ".json": _json_rows,
+    ".ndjson": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": lambda path: _csv_rows(path, "\t"),
+    ".parquet": _parquet_rows,
+}

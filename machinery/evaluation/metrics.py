@@ -1,0 +1,147 @@
+"""What log-probs of given pairs say about a model: accuracy, margins, calibration. Nothing is generated for it.
+
+    logps = PairLogps(policy_chosen, policy_rejected, ref_chosen, ref_rejected, chosen_lengths, rejected_lengths)
+    measured = preference_metrics(logps, beta=0.1)
+    measured["reward_accuracy"]                      # (mean, low, high), the ends of a 95% interval over the pairs
+
+All of it is about the answers that are in the file. A model can rank those well and write badly.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ..common.intervals import bootstrap_mean, correlation, rate, wilson
+
+BINS = 5  # of confidence, from 0.5 to 1
+NO_INTERVAL = (math.nan, math.nan)
+
+
+class PairLogps(NamedTuple):
+    """Summed log-probs of both answers under policy and reference, and their lengths in tokens; arrays of shape (N,)."""
+
+    policy_chosen: np.ndarray
+    policy_rejected: np.ndarray
+    ref_chosen: np.ndarray
+    ref_rejected: np.ndarray
+    chosen_lengths: np.ndarray
+    rejected_lengths: np.ndarray
+
+
+def margins(logps: PairLogps, beta: float) -> np.ndarray:
+    """chosen_reward - rejected_reward of each pair (equation 7 of arXiv:2305.18290)."""
+    return beta * ((logps.policy_chosen - logps.ref_chosen) - (logps.policy_rejected - logps.ref_rejected))
+
+
+def preference_metrics(
+    logps: PairLogps, beta: float, scores: tuple[list, list] | None = None
+) -> dict[str, tuple[float, float, float]]:
+    """By name: the value and the ends of its 95% interval over the pairs, nan where it has none.
+
+    scores: what the chosen and the rejected answers are worth; None or nan where that is not known. A margin of exactly
+    0 is a tie and counts half; `ties` is their share.
+    """
+    margin = margins(logps, beta)
+    chosen_change, rejected_change = logps.policy_chosen - logps.ref_chosen, logps.policy_rejected - logps.ref_rejected
+    nll = -logps.policy_chosen / logps.chosen_lengths  # a token, answer by answer
+    ref_nll = -logps.ref_chosen / logps.chosen_lengths
+    longer = logps.chosen_lengths - logps.rejected_lengths
+    measured = {
+        "eval_loss": bootstrap_mean(np.logaddexp(0, -margin)),
+        "reward_accuracy": rate(half_for_ties(margin)),
+        "ties": (float((margin == 0).mean()), *NO_INTERVAL),
+        "reward_margin": bootstrap_mean(margin),
+        "chosen_logp_change": bootstrap_mean(chosen_change),
+        "rejected_logp_change": bootstrap_mean(rejected_change),
+        "perplexity_chosen": tuple(map(math.exp, bootstrap_mean(nll))),
+        "perplexity_chosen_reference": tuple(map(math.exp, bootstrap_mean(ref_nll))),
+        "length_only_accuracy": rate(half_for_ties(longer)),
+        "margin_length_correlation": correlation(margin, longer),
+        "calibration_error": (calibration_error(margin), *NO_INTERVAL),
+    }
+    if scores is not None:
+        difference = np.asarray(scores[0], dtype=float) - np.asarray(scores[1], dtype=float)
+        is_scored = np.isfinite(difference)
+        if is_scored.any():
+            measured["margin_score_correlation"] = correlation(margin[is_scored], difference[is_scored])
+        known = is_scored & (difference != 0)
+        if known.any():  # against the truth instead of the label, which is wrong now and then
+            measured["true_accuracy"] = rate(half_for_ties(margin[known] * np.sign(difference[known])))
+    return measured
+
+
+def half_for_ties(values) -> np.ndarray:
+    """1 above 0, 0 below, 0.5 at 0."""
+    return (np.sign(values) + 1) / 2
+
+
+def calibration_bins(margin: np.ndarray, bins: int = BINS) -> list[dict]:
+    """How often the label is right where the policy claims sigmoid(|margin|) for the answer it prefers.
+
+    Returns low, high, count, predicted, observed, ci_low, ci_high a bin; empty bins are left out.
+    """
+    confidence = 1 / (1 + np.exp(-np.abs(margin).clip(max=500)))
+    is_right = half_for_ties(margin)
+    edges = np.linspace(0.5, 1, bins + 1)
+    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    found = []
+    for number in range(bins):
+        inside = place == number
+        if inside.any():
+            observed, count = float(is_right[inside].mean()), int(inside.sum())
+            low, high = wilson(observed, count)
+            found.append({
+                "low": float(edges[number]), "high": float(edges[number + 1]), "count": count,
+                "predicted": float(confidence[inside].mean()), "observed": observed, "ci_low": low, "ci_high": high,
+            })  # fmt: skip
+    return found
+
+
+def calibration_error(margin: np.ndarray, bins: int = BINS) -> float:
+    """The expected calibration error: |observed - predicted| averaged over the bins by their counts (arXiv:1706.04599, Eq. 3).
+
+    It is above 0 by chance alone, the more the fewer pairs there are, so it has no interval here.
+    """
+    found = calibration_bins(margin, bins)
+    return sum(b["count"] * abs(b["observed"] - b["predicted"]) for b in found) / len(margin)
+
+
+def by_category(outcomes, categories: list[str]) -> list[tuple[str, float, float, float, int]]:
+    """A rate in each category, (name, value, low, high, count), the lowest first. outcomes: 0 to 1, one a row."""
+    outcomes, found = np.asarray(outcomes, dtype=float), []
+    for category in sorted(set(categories)):
+        inside = np.array([name == category for name in categories])
+        found.append((category, *rate(outcomes[inside]), int(inside.sum())))
+    return sorted(found, key=lambda row: row[1])
+
+
+# --- Of texts that were generated -----------------------------------------------------------------------------------
+
+
+def reply_metrics(answers: list[list], suffix: str = "") -> dict[str, tuple[float, float, float]]:
+    """Length, repetition, variety and endings of answers that were sampled.
+
+    answers: by prompt, completions with ids and is_finished. suffix: put behind each name. Intervals are over prompts.
+    """
+    flat = [list(answer.ids) for row in answers for answer in row]
+    by_prompt = {
+        "reply_tokens": [[len(answer.ids) for answer in row] for row in answers],
+        "stopped_share": [[answer.is_finished for answer in row] for row in answers],
+        "repeated_share": [[repeated_share(list(answer.ids)) for answer in row] for row in answers],
+    }
+    measured = {name: bootstrap_mean([np.mean(row) for row in rows]) for name, rows in by_prompt.items()}
+    measured["distinct_share"] = (distinct_share(flat), *NO_INTERVAL)  # of all answers together
+    return {name + suffix: values for name, values in measured.items()}
+
+
+def distinct_share(texts: list[list[int]], size: int = 3) -> float:
+    """The share of n-grams over all texts that are different ones (distinct-n, arXiv:1510.03055); nan without any."""
+    grams = [tuple(ids[start : start + size]) for ids in texts for start in range(len(ids) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def repeated_share(ids: list[int], size: int = 3) -> float:
+    """The share of a text's n-grams that it has said before; 0 for a text that is too short."""
+    grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,188 @@
+"""Adapters on disk: which base they belong to, whether this is it, and merging them into it with proof.
+
+    folder = check_adapter("my_adapter")               # AdapterError: "--adapter my_adapter holds a full model, not an adapter"
+    base_of_adapter(folder)                            # "Qwen/Qwen3-0.6B"
+    check_targets(model, ["q_proj", "v_porj"], 8)      # AdapterError: "... match nothing; there are q_proj, k_proj, ..."
+    note_base(folder, describe_base(model, "Qwen/Qwen3-0.6B", None))
+    check_base(folder, weights_fingerprint(other))     # AdapterError: "my_adapter was trained on another base"
+    print(merge_adapter(load, "Qwen/Qwen3-0.6B", folder, tokenizer, rows))
+
+An adapter is a difference from its base. On any other base it is noise, and nothing in the files says so: shapes fit
+all models of a family. So a run writes a fingerprint of the base beside its adapter, and it is compared before use.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from torch import nn
+
+from ..common.kept_files import complete_files
+
+
+class AdapterError(ValueError):
+    """An adapter, its base or its settings do not fit; one sentence that says why."""
+
+
+class Base(NamedTuple):
+    """The model that an adapter belongs to."""
+
+    name: str
+    revision: str | None
+    fingerprint: str | None
+
+
+NOTE = "base_model.json"
+# The most by which logits may differ after merging, as a share of the largest: rounding, and no more.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def check_adapter(name: str) -> Path:
+    """The folder of an adapter with its weights in safetensors. Raises AdapterError that says what it is instead."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise AdapterError(f"--adapter {name} is no folder")
+    files = {file.name for file in folder.iterdir()}
+    if "adapter_config.json" not in files:
+        what = (
+            "a full model, not an adapter: name it by --model_name_or_path" if "config.json" in files else "no adapter"
+        )
+        raise AdapterError(f"--adapter {name} holds {what}")
+    if "adapter_model.safetensors" not in files:
+        pickled = " (adapter_model.bin can run code when it is loaded)" if "adapter_model.bin" in files else ""
+        raise AdapterError(f"--adapter {name} holds no adapter_model.safetensors{pickled}")
+    return folder
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The name or path of the base model, as the adapter has it."""
+    return _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+
+
+def _read_object(path: Path) -> dict:
+    """What a JSON file holds. Raises AdapterError where it is no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path} is no JSON object")
+    return content
+
+
+def weights_fingerprint(model: nn.Module) -> str | None:
+    """A hash of the names, shapes and 64 values of every weight; None where these are not at hand.
+
+    A quantised model has others, and one that ZeRO-3 has cut up has none. Adapters that are on the model do not count.
+    """
+    if getattr(model, "is_quantized", False) or not all(parameter.numel() for parameter in model.parameters()):
+        return None
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if "lora_" not in name and ".modules_to_save." not in name:
+            name = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+            weights[name] = tensor.detach().reshape(-1), tuple(tensor.shape)
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        flat, shape = weights[name]
+        some = flat[:: max(1, len(flat) // 64)].float().cpu().to(torch.bfloat16)  # the same for every way to load it
+        digest.update(f"{name} {shape}".encode())
+        digest.update(some.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_base(model: nn.Module, name: str, revision: str | None) -> Base:
+    """What is to be noted beside an adapter on this model, a folder by its whole path."""
+    local = Path(name).expanduser()
+    return Base(str(local.resolve()) if local.is_dir() else name, revision, weights_fingerprint(model))
+
+
+def save_base(model: nn.Module, tokenizer, folder: Path) -> str:
+    """Keep a base that is nowhere else, whole, by the first of several processes. Returns the folder's name."""
+    if PartialState().is_main_process:
+        with complete_files(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+    PartialState().wait_for_everyone()
+    return str(folder)
+
+
+def note_base(folder: Path, base: Base) -> None:
+    """Write beside an adapter which base it was trained on, also into its own configuration."""
+    (folder / NOTE).write_text(json.dumps(base._asdict(), indent=2) + "\n", encoding="utf-8")
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": base.name, "revision": base.revision}
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def check_base(folder: Path, fingerprint: str | None) -> None:
+    """Compare a base with the one noted beside the adapter, where one is. Raises AdapterError where they differ."""
+    if not (folder / NOTE).is_file() or fingerprint is None:
+        return
+    noted = _read_object(folder / NOTE)
+    if noted.get("fingerprint") not in (None, fingerprint):
+        raise AdapterError(f"{folder} was trained on another base, {noted.get('name')}: the weights differ")
+
+
+def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, saved: list[str] | None = None) -> None:
+    """Accept "all-linear" and names of modules that are there. Raises AdapterError that lists those there are."""
+    if rank < 1:
+        raise AdapterError(f"--lora_r must be at least 1, not {rank}")
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or "Conv1D" in type(module).__name__
+    ]
+    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), "lm_head")
+    for target in [targets] if isinstance(targets, str) else targets or []:
+        if target != "all-linear" and not any(name == target or name.endswith("." + target) for name in names):
+            there = sorted({name.rsplit(".", 1)[-1] for name in names if name != head})
+            raise AdapterError(
+                f"--lora_target_modules {target} matches nothing; there are {', '.join(there)}, or all-linear"
+            )
+        if target == head:
+            raise AdapterError(f"--lora_target_modules {target}: TRL's DPO trainer takes no adapter on the head")
+    for name in saved or []:
+        if not any(module.endswith(name) for module, _ in model.named_modules()):  # as PEFT looks for it
+            raise AdapterError(f"--lora_modules_to_save {name}: the model has no such module")
+    if head in (saved or []):
+        raise AdapterError(f"--lora_modules_to_save {head}: TRL's DPO trainer takes no adapter on the head")
+
+
+@torch.no_grad()
+def merge_adapter(load, base_name: str, folder: Path, tokenizer, rows: list[list[int]]) -> str:
+    """Add an adapter to its base, write the full model to folder/merged, load it again, and compare the logits.
+
+    load(name): loads a model in full precision. rows: token ids of some texts. Returns a sentence with the largest
+    difference; raises AdapterError, and leaves nothing, where it is more than rounding.
+    """
+    out = folder / "merged"
+    model = PeftModel.from_pretrained(load(base_name), folder).eval()
+    before = [model(torch.tensor([row], device=model.device)).logits.float().cpu() for row in rows]
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+        merged.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        again = load(str(unfinished)).eval()
+        after = [again(torch.tensor([row], device=again.device)).logits.float().cpu() for row in rows]
+        difference = max((a - b).abs().max().item() for a, b in zip(before, after, strict=True))
+        largest = max(logits.abs().max().item() for logits in before)
+        tolerance = TOLERANCE.get(again.dtype, 1e-4)
+        if not difference <= tolerance * largest:
+            raise AdapterError(
+                f"--merge: the merged model is not the base with its adapter: logits differ by up to {difference:.3g}, and rounding "
+                f"explains {tolerance * largest:.3g} in {str(again.dtype).removeprefix('torch.')}"
+            )
+        shutil.rmtree(out, ignore_errors=True)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return f"Merged: {out}; its logits differ from base and adapter by {difference:.2g} at the most, of {largest:.3g}"

@@ -1,0 +1,190 @@
+"""What an error means for the user: exit code, cause, and what would help this very run.
+
+try:
+    trainer.train()
+except Exception as error:
+    code, text = explain(error, trainer, users=(MyInputError,))   # 1, "training failed: out of memory. By estimate ..."
+    if code is None:
+        raise                                                     # a fault in the code
+"""
+
+import errno
+import pickle
+import shutil
+import traceback
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from ..common.token_rows import row_lengths
+from ..hardware.estimate import estimate_memory
+from ..hardware.memory import is_out_of_memory
+from ..watching.log_lines import NonFiniteLoss
+from ..watching.watcher import StoppedOnWarning
+from .checkpoints import newest_complete
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+NO_ROOM = [errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)]
+# What PyTorch and safetensors say when the system refuses a write; neither raises an OSError.
+TORCH_MARKS = ("PytorchStreamWriter", "inline_container", "Parent directory", "cannot be opened")
+SAFETENSORS_MARKS = ("os error", "I/O error")
+
+
+def explain(error: BaseException, trainer, users: tuple[type, ...]) -> tuple[int | None, str]:
+    """Exit code and text for an error that has a cause the user can do something about; code None for all others.
+
+    trainer: TRL's DPOTrainer where there was one already. users: errors that say themselves what the user did wrong.
+    """
+    if isinstance(error, users):
+        text = str(error).rstrip(".")
+        return 2, f"error: {text}" + ("" if text.endswith("?") else ".")
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"stopped by Ctrl-C outside of training. {_way_on(trainer)}"
+    if isinstance(error, (NonFiniteLoss, FloatingPointError)):
+        return 1, (
+            f"training failed: {error}. {_way_on(trainer)} Lower --learning_rate, use --bf16 rather than --fp16, and "
+            "look for empty or broken pairs."
+        )
+    if isinstance(error, StoppedOnWarning):
+        return 1, f"training stopped {error}."
+    if is_out_of_memory(error):
+        return 1, f"training failed: out of memory. {remedies(trainer, error)}"
+    if reason := why_write_failed(error, Path(trainer.args.output_dir) if trainer else None):
+        return 1, f"writing failed: {reason}. Nothing complete was overwritten. {_way_on(trainer)}"
+    if isinstance(error, pickle.UnpicklingError):
+        where = trainer.args.resume_from_checkpoint if trainer else "a file"
+        return 2, f"error: {where} holds a file that could run code when it is loaded, so it was not loaded."
+    if _is_refusal(error):
+        return 2, f"error: {error}"
+    return None, ""
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a library says no to settings: in the trainer's constructor, in TRL's loss, or for want of a package."""
+    frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    file = frames[-1][0]
+    if file.parent == PROJECT or file.is_relative_to(PROJECT / "machinery") or "torch" in file.parts:
+        return False
+    if isinstance(error, ImportError):
+        return True
+    constructs = any(file.name == "dpo_trainer.py" and function == "__init__" for file, function in frames)
+    is_loss = file.name == "dpo_trainer.py" and frames[-1][1] == "_compute_loss"
+    return isinstance(error, (ValueError, NotImplementedError, RuntimeError, OSError)) and (constructs or is_loss)
+
+
+def _way_on(trainer) -> str:
+    """Where a run that failed can go on from."""
+    folder = Path(trainer.args.output_dir) if trainer is not None else None
+    checkpoint = newest_complete(folder)[0] if folder is not None else None
+    if checkpoint is None:
+        return "No checkpoint was complete yet."
+    return f"{checkpoint} is complete: go on from it by --output_dir {folder} --resume_from_checkpoint."
+
+
+def why_write_failed(error: BaseException, folder: Path | None) -> str | None:
+    """What kept a file from being written, or None where the error is of another kind.
+
+    folder: where the run writes, which may be gone by now; None before it has one.
+    """
+    text = (str(error).splitlines() or [""])[0].rstrip(".")
+    if isinstance(error, OSError):
+        is_ours = folder is not None and bool(error.filename)
+        is_ours = is_ours and Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
+        if not is_ours and error.errno not in NO_ROOM:
+            return None
+    elif isinstance(error, SafetensorError) and any(mark in text for mark in SAFETENSORS_MARKS):
+        pass
+    elif isinstance(error, RuntimeError) and any(mark in text for mark in TORCH_MARKS):
+        text = "a file of a checkpoint could not be written to its end"
+    else:
+        return None
+    try:
+        return f"{text}, with {shutil.disk_usage(folder or '.').free / 2**20:,.0f} MiB free"
+    except OSError:
+        return text
+
+
+def remedies(trainer, error: BaseException) -> str:
+    """What this run needs by estimate, and what would make it need less, the least harmful first.
+
+    trainer: TRL's DPOTrainer, as it was when memory ran out with the error; None if that was before there was one.
+    """
+    where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    if trainer is None:
+        if where & {"sample_completions", "sequence_logps"}:
+            return (
+                "It ran out while replies were sampled or scored: --per_device_eval_batch_size, --max_new_tokens and "
+                "--max_length lower."
+            )
+        if "_precompute_ref_logps" in where:
+            return (
+                "It ran out while the reference's log-probs were computed: --precompute_ref_batch_size, --max_length "
+                "and --max_prompt_length lower."
+            )
+        return "Not even the model fits: take a smaller one, or --load_in_4bit in lora_dpo_training.py."
+    args, needs = trainer.args, _needs(trainer)
+
+    def less(part: str, **changed) -> str:
+        """How much a change takes off a part, where it can be told."""
+        then = _needs(trainer, **changed) if needs and changed else {part: 0}
+        return f" (about {(needs[part] - then[part]) / 2**20:,.0f} MiB less)" if needs and then else ""
+
+    steps = []
+    size, pairs = args.per_device_train_batch_size, args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if "sample_completions" in where:
+        steps.append("--num_eval_prompts and --max_new_tokens lower: it ran out while replies were sampled")
+    elif "evaluate" in where:
+        steps.append(
+            f"--per_device_eval_batch_size below {args.per_device_eval_batch_size}: it ran out while measuring"
+        )
+    if budget := getattr(args, "max_tokens_per_batch", None):
+        steps.append(f"--max_tokens_per_batch {budget // 2}" + less("activations", max_tokens_per_batch=budget // 2))
+    elif size > 1:
+        half = max(part for part in range(1, size // 2 + 1) if pairs % part == 0)
+        flags = f"--per_device_train_batch_size {half} --gradient_accumulation_steps {pairs // half}"
+        steps.append(flags + less("activations", per_device_train_batch_size=half))
+    if not args.gradient_checkpointing:
+        steps.append("--gradient_checkpointing true" + less("activations", gradient_checkpointing=True))
+    if trainer.ref_model is not None:
+        steps.append("--precompute_ref_log_probs" + less("reference"))
+    longest = (
+        f" than the longest pair's {int(row_lengths(trainer.train_dataset).max()):,} tokens, prompt and both answers"
+        if needs
+        else ""
+    )
+    steps.append(f"--max_length and --max_prompt_length lower{longest}")
+    if not hasattr(trainer.model, "peft_config"):
+        steps.append("an adapter instead of all weights, by lora_dpo_training.py" + less("optimizer"))
+    elif not getattr(trainer.model, "is_quantized", False) and torch.cuda.is_available():
+        steps.append("--load_in_4bit: the frozen base in half a byte a weight")
+    if args.world_size == 1:
+        steps.append("several GPUs that share the weights: recipes/accelerate/fsdp2.yaml")
+    lines = [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
+    return "\n".join([_expected(needs), "What helps, in this order:", *lines])
+
+
+def _needs(trainer, **changed) -> dict[str, int] | None:
+    """The estimate with some of the arguments changed; None where there is none (a stream, weights in pieces)."""
+    before = {name: getattr(trainer.args, name) for name in changed}
+    try:
+        for name, value in changed.items():
+            setattr(trainer.args, name, value)
+        needs = estimate_memory(trainer)
+    except Exception:  # not enough memory for one pair either, or a stream that has no longest pair
+        return None
+    finally:
+        for name, value in before.items():
+            setattr(trainer.args, name, value)
+    if not needs:
+        return None
+    needs.pop("runtime")  # in the middle of a training it would count the training itself
+    return needs
+
+
+def _expected(needs: dict[str, int] | None) -> str:
+    if needs is None:
+        return "What it needs cannot be estimated here."
+    listed = ", ".join(f"{part} {size / 2**20:,.0f}" for part, size in needs.items())
+    return f"By estimate this run needs {sum(needs.values()) / 2**20:,.0f} MiB: {listed}."

@@ -1,0 +1,94 @@
+"""Where a run puts its files: folders whose names take a number, and whole checkpoints to go on from.
+
+    folder, _, _ = choose_folder(None, "runs/basic", None, False)   # runs/basic, or runs/basic-2 where that is taken
+    folder, checkpoint, passed_over = choose_folder("out", None, "newest", False)  # the newest complete one in out, or None
+
+A run that has written metrics.json is finished.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from ..common.kept_files import complete_file
+from .checkpoints import checkpoints, newest_complete, why_incomplete
+
+FINISHED = "metrics.json"  # the last file a run writes
+OTHER_TRACES = ("config.json", "adapter_config.json", "trainer_state.json")
+# What a run may leave besides its checkpoints; all else in the folder is somebody's own.
+WRITTEN = (
+    FINISHED, *OTHER_TRACES, "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
+    "model.safetensors.index.json", "adapter_model.safetensors", "base_model.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.jinja", "training_args.bin", "warnings.jsonl", "training_curves.png", "completions.md",
+    "data_report.json", "data_report.png", "report.html", "generations.jsonl",
+)  # fmt: skip
+
+
+def choose_folder(named: str | None, default: str | None, resume: str | None, replace: bool):
+    """The folder of a run, made and writable, and the checkpoint it goes on from (None: from the beginning).
+
+    named: the user's own folder, else default is taken, with a number. resume: a checkpoint, or "newest", or None.
+    replace: whether to clear what a run left in the folder. Returns (folder, checkpoint, sentences on damaged
+    checkpoints that were passed over). Raises OSError and ValueError.
+    """
+    checkpoint = Path(resume) if resume and resume.lower() not in ("newest", "true") else None
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise ValueError(f"--resume_from_checkpoint {resume} is no folder")
+    if checkpoint is not None and (reason := why_incomplete(checkpoint)):
+        raise ValueError(
+            f"--resume_from_checkpoint {resume} is no complete checkpoint: {reason}. Without a folder, the newest complete "
+            "one in --output_dir is taken"
+        )
+    if named is not None:
+        folder = Path(named)
+    elif checkpoint is not None:
+        folder = checkpoint.parent
+    else:
+        folder = (newest_unfinished(default) if resume else None) or free_folder(default)
+    folder.mkdir(parents=True, exist_ok=True)
+    with complete_file(folder / ".writable"):
+        pass  # better to fail now than after hours of training
+    (folder / ".writable").unlink()
+    if replace and not resume:
+        clear_run(folder)
+    passed_over = []
+    if resume and checkpoint is None:
+        checkpoint, passed_over = newest_complete(folder)
+    return str(folder), str(checkpoint) if checkpoint else None, passed_over
+
+
+def free_folder(default: str) -> Path:
+    """`default`, or `default-2`, `default-3`, ... where there is one already. The folder is made, so it is ours."""
+    number = 1
+    while True:
+        folder = Path(default if number == 1 else f"{default}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def newest_unfinished(default: str) -> Path | None:
+    """The newest of `default`, `default-2`, ... in which a run began and did not end."""
+    numbered = re.compile(re.escape(Path(default).name) + r"(-\d+)?")
+    folders = [f for f in Path(default).parent.glob("*") if f.is_dir() and numbered.fullmatch(f.name)]
+    unfinished = [folder for folder in folders if not (folder / FINISHED).exists()]
+    return max(unfinished, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has left anything in the folder."""
+    return any((folder / name).exists() for name in (FINISHED, *OTHER_TRACES)) or bool(checkpoints(folder))
+
+
+def clear_run(folder: Path) -> None:
+    """Remove what a run wrote into the folder, and nothing else; where there was no run, nothing."""
+    if not holds_run(folder):
+        return
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+    for pattern in WRITTEN:
+        for path in folder.glob(pattern):
+            path.unlink()

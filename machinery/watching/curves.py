@@ -1,0 +1,48 @@
+"""Draw what a DPO training logged: loss, rewards, margin and accuracy, held-out beside training.
+
+    plot_training(trainer.state.log_history, "training_curves.png")
+
+log_history is the list of dictionaries that Transformers also keeps in trainer_state.json.
+"""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draw into files; there may be no screen
+import matplotlib.pyplot as plt
+
+CHOSEN, REJECTED, TRAINING, HELD_OUT = "tab:green", "tab:red", "tab:blue", "tab:orange"
+
+
+def plot_training(log_history: list[dict], path: Path | str) -> None:
+    """Write a PNG with four panels over the training step."""
+    figure, ((loss, rewards), (margin, accuracy)) = plt.subplots(2, 2, figsize=(10, 6.5), sharex=True)
+    for axes, key, title in (
+        (loss, "loss", "loss"),
+        (margin, "rewards/margins", "margin: chosen reward - rejected reward"),
+        (accuracy, "rewards/accuracies", "accuracy: share of pairs with a margin above 0"),
+    ):
+        _line(axes, log_history, key, "training", TRAINING, "-")
+        _line(axes, log_history, f"eval_{key}", "held-out", HELD_OUT, "o-")
+        axes.set_title(title)
+    for key, label, colour in (("rewards/chosen", "chosen", CHOSEN), ("rewards/rejected", "rejected", REJECTED)):
+        _line(rewards, log_history, key, label, colour, "-")
+        _line(rewards, log_history, f"eval_{key}", f"{label}, held-out", colour, "o--")
+    rewards.set_title("rewards: beta * (log policy - log reference)")
+    rewards.axhline(0, color="grey", linewidth=0.8)
+    for axes in (margin, accuracy):
+        axes.set_xlabel("step")
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        if axes.lines and axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)
+
+
+def _line(axes, log_history: list[dict], key: str, label: str, colour: str, style: str) -> None:
+    points = [(logs["step"], logs[key]) for logs in log_history if key in logs]
+    if points:
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.5, markersize=4)

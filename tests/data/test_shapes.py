@@ -1,0 +1,475 @@
+"""Each usual shape of preference data becomes the same pair; what is no pair is named, and no text is changed."""
+
+import json
+
+import pytest
+
+from machinery.data.files import Row
+from machinery.data.shapes import (
+    Unusable,
+    as_verdict,
+    choose_pairs,
+    make_pairs,
+    parse_transcript,
+    recognise,
+    shape_of_converter,
+    verdict_scale,
+)
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER, GOOD, BAD = (
+    {"role": role, "content": text} for role, text in (("user", "Why?"), ("assistant", "So."), ("assistant", "No."))
+)
+THANKS = {"role": "user", "content": "And now?"}
+TURNS = ([USER], [GOOD], [BAD])
+TEXTS = ("Why?", "So.", "No.")
+
+
+def convert(*rows, columns=None, name=None, **pairing):
+    """What the rows give, and the shape they were taken for."""
+    shape = recognise(list(rows), columns, name)
+    return shape, list(make_pairs([Row(f"row {n}", row) for n, row in enumerate(rows)], shape, **pairing))
+
+
+def parts(made):
+    return made["prompt"], made["chosen"], made["rejected"]
+
+
+# One row of each shape, and the pair it is.
+ROWS = {
+    "preference, text": ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, "preference", TEXTS),
+    "preference, turns": ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, "preference", TURNS),
+    "a prompt beside one-turn answers": ({"prompt": "Why?", "chosen": [GOOD], "rejected": [BAD]}, "preference", TURNS),
+    "turns as single objects": ({"prompt": [USER], "chosen": GOOD, "rejected": BAD}, "preference", TURNS),
+    "content as text parts": (
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}], "chosen": "So.", "rejected": "No."},
+        "preference",
+        TURNS,
+    ),
+    "stack exchange": ({"question": "Why?", "response_j": "So.", "response_k": "No."}, "preference", TEXTS),
+    "response_chosen": ({"query": "Why?", "response_chosen": "So.", "response_rejected": "No."}, "preference", TEXTS),
+    "orca": (
+        {"system": "Be brief.", "question": "Why?", "chosen": "So.", "rejected": "No."},
+        "preference",
+        ([SYSTEM, USER], [GOOD], [BAD]),
+    ),
+    "instruction without input": (
+        {"instruction": "Why?", "input": "", "output": "x", "chosen": "So.", "rejected": "No."},
+        "instruction",
+        TEXTS,
+    ),
+    "instruction with input": (
+        {"instruction": "Why?", "input": "Now.", "output": "x", "chosen": "So.", "rejected": "No."},
+        "instruction",
+        ("Why?\n\nNow.", "So.", "No."),
+    ),
+    "whole conversations": ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "whole_conversations", TURNS),
+    "longer conversations": (
+        {"chosen": [SYSTEM, USER, BAD, THANKS, GOOD], "rejected": [SYSTEM, USER, BAD, THANKS, BAD]},
+        "whole_conversations",
+        ([SYSTEM, USER, BAD, THANKS], [GOOD], [BAD]),
+    ),
+    "chosen_messages": (
+        {"chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
+        "whole_conversations",
+        TURNS,
+    ),
+    "a prompt repeated in the conversations": (
+        {"prompt": "Why?", "prompt_id": "7", "messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        "preference",
+        TURNS,
+    ),
+    "transcripts": (
+        {"chosen": "\n\nHuman: Why?\n\nAssistant: So.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."},
+        "whole_conversations",
+        TURNS,
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {"from": "gpt", "value": "So."},
+         "rejected": {"from": "gpt", "value": "No."}},
+        "sharegpt",
+        TURNS,
+    ),
+    "sharegpt with lists": (
+        {"conversations": [{"from": "human", "value": "Why?"}], "chosen": [{"from": "gpt", "value": "So."}],
+         "rejected": [{"from": "gpt", "value": "No."}]},
+        "sharegpt",
+        TURNS,
+    ),
+    "sharegpt with strings": (
+        {"conversations": [{"from": "human", "value": "Why?"}], "chosen": "So.", "rejected": ["No."]},
+        "sharegpt",
+        TURNS,
+    ),
+    "hosted fine-tuning": (
+        {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        "openai",
+        TURNS,
+    ),
+    "two outputs, 1 or 2": (
+        {"instruction": "Why?", "input": "", "output_1": "No.", "output_2": "So.", "preference": 2},
+        "two_outputs",
+        TEXTS,
+    ),
+    "two outputs, a or b": (
+        {"prompt": "Why?", "response_a": "So.", "response_b": "No.", "winner": "model_a"},
+        "two_outputs",
+        TEXTS,
+    ),
+    "two conversations": (
+        {"conversation_a": [USER, BAD], "conversation_b": [USER, GOOD], "winner": "model_b"},
+        "two_outputs",
+        TURNS,
+    ),
+    "two outputs, 0 or 1": (
+        {"prompt": "Why?", "response_0": "So.", "response_1": "No.", "better_response_id": 0},
+        "two_outputs",
+        TEXTS,
+    ),
+    "a list of answers with scores": (
+        {"prompt": "Why?", "completions": ["No.", "Hm.", "So."], "scores": [1, 2, 3]},
+        "scored_answers",
+        TEXTS,
+    ),
+    "a list of answers with ranks": (
+        {"prompt": "Why?", "answers": ["No.", "Hm.", "So."], "ranks": [3, 2, 1]},
+        "scored_answers",
+        TEXTS,
+    ),
+    "answers that hold their score": (
+        {"instruction": "Why?", "completions": [{"response": "No.", "overall_score": 1}, {"response": "So.", "overall_score": 9}]},
+        "scored_answers",
+        TEXTS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", ROWS)
+def test_a_row_of_every_shape_becomes_the_pair_it_is(shape):
+    row, name, pair = ROWS[shape]
+    recognised, [made] = convert(row)
+    assert recognised.name == name
+    assert parts(made) == pair
+    assert made["rows"] == [0]
+
+
+def test_answers_in_rows_of_their_own_are_paired_within_equal_prompts():
+    rows = [{"prompt": p, "completion": a, "score": s}
+            for p, a, s in (("Why?", "No.", 1), ("Who?", "Me.", 5), ("Why?", "So.", 3), ("Who?", "You.", 5))]  # fmt: skip
+    shape, made = convert(*rows)
+    assert shape.name == "scored_rows"
+    assert parts(made[0]) == TEXTS
+    assert made[0]["rows"] == [0, 2]
+    assert (made[0]["score_chosen"], made[0]["score_rejected"]) == (3, 1)
+    assert [(m["rows"], m["fault"]) for m in made[1:]] == [([1], "tie"), ([3], "tie")]
+
+
+def test_unpaired_labels_are_paired_where_prompts_are_equal_and_said_to_be_alone_where_not():
+    rows = [{"messages": [USER, GOOD], "label": True}, {"messages": [USER, BAD], "label": False},
+            {"messages": [THANKS, GOOD], "label": True}]  # fmt: skip
+    shape, (pair, alone) = convert(*rows)
+    assert shape.name == "unpaired"
+    assert parts(pair) == TURNS
+    assert (alone["rows"], alone["fault"]) == ([2], "no_partner")
+
+
+def test_the_users_own_names_are_mapped_also_inside_objects():
+    row = {"meta": {"ask": "Why?"}, "yes": "So.", "no": "No.", "prompt": "an id"}
+    _, [made] = convert(row, columns={"prompt": "meta.ask", "chosen": "yes", "rejected": "no"})
+    assert parts(made) == TEXTS
+
+
+def test_a_column_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"prompt=ask: there is no column ask; there are question, chosen"):
+        recognise([{"question": "Why?", "chosen": "So."}], {"prompt": "ask"})
+    with pytest.raises(ValueError, match="the columns text, number are of no shape that is known"):
+        recognise([{"text": "a", "number": 1}])
+    with pytest.raises(ValueError, match="not of the shape sharegpt"):
+        recognise([{"prompt": "a", "chosen": "b", "rejected": "c"}], name="sharegpt")
+
+
+def test_tools_as_a_list_or_as_json_come_out_as_json_and_tool_calls_stay():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    result = {"role": "tool", "content": "4"}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for given in (tools, json.dumps(tools)):
+        row = {"prompt": [USER, call, result], "chosen": [GOOD], "rejected": [BAD], "tools": given}
+        _, [made] = convert(row)
+        assert json.loads(made["tools"]) == tools
+        assert made["prompt"][1] == {"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}
+
+
+def test_an_answer_may_call_a_tool_before_it_ends():
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    result = {"role": "tool", "content": "4"}
+    _, [made] = convert({"chosen": [USER, call, result, GOOD], "rejected": [USER, BAD]})
+    assert parts(made) == ([USER], [call, result, GOOD], [BAD])
+
+
+def test_texts_that_begin_alike_are_not_split_there():
+    _, [made] = convert({"chosen": "The city is Paris", "rejected": "The city is Panama"})
+    assert made["fault"] == "no_prompt"
+
+
+@pytest.mark.parametrize(
+    ("row", "fault", "words"),
+    [
+        ({"prompt": None, "chosen": "b", "rejected": "c"}, "missing_field", "'prompt' is missing"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "missing_field", "'rejected' is missing"),
+        ({"prompt": "a", "chosen": float("nan"), "rejected": "c"}, "missing_field", "'chosen' is missing"),
+        ({"prompt": "a", "chosen": 3, "rejected": "c"}, "wrong_type", "'chosen' is a number"),
+        ({"prompt": "a", "chosen": ["b", "b"], "rejected": "c"}, "wrong_type", "no turn"),
+        ({"prompt": "a", "chosen": [], "rejected": "c"}, "wrong_type", "empty list"),
+        ({"prompt": [{"role": "narrator", "content": "a"}], "chosen": "b", "rejected": "c"}, "roles", "'narrator'"),
+        ({"prompt": [USER, GOOD], "chosen": "b", "rejected": "c"}, "roles", "behind assistant"),
+        ({"prompt": [USER, SYSTEM], "chosen": "b", "rejected": "c"}, "roles", "turn 1 is the system's"),
+        ({"prompt": [USER], "chosen": [GOOD, THANKS], "rejected": "c"}, "roles", "the answers be the assistant's"),
+        ({"chosen": [USER, GOOD], "rejected": [THANKS, BAD]}, "different_prompts", "begin differently"),
+        ({"chosen": [USER, GOOD, THANKS, GOOD], "rejected": [USER, BAD, THANKS, BAD]}, "different_prompts", "differ"),
+        ({"prompt": "Who?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "different_prompts", "another"),
+        ({"prompt": [USER], "chosen": "b", "rejected": "c", "tools": "{"}, "wrong_type", "'tools'"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "b", "rejected": "c"}, "wrong_type",
+         "image"),
+        ({"prompt": "a", "output_1": "b", "output_2": "c", "preference": 1.5}, "tie", "neither"),
+        ({"prompt": "a", "output_1": "b", "output_2": "c", "preference": "x"}, "wrong_type", "names neither"),
+        ({"prompt": "a", "completions": ["b", "c"], "scores": [1]}, "wrong_type", "as many scores"),
+        ({"prompt": "a", "completions": ["b", "c"], "scores": [1, "x"]}, "wrong_type", "'scores' is 'x'"),
+        ({"prompt": "a", "completions": ["b", "c"], "scores": [1, 1]}, "tie", "same score"),
+    ],
+)  # fmt: skip
+def test_a_row_that_gives_no_pair_is_named_with_its_reason(row, fault, words):
+    shape = recognise([{name: "x" if value is None else value for name, value in row.items()}])
+    [made] = make_pairs([Row("row 0", row)], shape)
+    assert made["fault"] == fault
+    assert words in made["text"]
+    assert made["rows"] == [0]
+
+
+def test_a_row_that_is_no_object_or_could_not_be_read_is_a_fault():
+    shape = recognise([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    rows = [Row("line 1", ["a"]), Row("line 2", "{", "is not JSON")]
+    assert [(made["fault"], made["where"]) for made in make_pairs(rows, shape)] == [
+        ("unreadable", "line 1"),
+        ("unreadable", "line 2"),
+    ]
+
+
+def test_pairing_by_hand():
+    scores = [3.0, 1.0, 3.0, 2.0]  # two are best, so they are never compared with each other
+    assert choose_pairs(scores, "best_worst", 0.0, "0") == [(0, 1)]
+    assert choose_pairs(scores, "all", 0.0, "0") == [(0, 3), (0, 1), (2, 3), (2, 1), (3, 1)]
+    assert choose_pairs(scores, "all", 1.5, "0") == [(0, 1), (2, 1)]
+    assert choose_pairs(scores, "best_worst", 2.5, "0") == []
+    assert choose_pairs([1.0, 1.0], "all", 0.0, "0") == []
+
+
+def test_one_text_that_was_scored_twice_makes_no_pair_with_itself():
+    row = {"prompt": "Why?", "completions": ["So.", "So.", "No.", "No."], "scores": [5, 2, 4, 3]}
+    _, [made] = convert(row)
+    assert parts(made) == TEXTS
+
+
+def test_a_least_margin_counts_as_it_is_written():
+    assert choose_pairs([0.3, 0.2], "all", 0.1, "0") == [(0, 1)]  # in binary 0.3 - 0.2 is below 0.1
+
+
+def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
+    scores = [0.0, 5.0, 2.0, 3.0, 5.0]
+    drawn = {choose_pairs(scores, "best_random", 0.0, str(seed))[0] for seed in range(50)}
+    assert drawn == {(1, 0), (1, 2), (1, 3)}
+    assert choose_pairs(scores, "best_random", 0.0, "7") == choose_pairs(scores, "best_random", 0.0, "7")
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "betters"),
+    [
+        ([1, "2", 2.0], ("output_1", "output_2"), [0, 1, 1]),
+        ([0, 1, 1.0], ("response_0", "response_1"), [0, 1, 1]),
+        ([1, 2], ("answer_a", "answer_b"), [0, 1]),
+        (["A", "answer_b", "model_a", "response_b"], ("answer_a", "answer_b"), [0, 1, 0, 1]),
+        (["j", "response_k"], ("response_j", "response_k"), [0, 1]),
+        ([2, 1], ("response1", "response2"), [1, 0]),
+    ],
+)
+def test_a_verdict_names_one_of_two_columns(values, names, betters):
+    first = verdict_scale(values, names, "preference")
+    assert [as_verdict(value, names, "preference", first) for value in values] == betters
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [([0, 1], ("output_1", "output_2")), ([1], ("answer_a", "answer_b")), ([0, 1, 0], ("response1", "response2")),
+     ([-3, 2], ("response_1", "response_2")), ([1, 2, 3], ("output_1", "output_2")),
+     ([1, 1.0], ("response_1", "response_2")), ([1], ("response_0", "response_1"))],
+)  # fmt: skip
+def test_numbers_that_can_be_read_in_two_ways_are_refused(values, names):
+    with pytest.raises(ValueError, match="converter"):
+        verdict_scale(values, names, "preference")
+
+
+@pytest.mark.parametrize("value", ["tie", "tie (bothbad)", 1.5, 0, "both_bad", "neither"])
+def test_a_tie_is_a_tie(value):
+    with pytest.raises(Unusable) as error:
+        as_verdict(value, ("output_1", "output_2"), "preference", 1)
+    assert error.value.fault == "tie"
+
+
+def test_the_winner_of_an_arena_may_be_named_by_its_model():
+    row = {"prompt": "Why?", "model_a": "phi_b", "model_b": "llama_2", "response_a": "So.", "response_b": "No."}
+    for winner, pair in (("phi_b", TEXTS), ("llama_2", ("Why?", "No.", "So."))):
+        _, [made] = convert(row | {"winner": winner})
+        assert parts(made) == pair
+    _, [made] = convert(row | {"winner": "gpt_a"})
+    assert made["fault"] == "wrong_type"
+
+
+def test_a_column_that_only_says_where_a_row_is_from_is_no_prompt():
+    transcript = "\n\nHuman: Why?\n\nAssistant: {}"
+    _, [made] = convert({"source": "helpful", "chosen": transcript.format("So."), "rejected": transcript.format("No.")})
+    assert parts(made) == TURNS
+    shape, [made] = convert({"source": "helpful", "query": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]})
+    assert parts(made) == TURNS
+    assert shape.ignored == ("query", "source")
+
+
+def test_transcripts_beside_their_prompt_are_split_too():
+    transcript = "\n\nHuman: Why?\n\nAssistant: {}"
+    _, [made] = convert({"prompt": "Why?", "chosen": transcript.format("So."), "rejected": transcript.format("No.")})
+    assert parts(made) == TURNS
+
+
+def test_a_prompt_that_is_a_transcript_is_read_as_turns():
+    prompt = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: And now?\n\nAssistant:"
+    _, [made] = convert({"prompt": prompt, "chosen": " So.", "rejected": " No."})
+    assert parts(made) == ([USER, GOOD, THANKS], [GOOD], [BAD])
+    _, [made] = convert({"prompt": prompt.replace("\n", "\r\n"), "chosen": " So.", "rejected": " No."})
+    assert parts(made) == ([USER, GOOD, THANKS], [GOOD], [BAD])
+    answers = [{"answer": "No.", "rank": 2}, {"answer": "So.", "rank": 1}]
+    _, [made] = convert({"prompt": "\n\nHuman: Why?\n\nAssistant: ", "answers": answers})
+    assert parts(made) == TURNS
+    for quoted in (
+        prompt.removesuffix("\n\nAssistant:"),
+        "Human: a\n\nHuman: b\n\nAssistant: ",
+        "Human: Why?\n\nAssistant: Be",
+        "Why?\n\nAssistant: ",
+    ):
+        _, [made] = convert({"prompt": quoted, "chosen": " So.", "rejected": " No."})
+        assert parts(made) == (quoted, " So.", " No.")
+
+
+@pytest.mark.parametrize("column", ["input", "context"])
+def test_the_input_of_an_instruction_is_read_under_any_name_of_the_instruction(column):
+    row = {"task": "Why?", column: "Now.", "chosen": "So.", "rejected": "No."}
+    columns = {"prompt": "task"} | ({"input": "context"} if column == "context" else {})
+    shape, [made] = convert(row, columns=columns)
+    is_read = column == "context"  # named by the user; another prompt's column "input" may be about anything
+    assert made["prompt"] == ("Why?\n\nNow." if is_read else "Why?")
+    assert shape.ignored == (() if is_read else ("input",))
+    row = {"instruction": "Why?", "input": "Now.", "good": "So.", "bad": "No."}
+    shape, [made] = convert(row, columns={"prompt": "instruction", "chosen": "good", "rejected": "bad"})
+    assert made["prompt"] == "Why?\n\nNow."
+    assert shape.ignored == ()
+    for name, columns in (("Instruction", None), ("task", {"instruction": "task"})):
+        _, [made] = convert({name: "Why?", "input": "Now.", "chosen": "So.", "rejected": "No."}, columns=columns)
+        assert made["prompt"] == "Why?\n\nNow."
+    _, [made] = convert({"Prompt": "Why?", "Input": "Now.", "chosen": "So.", "rejected": "No."})
+    assert made["prompt"] == "Why?"  # as with small letters
+
+
+def test_a_conversation_written_as_json_is_read_and_one_written_as_python_is_refused():
+    row = {"prompt": "Why?", "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])}
+    _, [made] = convert(row)
+    assert parts(made) == TURNS
+    _, [made] = convert(row | {"chosen": str([GOOD])})
+    assert (made["fault"], made["text"]) == (
+        "wrong_type", "'chosen' is a conversation written as Python writes it; write it as JSON"
+    )  # fmt: skip
+    _, [made] = convert({"prompt": "Why?", "chosen": '[{"a": 1}]', "rejected": "No."})
+    assert made["chosen"] == '[{"a": 1}]'
+
+
+@pytest.mark.parametrize("name", ["pos_rank", "rank", "answerRank", "RANK_1", "Ranking", "ranks"])
+def test_ranks_count_from_the_best_under_any_name(name):
+    rows = [{"prompt": "Why?", "completion": a, name: r} for a, r in (("No.", 2), ("So.", 1))]
+    shape, [made] = convert(*rows, columns={"score": name})
+    assert parts(made) == TEXTS
+    assert shape.title.endswith(f"({name}: the lowest is the best)")
+
+
+@pytest.mark.parametrize("name", ["reranker_score", "frank", "rerank", "rank_score", "RankReward"])
+def test_a_score_whose_name_merely_holds_the_word_rank_is_a_score(name):
+    rows = [{"prompt": "Why?", "completion": a, name: score} for a, score in (("No.", 0.1), ("So.", 0.9))]
+    _, [made] = convert(*rows, columns={"score": name})
+    assert parts(made) == TEXTS
+
+
+def test_an_earlier_conversation_stands_before_the_prompt():
+    for history in (
+        [["Hi", "Hello"]],
+        '[["Hi", "Hello"]]',
+        [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+    ):
+        _, [made] = convert({"question": "Why?", "history": history, "chosen": "So.", "rejected": "No."})
+        assert [turn["content"] for turn in made["prompt"]] == ["Hi", "Hello", "Why?"]
+    for history in ([], "[]"):
+        _, [made] = convert({"instruction": "Why?", "history": history, "chosen": "So.", "rejected": "No."})
+        assert parts(made) == TEXTS
+
+
+def test_chosen_and_rejected_may_name_the_columns_of_the_answers():
+    row = {"question": "Why?", "answer_a": "No.", "answer_b": "So.", "chosen": "answer_b", "rejected": "answer_a"}
+    shape, [made] = convert(row)
+    assert parts(made) == TEXTS
+    assert shape.ignored == ()
+
+
+def test_names_may_differ_in_case_and_space():
+    _, [made] = convert({"Prompt": "Why?", " Chosen": "So.", "REJECTED": "No."})
+    assert parts(made) == TEXTS
+
+
+def test_a_system_turn_that_is_there_already_is_not_doubled():
+    row = {"system": "Be brief.", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}
+    _, [made] = convert(row)
+    assert made["prompt"] == [SYSTEM, USER]
+
+
+def test_a_column_of_nulls_is_none():
+    _, [made] = convert({"prompt": None, "messages": None, "question": "Why?", "chosen": "So.", "rejected": "No."})
+    assert parts(made) == TEXTS
+
+
+def test_a_mistyped_name_of_ours_is_refused():
+    with pytest.raises(ValueError, match="there is no promt here; did you mean prompt"):
+        recognise([{"ask": "a", "chosen": "b", "rejected": "c"}], {"promt": "ask"})
+
+
+def test_thousands_of_answers_to_one_prompt_take_a_moment():
+    import time
+
+    start = time.process_time()
+    rows = [{"prompt": "Why?", "completion": str(n), "score": n} for n in range(20_000)]
+    _, made = convert(*rows)
+    assert len(made) == 19_999  # one pair of two rows, and a fault for each other row
+    assert time.process_time() - start < 10  # quadratic, it took minutes
+
+
+def test_transcripts_keep_their_words():
+    text = "\n\nHuman: One: two?\n\nAnd three?\n\nAssistant:  Yes. \n\nHuman: Sure\n\nAssistant: "
+    assert parse_transcript(text, "chosen") == [
+        {"role": "user", "content": "One: two?\n\nAnd three?"},
+        {"role": "assistant", "content": " Yes. "},
+        {"role": "user", "content": "Sure"},
+        {"role": "assistant", "content": ""},
+    ]
+
+
+def test_a_converter_of_ones_own_is_enough_and_its_errors_are_faults():
+    def mine(row):
+        return {"prompt": row["ask"], "chosen": row["yes"], "rejected": row["no"]}
+
+    shape = shape_of_converter(mine, "mine")
+    rows = [Row("row 0", {"ask": "Why?", "yes": "So.", "no": "No."}), Row("row 1", {"ask": "Why?"})]
+    good, bad = make_pairs(rows, shape)
+    assert parts(good) == TEXTS
+    assert (bad["fault"], bad["text"]) == ("converter_failed", "mine: KeyError: 'yes'")

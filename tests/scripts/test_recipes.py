@@ -1,0 +1,144 @@
+"""Every recipe is read to its last key, and several processes train what one does."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import PATIENCE, PROJECT, SHORT
+from safetensors.torch import load_file
+
+import basic_dpo_training
+import lora_dpo_training
+from dpo_utils import _device_settings, parse_args
+from machinery.command.command_line import CommandLine
+
+RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
+LAUNCHERS = sorted((PROJECT / "recipes" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_means_what_it_says(recipe):
+    said = yaml.safe_load(recipe.read_text())
+    command = next(line for line in recipe.read_text().splitlines() if "--config recipes/" in line)
+    assert f"--config recipes/{recipe.name}" in command
+    how = {}
+    script = basic_dpo_training
+    if "lora_dpo_training.py" in command:
+        script = lora_dpo_training
+        how = dict(arguments=lora_dpo_training.LoraArguments, defaults=lora_dpo_training.LORA, takes_adapters=True)
+    parsed = parse_args("", script.DEMO, ["--config", str(recipe)], **how)
+    for name, value in said.items():
+        holders = [part for part in parsed if hasattr(part, name)]
+        assert holders, name
+        got = getattr(holders[0], name)
+        assert (got[0] if isinstance(got, list) and not isinstance(value, list) else got) == value, name
+    if "--config_file" in command:
+        assert (PROJECT / command.split("--config_file ")[1].split()[0]).exists()
+
+
+@pytest.mark.parametrize("config", LAUNCHERS, ids=lambda path: path.stem)
+def test_accelerate_knows_every_key_of_a_launcher_s_file(config):
+    loaded = load_config_from_file(str(config))
+    assert loaded.num_processes >= 2
+    for name, value in yaml.safe_load(config.read_text()).items():
+        assert hasattr(loaded, name), name
+        if isinstance(value, dict):
+            assert getattr(loaded, name) == value
+
+
+def losses(folder: Path) -> list[float]:
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [logs["loss"] for logs in state["log_history"] if "loss" in logs]
+
+
+def launch(script, *words, launcher=None):
+    start = [sys.executable]
+    if launcher:
+        start += ["-m", "accelerate.commands.launch", "--config_file", str(launcher), "--main_process_port", "0"]
+    return subprocess.run([*start, script, *map(str, words)], cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def test_two_processes_are_one_with_the_same_global_batch_and_one_writer(tmp_path):
+    saving = ["--save_strategy", "steps", "--save_steps", 2]
+    # In two processes: batches of two pairs, some of them in two parts.
+    ways = {
+        "one": ([*SHORT, *saving], None),
+        "two": (
+            [*SHORT, *saving, "--per_device_train_batch_size", 2, "--max_tokens_per_batch", 200],
+            PROJECT / "recipes" / "accelerate" / "cpu.yaml",
+        ),
+    }
+    for name, (words, launcher) in ways.items():
+        own = ["--output_dir", tmp_path / name, "--reference_cache", tmp_path / f"cache of {name}"]
+        done = launch("basic_dpo_training.py", *words, *own, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("The model is in") == 1
+    expected = losses(tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(expected, abs=1e-5)
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["pairs_train"] == 2048
+
+    for begun, gone_on in (("two", "one"), ("one", "two")):  # a checkpoint of two goes on in one, and the reverse
+        folder, (words, launcher) = tmp_path / begun, ways[gone_on]
+        (folder / "metrics.json").unlink()
+        shutil.rmtree(folder / "checkpoint-4")
+        done = launch(
+            "basic_dpo_training.py", *words, "--output_dir", folder, "--resume_from_checkpoint", launcher=launcher
+        )
+        assert done.returncode == 0, done.stderr
+        assert "resumed from step 2" in done.stdout
+        assert losses(folder) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_trains_as_one_process_on_two_cpus(stage, tmp_path):
+    pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed, which is no requirement of ours")
+    recipe = yaml.safe_load((PROJECT / "recipes" / "accelerate" / f"zero{stage}.yaml").read_text())
+    on_cpus = tmp_path / "on_cpus.yaml"
+    on_cpus.write_text(yaml.safe_dump(recipe | {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}))
+    words = [*SHORT, "--save_strategy", "steps", "--save_steps", 2, "--train_sampling_strategy", "sequential"]
+    histories = []
+    for name, size, launcher in (("one", 4, None), ("two", 2, on_cpus)):
+        own = ["--per_device_train_batch_size", size, "--output_dir", tmp_path / name, "--merge"]
+        done = launch("lora_dpo_training.py", *words, *own, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+        assert "Merged: " in done.stdout
+        histories.append(losses(tmp_path / name))
+    assert histories[0] == pytest.approx(histories[1], abs=1e-5)
+    whole = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    shutil.rmtree(tmp_path / "two" / "checkpoint-4")
+    (tmp_path / "two" / "metrics.json").unlink()
+    done = launch("lora_dpo_training.py", *words, *own, "--resume_from_checkpoint", launcher=on_cpus)
+    assert "resumed from step 2" in done.stdout, done.stderr
+    resumed = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_where_weights_are_to_be_cut_up_checkpointing_is_on_from_the_start(engine, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    names = "use_cpu bf16 fp16 dataset_streaming sync_ref_model gradient_checkpointing activation_checkpointing"
+    settings = _device_settings(dict.fromkeys(names.split()))
+    assert settings["gradient_checkpointing"] is True
+    assert settings["precompute_ref_log_probs"] is False
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(call, monkeypatch):
+    build = CommandLine.build
+
+    def build_alone(self):
+        built = build(self)  # here a process finds out how many others there are
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        return built
+
+    monkeypatch.setattr(CommandLine, "build", build_alone)
+    code, _, error = call("basic_dpo_training", *SHORT)
+    assert code == 2
+    assert "2 processes were started, and this one knows of 1" in error

@@ -1,0 +1,158 @@
+"""Reference log-probs are asked for once, and asked for again whenever anything that decides them has changed."""
+
+import pytest
+import torch
+from conftest import make_llama
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from machinery.common.token_rows import TOKEN_COLUMNS
+from machinery.training import reference_cache
+from machinery.training.reference_cache import load_logps, reference_key, save_logps
+from machinery.training.shared_prompt import SharedPromptDPOTrainer
+
+ROWS = [
+    {"prompt": f"what is {n}?", "chosen": " a cat" * (1 + n % 4), "rejected": " a dog" * (1 + n % 3)} for n in range(11)
+]
+
+
+def trainer_for(
+    model_folder, tmp_path, rows=ROWS, seed=0, kind=SharedPromptDPOTrainer, peft_config=None, model=None, **options
+):
+    torch.manual_seed(seed)
+    settings = dict(
+        output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False, report_to=[], precompute_ref_log_probs=True,
+        per_device_train_batch_size=4, gradient_checkpointing=False, disable_tqdm=True, max_length=64,
+    )  # fmt: skip
+    args = DPOConfig(**settings | options)
+    args.reference_cache = str(tmp_path / "cache")
+    return kind(
+        model or AutoModelForCausalLM.from_pretrained(model_folder),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(model_folder),
+        peft_config=peft_config,
+    )
+
+
+def columns(trainer):
+    return [torch.tensor(trainer.train_dataset[name]) for name in ("ref_chosen_logps", "ref_rejected_logps")]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many batches the reference was asked about."""
+    calls = []
+    stock = DPOTrainer.compute_ref_log_probs
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", lambda *args: calls.append(1) or stock(*args))
+    return calls
+
+
+def test_they_are_trls_row_by_row(base_model_folder, tmp_path):
+    ours = columns(trainer_for(base_model_folder, tmp_path))
+    trls = columns(trainer_for(base_model_folder, tmp_path, kind=DPOTrainer))
+    for mine, theirs in zip(ours, trls, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_the_second_run_asks_nothing_and_has_the_same_numbers(base_model_folder, tmp_path, asked):
+    first = columns(trainer_for(base_model_folder, tmp_path))
+    count = len(asked)
+    assert count == 3
+    second = columns(trainer_for(base_model_folder, tmp_path))
+    assert len(asked) == count
+    assert all(map(torch.equal, first, second))
+
+
+def test_log_probs_that_trl_has_kept_are_not_those_of_other_settings(base_model_folder, tmp_path, asked):
+    options = dict(truncation_mode="keep_end", loss_type=["sigmoid"])
+    first = columns(trainer_for(base_model_folder, tmp_path / "a", **options))
+    count = len(asked)
+    second = columns(trainer_for(base_model_folder, tmp_path / "b", ld_alpha=0.5, **options))
+    assert len(asked) == 2 * count
+    assert not all(map(torch.equal, first, second))
+
+
+def test_a_changed_row_weight_or_length_is_asked_again(base_model_folder, tmp_path, asked):
+    trainer_for(base_model_folder, tmp_path)
+    for change in ("row", "order", "weight", "max_length"):
+        asked.clear()
+        rows, model, options = ROWS, AutoModelForCausalLM.from_pretrained(base_model_folder), {}
+        if change == "row":
+            rows = [*ROWS[:-1], ROWS[-1] | {"chosen": " a cow"}]
+        if change == "order":
+            rows = [*ROWS[1:], ROWS[0]]
+        if change == "weight":
+            next(model.parameters()).data[0, 0] += 1e-3
+        if change == "max_length":
+            options = {"max_length": 12}
+        trainer_for(base_model_folder, tmp_path, rows=rows, model=model, **options)
+        assert asked, change
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_file_is_found_and_rebuilt(damage, base_model_folder, tmp_path, asked):
+    first = columns(trainer_for(base_model_folder, tmp_path))
+    [path] = (tmp_path / "cache").glob("*.safetensors")
+    whole = path.read_bytes()
+    damaged = {"truncated": whole[:-7], "flipped": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:], "empty": b""}[
+        damage
+    ]
+    path.write_bytes(damaged)
+    asked.clear()
+    again = columns(trainer_for(base_model_folder, tmp_path))
+    assert asked
+    assert all(map(torch.equal, first, again))
+    assert path.read_bytes() == whole
+
+
+def test_a_new_adapter_has_the_base_s_whatever_it_was_drawn_from(base_model_folder, tmp_path, asked):
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer_for(base_model_folder, tmp_path, peft_config=lora, seed=0)
+    asked.clear()
+    trainer_for(base_model_folder, tmp_path, peft_config=lora, seed=1)
+    trainer_for(base_model_folder, tmp_path)  # nor does full training ask for anything else
+    assert not asked
+
+
+def test_an_adapter_that_belongs_to_the_reference_counts():
+    rows = Dataset.from_dict({name: [[1, 2]] for name in TOKEN_COLUMNS})
+    model = make_llama()
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), "ref")
+    keys = {reference_key(model, rows, {}, "ref"), reference_key(model, rows, {}, None)}
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.data += 1
+    keys |= {reference_key(model, rows, {}, "ref")}
+    assert len(keys) == 3
+    assert reference_key(model, rows, {}, None) in keys
+
+
+def test_where_tokens_are_cut_matters_though_they_are_the_same():
+    model, keys = make_llama(), set()
+    for chosen in ([[1, 2], [3]], [[1], [2, 3]]):
+        keys.add(
+            reference_key(
+                model,
+                Dataset.from_dict({"prompt_ids": [[5], [5]], "chosen_ids": chosen, "rejected_ids": [[7], [8]]}),
+                {},
+            )
+        )
+    assert len(keys) == 2
+
+
+def test_old_files_go_when_there_are_too_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_cache, "MOST_BYTES", 2000)
+    values = torch.zeros(100)
+    for number in range(4):
+        save_logps(tmp_path, f"key{number}", values, values.clone())
+    assert load_logps(tmp_path, "key3", 100) is not None
+    assert len(list(tmp_path.glob("*.safetensors"))) < 4
+
+
+def test_another_number_of_rows_is_no_hit(tmp_path):
+    save_logps(tmp_path, "key", torch.zeros(3), torch.zeros(3))
+    assert load_logps(tmp_path, "key", 4) is None
+    assert load_logps(tmp_path, "nothing", 3) is None
