@@ -20,7 +20,6 @@ Try next:
 
 from demo.world import QUALITIES, is_known, score_reply
 from dpo_utils import (
-    claim_output_dir,
     load_model,
     load_preferences,
     parse_args,
@@ -28,11 +27,12 @@ from dpo_utils import (
     report_change,
     run,
     sample_completions,
-    save_run,
     say,
-    show_start,
     watch,
 )
+from machinery.runs.folder import claim_output_dir
+from machinery.runs.saving import save_run
+from machinery.runs.start import show_start
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # The demo's settings. They are no advice for other models: for those the defaults are TRL's.
@@ -77,7 +77,7 @@ def main():
 
     # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
     # group_by_length.
-    claim_output_dir(training_args, None if args.names_output_dir else "runs/basic")
+    claim_output_dir(training_args, "runs/basic")
     trainer = SharedPromptDPOTrainer(
         model=policy,
         ref_model=reference,

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from demo.world import QUALITIES, is_known, score_reply
 from dpo_utils import (
     TutorialArguments,
-    claim_output_dir,
     load_model,
     load_preferences,
     load_tokenizer,
@@ -33,13 +32,14 @@ from dpo_utils import (
     report_change,
     run,
     sample_completions,
-    save_run,
     say,
-    show_data,
     show_pairs,
-    show_start,
     watch,
 )
+from machinery.data.report import show_reports
+from machinery.runs.folder import claim_output_dir
+from machinery.runs.saving import save_run
+from machinery.runs.start import show_start
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # NEW marks what basic_dpo_training.py does not have.
@@ -92,7 +92,7 @@ def main():
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
     if args.check_only:  # NEW: your data without your model are looked at as text; another tokenizer counts otherwise
-        looks_at_tokens = args.names_model or not args.names_data
+        looks_at_tokens = args.is_model_given or not args.is_data_given
         hub = dict(revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code)
         tokenizer = load_tokenizer(model_args.model_name_or_path, **hub) if looks_at_tokens else None
     else:
@@ -110,9 +110,10 @@ def main():
         "look_at": None,  # every pair, token by token; the other scripts look at 500
     }
     train_pairs, eval_pairs, reports = load_preferences(args.source, tokenizer, **args.data_kwargs)
-    own_folder = "runs/data" if args.check_only else "runs/custom_dataset"
-    claim_output_dir(training_args, None if args.names_output_dir else own_folder)  # NEW: the report goes there too
-    show_data(reports, training_args.output_dir)  # NEW: what was found, in the terminal, as JSON and as a picture
+    claim_output_dir(
+        training_args, "runs/data" if args.check_only else "runs/custom_dataset"
+    )  # NEW: the report goes there
+    show_reports(reports, training_args.output_dir)  # NEW: what was found, in the terminal, as JSON and as a picture
     if tokenizer is not None:
         show_pairs(train_pairs, tokenizer, args.show, training_args.max_length)  # NEW
     if args.check_only:

@@ -34,26 +34,25 @@ from transformers import set_seed
 
 from demo.world import QUALITIES, is_known, score_reply, true_reward
 from dpo_utils import (
-    LOSS_TYPES,
     TutorialArguments,
-    UserError,
-    claim_output_dir,
     load_model,
     load_preferences,
-    new_adapter,
     parse_args,
     pick_prompts,
     report_change,
     run,
     sample_completions,
-    save_run,
     say,
-    show_start,
     watch,
 )
+from machinery.common.errors import UserError
 from machinery.comparing.loss_comparison import compare
 from machinery.comparing.side_by_side import run_again, side_by_side
-from machinery.models.adapters import describe_base
+from machinery.models.adapters import describe_base, new_adapter
+from machinery.runs.folder import claim_output_dir
+from machinery.runs.saving import save_run
+from machinery.runs.start import show_start
+from machinery.training.custom_loss import CustomLoss
 from machinery.training.losses import loss_from_flags, uses_reference
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
@@ -298,64 +297,8 @@ LIMITS = dict(label_smoothing=(0, 0.5), discopop_tau=(0, None), gamma=(0, None),
 # --- The plug --------------------------------------------------------------------------------------------------------
 
 
-class CustomLossDPOTrainer(SharedPromptDPOTrainer):
-    """Trains with any such function. Forward pass, reference and metrics stay those of the basic script's trainer."""
-
-    def __init__(self, *, args, loss=None, **kwargs):
-        """loss: a function as above with its hyperparameters filled in; None leaves the loss to TRL too."""
-        self.loss, self.needs_reference = loss, uses_reference(loss)
-        if not self.needs_reference:
-            args.precompute_ref_log_probs = True  # zeros, see below: no reference is loaded or run
-        super().__init__(args=args, **kwargs)
-        if loss is not None:
-            self.loss_types, self.loss_weights = ["sigmoid"], [1.0]  # TRL's metrics come with a loss; it is not used
-
-    def _precompute_ref_logps(self, dataset, name, batch_size):
-        if self.needs_reference:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
-        return dataset.map(lambda row: {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})
-
-    def _compute_loss(self, model, inputs, return_outputs):
-        """TRL's method runs the model, logs every metric and computes a loss, all in one.
-
-        So it runs on a model that we listen to: its metrics stay, and our loss takes the place of its own.
-        """
-        if self.loss is None:
-            return super()._compute_loss(model, inputs, return_outputs)
-        if "ref_chosen_logps" not in inputs:
-            ref_chosen_logps, ref_rejected_logps = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-            inputs = {**inputs, "ref_chosen_logps": ref_chosen_logps, "ref_rejected_logps": ref_rejected_logps}
-
-        heard = []  # what the policy returns to TRL, log-probs among it
-
-        def listen(**kwargs):
-            heard.append(model(**kwargs))
-            return heard[-1]
-
-        asked = self.precompute_ref_logps
-        self.precompute_ref_logps = True  # TRL finds the reference's log-probs in the inputs
-        try:
-            result = super()._compute_loss(listen, inputs, return_outputs)
-        finally:
-            self.precompute_ref_logps = asked
-
-        is_completion = inputs["completion_mask"][:, 1:]  # (2B, L - 1), the chosen rows first
-        # Log-probs are 0 outside the completions. The slice leaves out what an adapter has put before the tokens.
-        logps = heard[0].log_probs[:, -is_completion.shape[1] :].sum(dim=1)
-        policy_chosen_logps, policy_rejected_logps = logps.chunk(2)
-        chosen_lengths, rejected_lengths = is_completion.sum(dim=1).chunk(2)
-        loss = self.loss(
-            beta=self.beta,
-            policy_chosen_logps=policy_chosen_logps,
-            policy_rejected_logps=policy_rejected_logps,
-            ref_chosen_logps=inputs["ref_chosen_logps"],
-            ref_rejected_logps=inputs["ref_rejected_logps"],
-            chosen_lengths=chosen_lengths,
-            rejected_lengths=rejected_lengths,
-        ).mean()
-        if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * heard[0].aux_loss
-        return (loss, result[1]) if return_outputs else loss
+class CustomLossDPOTrainer(CustomLoss, SharedPromptDPOTrainer):
+    """The basic script's trainer with any such function: forward pass, reference and metrics stay as they are."""
 
 
 # --- The run ---------------------------------------------------------------------------------------------------------
@@ -443,7 +386,7 @@ def main():
         return compare_losses(args, training_args, model_args)
 
     # Loss, NEW: a formula above, one from a file of the user's, or a sum. None leaves it to TRL's own code.
-    loss = loss_from_flags(args, training_args, LOSSES, LIMITS, LOSS_TYPES)
+    loss = loss_from_flags(args, training_args, LOSSES, LIMITS)
     needs_reference = uses_reference(loss)
     # Without a reference nothing else says where log-probs began, so the held-out pairs are measured at step 0 too.
     training_args.eval_on_start |= not needs_reference
@@ -466,7 +409,7 @@ def main():
     peft_config, base = new_adapter(policy, model_args, training_args), None
     if peft_config is not None:
         base = describe_base(policy, model_args.model_name_or_path, model_args.model_revision)
-    claim_output_dir(training_args, None if args.names_output_dir else "runs/custom_loss")
+    claim_output_dir(training_args, "runs/custom_loss")
     set_seed(training_args.seed)  # NEW: an adapter's A is drawn at random
     trainer = CustomLossDPOTrainer(
         model=policy,

@@ -36,12 +36,7 @@ import numpy as np
 
 from demo.world import is_known, true_reward
 from dpo_utils import (
-    PROJECT,
     TutorialArguments,
-    UserError,
-    base_of,
-    claim_output_dir,
-    is_same_tokenizer,
     load_any,
     load_preferences,
     pair_logps,
@@ -53,13 +48,17 @@ from dpo_utils import (
     sequence_logps,
 )
 from machinery.command.flag_help import EVALUATION_FLAGS
+from machinery.common.errors import UserError
 from machinery.common.intervals import bootstrap_mean
 from machinery.common.safe_text import without_secrets
 from machinery.comparing.side_by_side import newest_trained, run_facts, train_basic
-from machinery.data.load import PLAIN_CHAT_TEMPLATE
+from machinery.data.formatting import PLAIN_CHAT_TEMPLATE
 from machinery.evaluation.metrics import PairLogps, preference_metrics, reply_metrics
 from machinery.evaluation.report import Report
 from machinery.evaluation.verdict import add_scores, choose_judge, compare, decide
+from machinery.models.adapters import base_of
+from machinery.models.checks import is_same_tokenizer
+from machinery.runs.folder import claim_output_dir
 
 # For every model. More prompts narrow the intervals; more answers a prompt do too, but less and less.
 EVALUATION = dict(num_eval_prompts=200, per_device_eval_batch_size=64, beta=None)  # None: each run's own
@@ -98,11 +97,11 @@ def what_to_evaluate(args, model_args):
     """
     if args.dataset_streaming:
         raise UserError("--dataset_streaming: the held-out pairs are read more than once; leave it out.")
-    names = args.models or ([model_args.model_name_or_path] if args.names_model else [])
-    names = names or [newest_trained(Path("runs")) or train_basic(PROJECT / "basic_dpo_training.py")]
+    names = args.models or ([model_args.model_name_or_path] if args.is_model_given else [])
+    names = names or [newest_trained(Path("runs")) or train_basic()]
     facts = run_facts(names[0])
     reference_name = args.reference or facts.get("reference")
-    dataset = args.source if args.names_data else facts.get("dataset")
+    dataset = args.source if args.is_data_given else facts.get("dataset")
     if reference_name is None or dataset is None:
         lacking = "reference" if reference_name is None else "dataset_name"
         raise UserError(f"{names[0]} has no metrics.json that names it: add --{lacking}.")
@@ -147,7 +146,7 @@ def main():
     train_pairs, eval_pairs, _ = load_preferences(dataset, tokenizer, **args.data_kwargs)
     pairs = train_pairs if eval_pairs is None else eval_pairs
     prompts = pick_prompts(pairs, args.num_eval_prompts)
-    claim_output_dir(training_args, None if args.names_output_dir else "runs/evaluation")
+    claim_output_dir(training_args, "runs/evaluation")
     truth = true_reward if all(is_known(prompt) for prompt in prompts) else None
     judge = choose_judge(
         args.judge,

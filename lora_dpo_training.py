@@ -29,28 +29,25 @@ from transformers import set_seed
 
 from demo.world import QUALITIES, is_known, score_reply
 from dpo_utils import (
-    PROJECT,
     TutorialArguments,
-    UserError,
-    claim_output_dir,
-    load_adapter,
     load_model,
     load_preferences,
-    merge_run,
-    new_adapter,
     parse_args,
     pick_prompts,
+    prompt_ids,
     report_change,
     run,
     sample_completions,
-    save_run,
     say,
-    show_start,
     watch,
 )
+from machinery.common.errors import UserError
 from machinery.comparing.side_by_side import beside_full_run
 from machinery.hardware.estimate import MemoryMeter
-from machinery.models.adapters import describe_base, save_base
+from machinery.models.adapters import describe_base, load_adapter, merge_adapter, new_adapter, save_base
+from machinery.runs.folder import claim_output_dir
+from machinery.runs.saving import save_run
+from machinery.runs.start import show_start
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # NEW marks what basic_dpo_training.py does not have.
@@ -132,7 +129,7 @@ def main():
 
     # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
     # group_by_length.
-    claim_output_dir(training_args, None if args.names_output_dir else "runs/lora")
+    claim_output_dir(training_args, "runs/lora")
     folder = Path(training_args.output_dir)
     base_name = model_args.model_name_or_path
     if args.merge_first:  # NEW: the adapter to come belongs to this base, so it has to be kept
@@ -181,9 +178,10 @@ def main():
     # NEW: what it took, beside the newest run of the basic script or one made now; and the adapter merged into its base
     say("\n" + memory.table() + "\n")
     if trainer.accelerator.is_main_process:
-        say(beside_full_run(metrics, folder, PROJECT / "basic_dpo_training.py" if args.compare_full else None))
+        say(beside_full_run(metrics, folder, args.compare_full))
         if args.merge:
-            say("\n" + merge_run(base, folder, tokenizer, prompts[:8], **model_args.init_kwargs))
+            rows = [prompt_ids(tokenizer, prompt) for prompt in prompts[:8]]  # on which both are compared
+            say("\n" + merge_adapter(load_model, base.name, folder, tokenizer, rows, **model_args.init_kwargs))
     say(
         f"""
 What to look at   {folder}/training_curves.png, completions.md, metrics.json

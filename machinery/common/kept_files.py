@@ -52,3 +52,8 @@ def forget_oldest(folder: Path, pattern: str, most_bytes: int, but: Path | None 
         kept += size
         if kept > most_bytes and file != but:
             file.unlink(missing_ok=True)
+
+
+def size_on_disk(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

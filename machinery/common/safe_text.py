@@ -2,6 +2,7 @@
 
 print(visible(reply))                                   # one line, control characters as \\n, \\x1b
 print(printable(message))                               # the same, with its lines as they are
+say("Held out:", 12, "pairs")                           # that, on the first of several processes
 print(first_line(error))                                # what went wrong, in one line
 logger.addFilter(inert_record)                          # and for all that a logger says
 page = completions_page(prompts, replies_before, replies_after)
@@ -10,6 +11,8 @@ command = " ".join(without_secrets(sys.argv))           # --hub_token ***
 
 import logging
 import re
+
+from accelerate import PartialState
 
 
 def visible(text: str) -> str:
@@ -20,6 +23,12 @@ def visible(text: str) -> str:
 def printable(text: str) -> str:
     """A text of several lines, with what does not print written as Python writes it."""
     return "\n".join(map(visible, text.split("\n")))
+
+
+def say(*words) -> None:
+    """Print, on the first of several processes only, and nothing that a terminal would obey."""
+    if PartialState().is_main_process:
+        print(printable(" ".join(map(str, words))), flush=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..training.losses import LossError, check_names, choose_loss
+from ..common.errors import UserError
+from ..training.losses import check_names, choose_loss
 from .grid import GridError, markdown, mean_interval, run_grid, without
 from .loss_figures import plot_frontier, plot_noise, plot_shapes
 
@@ -62,10 +63,10 @@ def compare(
     true_reward(prompt, answer): that of any.
     """
     if kind not in ("losses", *DEFAULT_LOSSES):
-        raise LossError(f"--compare {kind}: there are losses (the default), {', '.join(DEFAULT_LOSSES)}")
+        raise UserError(f"--compare {kind}: there are losses (the default), {', '.join(DEFAULT_LOSSES)}")
     for seed in seeds:
         if not 0 <= seed < 2**32:
-            raise LossError(f"--seeds {seed}: a seed is at least 0 and below 2**32")
+            raise UserError(f"--seeds {seed}: a seed is at least 0 and below 2**32")
     losses = losses or DEFAULT_LOSSES.get(kind) or [name for name in known if name != "your_loss"]
     check_names(losses, known, "--losses")
     cells = _cells(kind, losses, betas, known, own)
@@ -79,7 +80,7 @@ def compare(
     try:
         results = run_grid(cases, seeds, folder / "cells", stamps)
     except GridError as error:
-        raise LossError(f"A run failed, and those that are finished are kept: {error}") from error
+        raise UserError(f"A run failed, and those that are finished are kept: {error}") from error
     report = {
         "kind": kind,
         "seeds": seeds,
@@ -154,7 +155,7 @@ def _beta(word: str, own: float) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise LossError(f"--betas {word}: numbers above 0 are wanted, or x0.3 for a multiple of each loss's own beta")
+        raise UserError(f"--betas {word}: numbers above 0 are wanted, or x0.3 for a multiple of each loss's own beta")
     return value
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from .grid import alone, only, without
+from .grid import PROJECT, alone, only, without
+
+BASIC = PROJECT / "basic_dpo_training.py"
 
 # What a run of all weights is to have in common with the adapter's, besides model, data, seed and beta, where the command
 # line says it. A recipe is the adapter's own, and not passed on.
@@ -43,13 +45,13 @@ ROWS = (
 )
 
 
-def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
+def beside_full_run(metrics: dict, folder: Path, make_it: bool) -> str:
     """This run beside the newest of the basic script on the same model and data, as a table, or why there is none.
 
-    make_with: the basic script, to make such a run now, in folder/full.
+    make_it: make such a run now, in folder/full.
     """
     where, model, dataset = Path("runs"), metrics["model"], metrics["dataset"]
-    if make_with is not None:
+    if make_it:
         if PartialState().num_processes > 1:
             return f"--compare_full: {ALONE}"
         where = folder / "full"
@@ -61,8 +63,8 @@ def beside_full_run(metrics: dict, folder: Path, make_with: Path | None) -> str:
             "output_dir": where / "basic",
         }
         named = [str(word) for flag, value in words.items() for word in (f"--{flag}", value)]
-        command = [sys.executable, str(make_with), *named, "--overwrite_output_dir", *only(sys.argv[1:], IN_COMMON)]
-        print("\nNow all weights, by", make_with.name, flush=True)
+        command = [sys.executable, str(BASIC), *named, "--overwrite_output_dir", *only(sys.argv[1:], IN_COMMON)]
+        print("\nNow all weights, by", BASIC.name, flush=True)
         if subprocess.run(command, env=alone()).returncode:
             return f"The run of all weights failed: {' '.join(command[1:])}"
     full = newest_run(where, "basic", model, dataset)
@@ -121,10 +123,10 @@ def run_facts(folder: str) -> dict:
     return facts
 
 
-def train_basic(script: Path) -> str:
+def train_basic() -> str:
     """Run the basic script in runs/basic, and return where."""
     print("There is no run yet, so the basic one is trained first.\n", flush=True)
-    subprocess.run([sys.executable, str(script)], check=True, env=alone())
+    subprocess.run([sys.executable, str(BASIC)], check=True, env=alone())
     return newest_trained(Path("runs"))
 
 

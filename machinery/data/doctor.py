@@ -7,8 +7,8 @@
     report = checkup.report()               # counts, shares, the first rows of each finding, lengths, a verdict
 
 It keeps numbers and hashes, not texts, so memory grows by some 300 bytes a pair, whatever their length. A finding drops
-a pair if it teaches nothing or the wrong thing for certain; otherwise it is only reported. `token_facts` adds what only
-the model's own tokenizer can tell.
+a pair if it teaches nothing or the wrong thing for certain; otherwise it is only reported. `tokens.token_facts`
+adds what only the model's own tokenizer can tell.
 """
 
 import array
@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Container
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 
 from ..common.intervals import wilson
@@ -364,6 +363,14 @@ def verdict(report: dict) -> list[str]:
     return sentences
 
 
+def what_fails(report: dict) -> str:
+    """The most frequent finding that drops pairs, and the way out, for data of which nothing is left."""
+    name, finding = max(report["findings"].items(), key=lambda found: found[1]["count"] * found[1]["drops"])
+    first = finding["first"] + (f": {finding['detail']}" if finding["detail"] else "")
+    way_out = f" --keep_findings {name} would keep them." if name in KEEPABLE else ""
+    return f"{finding['count']:,} x {finding['title']}; the first is {first}. {finding['meaning']}{way_out}"
+
+
 def _said(text: str | list[dict]) -> str:
     """What tells two texts apart: the words, who says them, and what a turn carries besides."""
     return text if isinstance(text, str) else json.dumps(text, sort_keys=True, ensure_ascii=False)
@@ -395,73 +402,3 @@ def _share_in_common(first: str, second: str) -> float:
     ours, theirs = Counter(WORD.findall(first)), Counter(WORD.findall(second))
     total = ours.total() + theirs.total()
     return 2 * (ours & theirs).total() / total if total else 0.0
-
-
-def tokenise(prompt, chosen, rejected, tokenizer, tools: str | None = None, kwargs: dict | None = None):
-    """A pair in the tokens that TRL trains on: the answers begin where prompt and prompt with answer part.
-
-    prompt, chosen, rejected: three strings or three lists of turns. tools: as JSON. kwargs: for the chat template.
-    Returns (prompt, chosen, rejected, rest) as lists of ids; rest is the end of the prompt's own tokens that training
-    leaves out, empty if all is well. Raises what the chat template raises.
-    """
-
-    def encode(answer) -> list[int]:
-        if isinstance(prompt, str):
-            ids = tokenizer(prompt if answer is None else prompt + answer)["input_ids"]
-            return ids if answer is None or ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
-        turns = prompt if answer is None else prompt + answer
-        given = json.loads(tools) if tools else None
-        encoded = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=answer is None, tools=given, tokenize=True, return_dict=True, **(kwargs or {})
-        )
-        return encoded["input_ids"]
-
-    alone, *whole = encode(None), encode(chosen), encode(rejected)
-    length = min(_common_length(alone, ids) for ids in whole)
-    return alone[:length], whole[0][length:], whole[1][length:], alone[length:]
-
-
-# A template is a program that came with a model: it can fail in any of these ways.
-TEMPLATE_ERRORS = (
-    jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
-)  # fmt: skip
-
-
-def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = None, tools=None, kwargs=None) -> dict:
-    """What training on a pair means in tokens: lengths of prompt, chosen, rejected, findings, and a text about them."""
-    try:
-        parts = tokenise(prompt, chosen, rejected, tokenizer, tools, kwargs)
-    except TEMPLATE_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": reason}
-    start, *answers, rest = parts
-    if answers[0] == answers[1]:
-        text = "in tokens both answers are the same" if answers[0] else "it leaves the answers out"
-        return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": text}
-    lengths = [len(ids) for ids in parts[:3]]
-    flags, text = [], ""
-    if max_length is not None and lengths[0] >= max_length:
-        flags.append("fills_max_length")
-    elif max_length is not None and lengths[0] + max(lengths[1:]) > max_length:
-        flags.append("answer_cut")
-    if rest:
-        flags.append("prompt_not_prefix")
-        text = f"left out of the prompt: {tokenizer.decode(rest)!r}"
-    if tokenizer.bos_token_id is not None and start[:2] == [tokenizer.bos_token_id] * 2:
-        flags.append("doubled_bos")
-    # some templates write a line break behind the EOS, hence the last three
-    if any([tokenizer.eos_token_id] * 2 in (ids[-3:-1], ids[-2:]) for ids in answers):
-        flags.append("doubled_eos")
-    if any(tokenizer.eos_token_id not in ids[-3:] for ids in answers):
-        flags.append("no_eos")
-    unknown = 0
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
-        unknown = sum(ids.count(tokenizer.unk_token_id) for ids in parts[:3])
-        flags += ["unknown_tokens"] if unknown else []
-    return {"lengths": lengths, "unknown": unknown, "flags": flags, "text": text}
-
-
-def _common_length(first: list[int], second: list[int]) -> int:
-    return next(
-        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )

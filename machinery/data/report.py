@@ -1,14 +1,42 @@
-"""Print a data report: a table of findings, one of lengths, the verdict.
+"""Show what was found in preference data: tables in the terminal, a JSON file, a picture of the lengths.
 
-print_report({"rows_read": ..., "findings": ..., ...}, "pairs.jsonl")      # as data_doctor.Checkup.report makes it
-print(summary(report))                                                     # the same in one line
+show_reports({"train": report}, "runs/data")            # all of it; a report is what doctor.Checkup.report() returns
+print_report(report, "pairs.jsonl")                     # a table of findings, one of lengths, the verdict
+print(summary(report))                                  # the same in one line
+plot_lengths(report, "data_report.png")                 # how long prompts and answers are; is the longer one chosen?
 """
 
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draw into files; there may be no screen
+import matplotlib.pyplot as plt
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..common.kept_files import complete_file
 from ..common.safe_text import visible
+
+COLOURS = {"prompt": "tab:blue", "chosen": "tab:green", "rejected": "tab:red"}
+
+
+def show_reports(reports: dict, folder: Path | str) -> None:
+    """Print the report of each split, and write data_report.json and data_report.png into the folder.
+
+    reports: by split; empty for streamed data. The first of several processes does it.
+    """
+    if not reports or not PartialState().is_main_process:
+        return
+    for report in reports.values():
+        print_report(report, report["source"])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with complete_file(Path(folder) / "data_report.json") as file:
+        json.dump(reports, file, indent=2, ensure_ascii=True, allow_nan=False)
+    plot_lengths(next(reversed(reports.values())), Path(folder) / "data_report.png")
 
 
 def print_report(report: dict, name: str, console: Console | None = None) -> None:
@@ -95,3 +123,26 @@ def _length_table(report: dict) -> Table:
     if "prompt" in tokens and tokens["pairs_looked_at"] < report["pairs_made"]:
         table.caption = f"tokens: of {tokens['pairs_looked_at']:,} of the {report['pairs_made']:,} pairs"
     return table
+
+
+def plot_lengths(report: dict, path: Path | str) -> None:
+    """Write a PNG with two panels: the three lengths, and chosen minus rejected. The last bars hold the outliers."""
+    drawn = report["histograms"]
+    unit = drawn["unit"]
+    described = report[unit]
+    figure, (sizes, differences) = plt.subplots(1, 2, figsize=(10, 3.8))
+    for part, colour in COLOURS.items():
+        label = f"{part}, median {described[part]['median']:.0f}"
+        sizes.stairs(drawn[part], drawn["edges"], color=colour, linewidth=1.8, label=label)
+    sizes.set(title="length", xlabel=f"{unit} (the last bar holds the longest hundredth)", ylabel="pairs")
+    sizes.legend(fontsize=8)
+
+    longer = report["longer_is_chosen"]["accuracy"]
+    differences.stairs(drawn["difference"], drawn["difference_edges"], fill=True, color="tab:grey")
+    differences.axvline(0, color="black", linewidth=0.8)
+    differences.set(title=f"chosen - rejected: the longer is chosen in {longer:.0%}", xlabel=unit, ylabel="pairs")
+    for axes in (sizes, differences):
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)

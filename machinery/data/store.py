@@ -18,6 +18,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
 
+from ..common.errors import UserError
 from ..common.kept_files import complete_file
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -73,6 +74,35 @@ def hold_out(numbers: list[int], prompt_of, share: float, seed: int) -> tuple[li
     places = range(len(numbers))
     is_held = [prompt_of[number] in held for number in numbers]
     return [n for n in places if not is_held[n]], [n for n in places if is_held[n]]
+
+
+def cleaned_files(name: str, split: str, train: str) -> tuple[Path, Path]:
+    """Where the sound pairs of a split go, and the rows that were dropped. Raises UserError where one is there."""
+    whole = Path(name)
+    if whole.suffix != ".jsonl":  # a name with other dots keeps them
+        whole = whole.with_name(whole.name.removesuffix(".json") + ".jsonl")
+    path = whole if split == train else whole.with_suffix(f".{split}.jsonl")
+    beside = path.with_suffix(".dropped.jsonl")
+    for file in (path, beside):
+        if file.exists():
+            raise UserError(f"--save_cleaned: {file} is there already.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--save_cleaned: {path.parent} cannot be made: {error.strerror}.") from error
+    return path, beside
+
+
+def save_cleaned(path: Path, beside: Path, pairs: Dataset, dropped: dict[int, str], rows: Iterable) -> None:
+    """Write the sound pairs, and beside them every row that was dropped, with its reason."""
+    read = (json.loads(row["pair"]) if "pair" in row else row for row in pairs)
+    write_lines(path, ({k: v for k, v in row.items() if k != "where" and v is not None} for row in read))
+    lines = (
+        {"row": number, "where": row.where, "reason": dropped[number], "data": row.value}
+        for number, row in enumerate(rows)
+        if number in dropped
+    )
+    write_lines(beside, lines)
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> None:

@@ -34,11 +34,13 @@ from huggingface_hub.utils import httpx  # the package is called httpx or httpx2
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.errors import UserError
+
 Prompt = str | list[dict]  # a text, or turns {"role": "user", "content": "..."}
 Score = Callable[[list[Prompt], list[str]], list[float]]
 
 
-class JudgeError(ValueError):
+class JudgeError(UserError):
     """A judge cannot work as it was set up; one sentence that says what to change."""
 
 

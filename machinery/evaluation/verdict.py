@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from ..common.errors import is_out_of_memory
 from ..common.intervals import (
     bootstrap_mean,
     holm,
@@ -28,7 +29,6 @@ from ..common.intervals import (
     smallest_difference,
 )
 from ..common.safe_text import first_line
-from ..hardware.memory import is_out_of_memory
 from .judges import (
     Comparison,
     EndpointJudge,

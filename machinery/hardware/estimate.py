@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from ..common.errors import is_out_of_memory
 from ..common.token_rows import row_lengths
 from . import memory
 
@@ -38,7 +39,7 @@ class MemoryMeter(TrainerCallback):
         try:
             self.estimate = estimate_memory(trainer)
         except (RuntimeError, MemoryError) as error:  # without checkpointing it can need more than the training
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         trainer.add_callback(self)
 
@@ -106,7 +107,7 @@ def choose_checkpointing(trainer) -> str:
                 estimate = estimate_memory(trainer)
                 needed = sum(estimate[part] for part in ("gradients", "optimizer", "activations"))
             except (RuntimeError, MemoryError) as error:
-                if not memory.is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 needed = float("inf")
             free = memory.free_bytes()

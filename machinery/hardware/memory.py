@@ -2,8 +2,7 @@
 
     peak = peak_memory_bytes()           # of the run so far
     reset_peak(); ...; peak_since_reset()  # of a part of it
-    give_back_freed_memory()             # with a large model on a CPU: less memory
-    keep_freed_memory()                  # with a small one: less time
+    suit_allocator(model)                # on a CPU: less memory for a large model, less time for a small one
 
 On a GPU it is what PyTorch had allocated there at the most; elsewhere what the process had resident at the most.
 """
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
 
 try:
     import resource
@@ -22,14 +22,6 @@ except ImportError:  # Windows
 
 START = psutil.Process().memory_info().rss  # when this file was imported: Python and its libraries
 _highest = 0  # the peak before the last reset
-# What PyTorch says where memory runs out on a CPU of Linux or Windows, and on MPS; it raises a bare RuntimeError.
-MEMORY_MARKS = ("can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or elsewhere."""
-    is_elsewhere = isinstance(error, RuntimeError) and any(mark in str(error) for mark in MEMORY_MARKS)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_elsewhere
 
 
 def uses_gpu() -> bool:
@@ -81,6 +73,13 @@ def free_bytes() -> int:
 def memory_in_use() -> int:
     """What is allocated on the GPU, or resident, now."""
     return torch.cuda.memory_allocated() if uses_gpu() else psutil.Process().memory_info().rss
+
+
+def suit_allocator(model: nn.Module) -> None:
+    """On a CPU let freed memory go back to the system with a large model, and stay for the next step with a small one."""
+    if not torch.accelerator.is_available():
+        is_large = sum(parameter.numel() for parameter in model.parameters()) > 50e6
+        give_back_freed_memory() if is_large else keep_freed_memory()
 
 
 def give_back_freed_memory(threshold: int = 4 * 2**20) -> None:

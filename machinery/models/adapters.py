@@ -1,10 +1,10 @@
 """Adapters on disk: which base they belong to, whether this is it, and merging them into it with proof.
 
-    folder = check_adapter("my_adapter")               # AdapterError: "--adapter my_adapter holds a full model, not an adapter"
+    folder = check_adapter("my_adapter")               # UserError: "--adapter my_adapter holds a full model, not an adapter"
     base_of_adapter(folder)                            # "Qwen/Qwen3-0.6B"
-    check_targets(model, ["q_proj", "v_porj"], 8)      # AdapterError: "... match nothing; there are q_proj, k_proj, ..."
+    check_targets(model, ["q_proj", "v_porj"], 8)      # UserError: "... match nothing; there are q_proj, k_proj, ..."
+    policy = load_adapter(model, "my_adapter")         # UserError: "... was trained on another base ..."
     note_base(folder, describe_base(model, "Qwen/Qwen3-0.6B", None))
-    check_base(folder, weights_fingerprint(other))     # AdapterError: "my_adapter was trained on another base"
     print(merge_adapter(load, "Qwen/Qwen3-0.6B", folder, tokenizer, rows))
 
 An adapter is a difference from its base. On any other base it is noise, and nothing in the files says so: shapes fit
@@ -14,19 +14,22 @@ all models of a family. So a run writes a fingerprint of the base beside its ada
 import hashlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
+from transformers import PreTrainedModel
+from trl import DPOConfig, ModelConfig, get_peft_config
 
+from ..common.errors import UserError
 from ..common.kept_files import complete_files
-
-
-class AdapterError(ValueError):
-    """An adapter, its base or its settings do not fit; one sentence that says why."""
+from ..common.safe_text import first_line, say
+from .checks import check_model_folder, check_weights
+from .sharded_weights import keep_new_models_whole
 
 
 class Base(NamedTuple):
@@ -43,19 +46,19 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def check_adapter(name: str) -> Path:
-    """The folder of an adapter with its weights in safetensors. Raises AdapterError that says what it is instead."""
+    """The folder of an adapter with its weights in safetensors. Raises UserError that says what it is instead."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise AdapterError(f"--adapter {name} is no folder")
+        raise UserError(f"--adapter {name} is no folder")
     files = {file.name for file in folder.iterdir()}
     if "adapter_config.json" not in files:
         what = (
             "a full model, not an adapter: name it by --model_name_or_path" if "config.json" in files else "no adapter"
         )
-        raise AdapterError(f"--adapter {name} holds {what}")
+        raise UserError(f"--adapter {name} holds {what}")
     if "adapter_model.safetensors" not in files:
         pickled = " (adapter_model.bin can run code when it is loaded)" if "adapter_model.bin" in files else ""
-        raise AdapterError(f"--adapter {name} holds no adapter_model.safetensors{pickled}")
+        raise UserError(f"--adapter {name} holds no adapter_model.safetensors{pickled}")
     return folder
 
 
@@ -64,14 +67,30 @@ def base_of_adapter(folder: Path) -> str | None:
     return _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
 
 
+def base_of(name: str) -> str | None:
+    """The base of an adapter's folder; None for a full model. Raises UserError where neither can be loaded."""
+    if not (Path(name) / "adapter_config.json").is_file():
+        try:
+            check_model_folder(name)
+        except ValueError as error:
+            raise UserError(f"{error}.") from error
+        return None
+    base = base_of_adapter(check_adapter(name))
+    if base is None:
+        raise UserError(f"The adapter {name} does not name its base.")
+    if not Path(base).is_dir() and Path(base).is_absolute():
+        raise UserError(f"The base of the adapter {name} is gone: {base}.")
+    return base
+
+
 def _read_object(path: Path) -> dict:
-    """What a JSON file holds. Raises AdapterError where it is no object."""
+    """What a JSON file holds. Raises UserError where it is no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise AdapterError(f"{path} is no JSON object")
+        raise UserError(f"{path} is no JSON object")
     return content
 
 
@@ -122,18 +141,52 @@ def note_base(folder: Path, base: Base) -> None:
 
 
 def check_base(folder: Path, fingerprint: str | None) -> None:
-    """Compare a base with the one noted beside the adapter, where one is. Raises AdapterError where they differ."""
+    """Compare a base with the one noted beside the adapter, where one is. Raises UserError where they differ."""
     if not (folder / NOTE).is_file() or fingerprint is None:
         return
     noted = _read_object(folder / NOTE)
     if noted.get("fingerprint") not in (None, fingerprint):
-        raise AdapterError(f"{folder} was trained on another base, {noted.get('name')}: the weights differ")
+        raise UserError(f"{folder} was trained on another base, {noted.get('name')}: the weights differ")
+
+
+def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
+    """Put a trained adapter on its base, to be trained on. Raises UserError where it is none, or not of this base."""
+    try:
+        folder = check_adapter(name)
+        check_base(folder, weights_fingerprint(base))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+        if any("missing adapter keys" in str(warning.message) for warning in said):
+            raise UserError("it lacks some of the adapter's weights; they would be random")
+        check_weights(model)
+        return model
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a broken file makes the libraries fail anywhere
+        raise UserError(f"--adapter {name} on {base.config._name_or_path}: {first_line(error)}.") from error
+
+
+def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: DPOConfig) -> PeftConfig | None:
+    """The adapter that the flags describe, to be put on this model; None without --use_peft.
+
+    Raises UserError where its target modules are none of the model's.
+    """
+    if model_args.use_peft:
+        check_targets(base, model_args.lora_target_modules, model_args.lora_r, model_args.lora_modules_to_save)
+        if model_args.lora_dropout and training_args.disable_dropout:
+            unused = f"--lora_dropout {model_args.lora_dropout}"
+            say(f"{unused} does nothing: TRL switches dropout off (--no_disable_dropout).")
+    config = get_peft_config(model_args)
+    if config is not None and isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+        config.target_modules = {config.target_modules}  # TRL makes one name a string, which PEFT takes for a pattern
+    return config
 
 
 def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, saved: list[str] | None = None) -> None:
-    """Accept "all-linear" and names of modules that are there. Raises AdapterError that lists those there are."""
+    """Accept "all-linear" and names of modules that are there. Raises UserError that lists those there are."""
     if rank < 1:
-        raise AdapterError(f"--lora_r must be at least 1, not {rank}")
+        raise UserError(f"--lora_r must be at least 1, not {rank}")
     names = [
         name
         for name, module in model.named_modules()
@@ -143,25 +196,31 @@ def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, 
     for target in [targets] if isinstance(targets, str) else targets or []:
         if target != "all-linear" and not any(name == target or name.endswith("." + target) for name in names):
             there = sorted({name.rsplit(".", 1)[-1] for name in names if name != head})
-            raise AdapterError(
+            raise UserError(
                 f"--lora_target_modules {target} matches nothing; there are {', '.join(there)}, or all-linear"
             )
         if target == head:
-            raise AdapterError(f"--lora_target_modules {target}: TRL's DPO trainer takes no adapter on the head")
+            raise UserError(f"--lora_target_modules {target}: TRL's DPO trainer takes no adapter on the head")
     for name in saved or []:
         if not any(module.endswith(name) for module, _ in model.named_modules()):  # as PEFT looks for it
-            raise AdapterError(f"--lora_modules_to_save {name}: the model has no such module")
+            raise UserError(f"--lora_modules_to_save {name}: the model has no such module")
     if head in (saved or []):
-        raise AdapterError(f"--lora_modules_to_save {head}: TRL's DPO trainer takes no adapter on the head")
+        raise UserError(f"--lora_modules_to_save {head}: TRL's DPO trainer takes no adapter on the head")
 
 
 @torch.no_grad()
-def merge_adapter(load, base_name: str, folder: Path, tokenizer, rows: list[list[int]]) -> str:
+def merge_adapter(load_model, base_name: str, folder: Path, tokenizer, rows: list[list[int]], **init_kwargs) -> str:
     """Add an adapter to its base, write the full model to folder/merged, load it again, and compare the logits.
 
-    load(name): loads a model in full precision. rows: token ids of some texts. Returns a sentence with the largest
-    difference; raises AdapterError, and leaves nothing, where it is more than rounding.
+    load_model(name, **init_kwargs): a model and its tokenizer. rows: token ids of some texts. Returns a sentence with
+    the largest difference; raises UserError, and leaves nothing, where it is more than rounding.
     """
+    init_kwargs.pop("quantization_config", None)  # rounded weights are no place to add anything to
+    keep_new_models_whole()  # the first of several processes does this alone
+
+    def load(name: str) -> PreTrainedModel:
+        return load_model(name, **init_kwargs)[0]
+
     out = folder / "merged"
     model = PeftModel.from_pretrained(load(base_name), folder).eval()
     before = [model(torch.tensor([row], device=model.device)).logits.float().cpu() for row in rows]
@@ -177,7 +236,7 @@ def merge_adapter(load, base_name: str, folder: Path, tokenizer, rows: list[list
         largest = max(logits.abs().max().item() for logits in before)
         tolerance = TOLERANCE.get(again.dtype, 1e-4)
         if not difference <= tolerance * largest:
-            raise AdapterError(
+            raise UserError(
                 f"--merge: the merged model is not the base with its adapter: logits differ by up to {difference:.3g}, and rounding "
                 f"explains {tolerance * largest:.3g} in {str(again.dtype).removeprefix('torch.')}"
             )

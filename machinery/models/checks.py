@@ -1,20 +1,74 @@
-"""Look at a model folder before anything is loaded from it, and say what is wrong with it in one sentence.
+"""What can be wrong with a model on disk, said in one sentence before anything is trained on it.
 
-    check_model_folder("my_model")     # ValueError: "my_model holds pickled weights only ..."
-    check_architecture(config)         # ValueError: "it is BertForMaskedLM ..."
-    check_weights(model)               # ValueError: "its weights are not all numbers ..."
-    check_vocabulary(model, tokenizer) # ValueError: "its tokenizer has 1,000 tokens, and the model embeds 500 ..."
+    with said_in_a_sentence("my_model"):   # UserError: "--model_name_or_path my_model cannot be loaded: ..."
+        config = look_at("my_model")       # "it is BertForMaskedLM, which is not a causal language model"
+        model, report = AutoModelForCausalLM.from_pretrained("my_model", config=config, **FROM_SAFETENSORS)
+        check_loaded(model, report, tokenizer)     # "it lacks 2 of the model's weights ...; they would be random"
 
 Weights are read from safetensors alone: a pickled file can run any code when it is loaded.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from ..common.errors import UserError
+from ..common.kept_files import size_on_disk
+from ..common.safe_text import first_line
+
+# For `from_pretrained`. Weights of another shape than config.json says are refused by name in `check_loaded`.
+FROM_SAFETENSORS = dict(use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
+
+
+@contextmanager
+def said_in_a_sentence(name: str) -> Iterator[None]:
+    """Whatever a broken model makes the libraries raise becomes a UserError about it; want of memory stays what it is."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except SafetensorError as error:
+        raise UserError(f"{name}: a safetensors file is damaged ({error}). Copy it again.") from error
+    except Exception as error:  # a broken configuration makes the libraries fail anywhere
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_line(error)}.") from error
+
+
+def look_at(name: str, **hub_kwargs) -> PreTrainedConfig:
+    """The configuration of a model that can be loaded and trained. Raises UserError and ValueError for any other.
+
+    Loading shows a bar from here on, unless the model is small.
+    """
+    try:
+        check_model_folder(name)
+    except ValueError as error:
+        raise UserError(f"--model_name_or_path: {error}.") from error
+    is_small = Path(name).is_dir() and size_on_disk(Path(name)) < 1e9
+    (transformers_logging.disable_progress_bar if is_small else transformers_logging.enable_progress_bar)()
+    config = AutoConfig.from_pretrained(name, **hub_kwargs)
+    check_architecture(config)
+    return config
+
+
+def check_loaded(model: nn.Module, report: dict, tokenizer) -> None:
+    """Accept a model whose weights are all there, and all numbers, and whose tokenizer is its own. Raises ValueError.
+
+    report: of `from_pretrained` with output_loading_info.
+    """
+    for key, in_file, in_config in sorted(report["mismatched_keys"])[:1]:
+        raise ValueError(f"{key} is {tuple(in_file)} in the file, and {tuple(in_config)} by config.json")
+    if report["missing_keys"]:
+        some = sorted(report["missing_keys"])
+        raise ValueError(f"it lacks {len(some)} of the model's weights (first: {some[0]}); they would be random")
+    check_weights(model)
+    check_vocabulary(model, tokenizer)
 
 
 def check_model_folder(name: str) -> None:
@@ -79,6 +133,11 @@ def check_vocabulary(model: nn.Module, tokenizer) -> None:
             f"its tokenizer has {len(tokenizer):,} tokens, and the model embeds {rows:,}: it belongs to another model, or a "
             "token was added to it and not to the model (model.resize_token_embeddings)"
         )
+
+
+def is_same_tokenizer(one, other) -> bool:
+    """Whether two tokenizers write a conversation in the same tokens, so that log-probs under two models can be compared."""
+    return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
 
 
 def _read_json(path: Path):

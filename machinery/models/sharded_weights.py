@@ -3,11 +3,16 @@
     with whole_weights(model):
         model.generate(...)
 
+    @on_whole_weights
+    def answer(model, prompt): ...
+
 Under ZeRO-3 a model is in pieces from the moment it is loaded. During the training DeepSpeed's engine puts each layer
 together when its turn comes; before it, and for a model that is never trained, nobody does.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 
 from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -22,6 +27,17 @@ def whole_weights(model: nn.Module) -> AbstractContextManager:
     import deepspeed  # it is there, or there would be no pieces
 
     return deepspeed.zero.GatheredParameters(pieces)
+
+
+def on_whole_weights(function: Callable) -> Callable:
+    """A function of a model, and of whatever else, that finds its weights whole."""
+
+    @wraps(function)
+    def on_whole(model: nn.Module, *args, **kwargs):
+        with whole_weights(model):
+            return function(model, *args, **kwargs)
+
+    return on_whole
 
 
 def keep_new_models_whole() -> None:

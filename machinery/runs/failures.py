@@ -1,28 +1,32 @@
 """What an error means for the user: exit code, cause, and what would help this very run.
 
 try:
-    trainer.train()
+    main()
 except Exception as error:
-    code, text = explain(error, trainer, users=(MyInputError,))   # 1, "training failed: out of memory. By estimate ..."
+    code = exit_code(error)                 # 1; it has printed "training failed: out of memory. By estimate ..."
     if code is None:
-        raise                                                     # a fault in the code
+        raise                               # a fault in the code
 """
 
 import errno
 import pickle
 import shutil
+import sys
 import traceback
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 
+from ..common.errors import UserError, is_out_of_memory
+from ..common.safe_text import printable
 from ..common.token_rows import row_lengths
 from ..hardware.estimate import estimate_memory
-from ..hardware.memory import is_out_of_memory
 from ..watching.log_lines import NonFiniteLoss
 from ..watching.watcher import StoppedOnWarning
 from .checkpoints import newest_complete
+from .folder import give_up_output_dir
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -32,12 +36,41 @@ TORCH_MARKS = ("PytorchStreamWriter", "inline_container", "Parent directory", "c
 SAFETENSORS_MARKS = ("os error", "I/O error")
 
 
-def explain(error: BaseException, trainer, users: tuple[type, ...]) -> tuple[int | None, str]:
+def exit_code(error: BaseException) -> int | None:
+    """Say on standard error what failed, and return the code to exit with; None, and nothing said, for a fault of ours.
+
+    The trainer, and whether a traceback is wanted (`args.traceback`), are found among the variables of what failed.
+    """
+    code, text = explain(error, local_value(error, "trainer"))
+    if code is None:
+        return None
+    if code == 2:
+        give_up_output_dir()
+    if "--traceback" in sys.argv or getattr(local_value(error, "args"), "traceback", False):
+        print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
+    print(printable(text), file=sys.stderr)
+    return code
+
+
+def end_together() -> None:
+    """Wait for the other processes: the launcher ends all when one ends badly."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        PartialState().wait_for_everyone()
+        torch.distributed.destroy_process_group()  # else its threads may abort a process that is done
+
+
+def local_value(error: BaseException, name: str):
+    """What a variable was when an error was raised, in the outermost function that has one of this name; else None."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((frame.f_locals[name] for frame in frames if name in frame.f_locals), None)
+
+
+def explain(error: BaseException, trainer) -> tuple[int | None, str]:
     """Exit code and text for an error that has a cause the user can do something about; code None for all others.
 
-    trainer: TRL's DPOTrainer where there was one already. users: errors that say themselves what the user did wrong.
+    trainer: TRL's DPOTrainer where there was one already.
     """
-    if isinstance(error, users):
+    if isinstance(error, UserError):
         text = str(error).rstrip(".")
         return 2, f"error: {text}" + ("" if text.endswith("?") else ".")
     if isinstance(error, KeyboardInterrupt):

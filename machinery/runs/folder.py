@@ -1,16 +1,23 @@
 """Where a run puts its files: folders whose names take a number, and whole checkpoints to go on from.
 
-    folder, _, _ = choose_folder(None, "runs/basic", None, False)   # runs/basic, or runs/basic-2 where that is taken
+    claim_output_dir(training_args, "runs/basic")                   # runs/basic, or runs/basic-2 where that is taken
     folder, checkpoint, passed_over = choose_folder("out", None, "newest", False)  # the newest complete one in out, or None
 
 A run that has written metrics.json is finished.
 """
 
+import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from ..common.errors import UserError
 from ..common.kept_files import complete_file
+from ..common.safe_text import say
 from .checkpoints import checkpoints, newest_complete, why_incomplete
 
 FINISHED = "metrics.json"  # the last file a run writes
@@ -23,6 +30,48 @@ WRITTEN = (
     "chat_template.jinja", "training_args.bin", "warnings.jsonl", "training_curves.png", "completions.md",
     "data_report.json", "data_report.png", "report.html", "generations.jsonl",
 )  # fmt: skip
+
+
+_made: list[Path] = []  # by `claim_output_dir` of the first process, the innermost first
+
+
+def claim_output_dir(training_args, default: str) -> None:
+    """Settle where the run goes and, if it goes on from a checkpoint, from which: sets both in `training_args`.
+
+    default: the folder to take where the user names none, with a number where it is taken. training_args: TRL's, with
+    is_output_dir_given (whether the user does) and overwrite_output_dir. The first process chooses for all. Raises
+    UserError where the folder cannot be written.
+    """
+    choice = [None, None, [], None]
+    if PartialState().is_main_process:
+        try:
+            named = training_args.output_dir if training_args.is_output_dir_given else None
+            wanted = Path(named or default)
+            missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
+            resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
+            choice[:3] = choose_folder(named, default, resume, replace)
+            _made[:] = missing if named else [Path(choice[0]), *missing]
+        except (OSError, ValueError) as error:
+            choice[3] = str(error)
+    folder, checkpoint, passed_over, refusal = broadcast_object_list(choice)
+    if refusal is not None:
+        raise UserError(f"The output folder: {refusal}.")
+    training_args.output_dir = folder
+    if training_args.resume_from_checkpoint:
+        for sentence in passed_over:
+            say(sentence)
+        state = Path(checkpoint or "", "trainer_state.json")
+        step = json.loads(state.read_text(encoding="utf-8"))["global_step"] if checkpoint else 0
+        start = "" if checkpoint else ": there is no complete checkpoint yet, so it starts from the beginning"
+        say(f"resumed from step {step}{start}")
+        training_args.resume_from_checkpoint = checkpoint
+
+
+def give_up_output_dir() -> None:
+    """Remove the folders that were made for this run, where nothing is in them."""
+    for folder in _made:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def choose_folder(named: str | None, default: str | None, resume: str | None, replace: bool):

@@ -1,5 +1,6 @@
 """What decides the weights that a run ends with, so that a checkpoint is not gone on with as another run.
 
+    keep_checkpoints(trainer)                            # each from now on with the identity of the run
     run = describe_run(trainer, "demo/model")            # before training: start weights, pairs, settings
     differences(run, run_of_the_checkpoint)              # ["--seed is 43, and was 42"]; empty where it is the same run
 
@@ -9,11 +10,16 @@ long as all of them together take as many pairs a step.
 
 import hashlib
 from functools import partial
+from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 
+from ..common.errors import UserError
 from ..common.token_rows import TOKEN_COLUMNS, hash_rows
+from .checkpoints import complete_checkpoints, read_manifest
 
 SETTINGS = """
     seed data_seed train_sampling_strategy dataloader_drop_last num_train_epochs max_steps
@@ -28,6 +34,21 @@ FLAG_OF = {
     "pairs_a_step": "the number of pairs a step",
     **{name: f"--lora_{name}" for name in ("r", "target_modules", "modules_to_save")},
 }
+
+
+def keep_checkpoints(trainer) -> None:
+    """Record in every checkpoint which run it belongs to. Raises UserError where this one is to go on from another's."""
+    checkpoint, found = trainer.args.resume_from_checkpoint, [None, []]
+    if PartialState().is_main_process:
+        found[0] = describe_run(trainer, trainer.model.config._name_or_path)
+        found[1] = differences(found[0], read_manifest(Path(checkpoint))["run"]) if checkpoint else []
+    run_now, others = broadcast_object_list(found)
+    if others:
+        raise UserError(
+            f"{checkpoint} belongs to another run: {'; '.join(others)}. Go on with the command it was started by, or begin a "
+            "new run in another --output_dir."
+        )
+    complete_checkpoints(trainer, run_now)
 
 
 def describe_run(trainer, model_name: str) -> dict:

@@ -5,7 +5,7 @@
     uses_reference(loss)            # True
 
 A loss is any function that takes these by name, or takes `**others`, and returns one number a pair. What it has with a
-default besides is a hyperparameter. Everything a user can get wrong is a LossError of one sentence.
+default besides is a hyperparameter. Everything a user can get wrong is a UserError.
 """
 
 import difflib
@@ -19,15 +19,17 @@ from pathlib import Path
 
 import torch
 
+from ..common.errors import UserError
+
 logger = logging.getLogger("dpo")
 
+TRL_LOSSES = (  # that TRL's own trainer computes
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
 LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 LENGTHS = ("chosen_lengths", "rejected_lengths")
 GIVEN = ("beta", *LOGPS, *LENGTHS)
-
-
-class LossError(ValueError):
-    """A loss that is not there, or is none."""
 
 
 def choose_loss(
@@ -47,14 +49,14 @@ def choose_loss(
     check_names(names, known)
     weights = [1.0] * len(names) if weights is None else weights
     if len(weights) != len(names):
-        raise LossError(f"--loss_weights has {len(weights)} numbers for the {len(names)} names of --loss_type")
+        raise UserError(f"--loss_weights has {len(weights)} numbers for the {len(names)} names of --loss_type")
     given, settings, limits = _parse(loss_kwargs), settings or {}, limits or {}
     taken = {name: hyperparameters(known[name]) for name in names}
     unused = set(given).difference(*taken.values())
     if unused:
         own = sorted({parameter for parameters in taken.values() for parameter in parameters} - set(settings))
         has = f"has {', '.join(own)}" if own else "has no hyperparameters of its own"
-        raise LossError(f"--loss_kwargs {min(unused)}: {' + '.join(names)} {has}")
+        raise UserError(f"--loss_kwargs {min(unused)}: {' + '.join(names)} {has}")
     filled = []
     for name in names:
         values = {parameter: value for parameter, value in (settings | given).items() if parameter in taken[name]}
@@ -62,18 +64,15 @@ def choose_loss(
             low, below = limits.get(parameter, (None, None))
             if (low is not None and value < low) or (below is not None and value >= below):
                 text = f"at least {low}" + (f" and below {below}" if below is not None else "")
-                raise LossError(f"{parameter} of {name} must be {text}, and is {value:g}")
+                raise UserError(f"{parameter} of {name} must be {text}, and is {value:g}")
         filled.append(partial(known[name], **values))
     return filled[0] if weights == [1.0] else partial(_weighted_sum, filled, weights)
 
 
-def loss_from_flags(
-    args, training_args, known: dict[str, Callable], limits: dict, trls: tuple[str, ...]
-) -> Callable | None:
+def loss_from_flags(args, training_args, known: dict[str, Callable], limits: dict) -> Callable | None:
     """The loss that the flags ask for; None where they ask for what only TRL's own code does.
 
     args: loss_file, loss_kwargs and beside. training_args: TRL's; its loss_type becomes the name of a loss from a file.
-    trls: the losses that TRL has itself.
     """
     if args.loss_file:
         own = load_loss(args.loss_file)
@@ -88,13 +87,13 @@ def loss_from_flags(
     if args.loss_file or names == ["your_loss"]:
         check_loss(loss, names[0], training_args.beta)
     if training_args.max_tokens_per_batch and couples_pairs(loss):
-        raise LossError(f"--max_tokens_per_batch splits batches, and the loss {names[0]} couples the pairs of one")
+        raise UserError(f"--max_tokens_per_batch splits batches, and the loss {names[0]} couples the pairs of one")
     if training_args.label_smoothing == 0 and {"cdpo", "robust"} & set(names):
         logger.warning("--label_smoothing is 0, with which cdpo and robust are sigmoid.")
     for option in ("f_divergence_type", "ld_alpha", "use_weighting"):
         if getattr(training_args, option) not in ("reverse_kl", None, False):
-            if not set(names) <= set(trls):
-                raise LossError(f"--{option} is TRL's, for its own losses: {', '.join(trls)}")
+            if not set(names) <= set(TRL_LOSSES):
+                raise UserError(f"--{option} is TRL's, for its own losses: {', '.join(TRL_LOSSES)}")
             return None
     return loss
 
@@ -105,7 +104,7 @@ def check_names(names: list[str], known, flag: str = "--loss_type") -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
-            raise LossError(f"{flag} {name} is not known: {hint}")
+            raise UserError(f"{flag} {name} is not known: {hint}")
 
 
 def _weighted_sum(losses: list[Callable], weights: list[float], **pair) -> torch.Tensor:
@@ -128,7 +127,7 @@ def _parse(words: list[str]) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not equals or not math.isfinite(values[name]):
-            raise LossError(f"--loss_kwargs {word}: it is written name=number, as in lambda_=5")
+            raise UserError(f"--loss_kwargs {word}: it is written name=number, as in lambda_=5")
     return values
 
 
@@ -139,20 +138,20 @@ def load_loss(where: str) -> Callable:
     """The function NAME of a file, from "file.py:NAME". Runs the file, as an import would."""
     path, colon, name = where.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise LossError(f"--loss_file {where}: name a file and a function in it, as in my_losses.py:my_loss")
+        raise UserError(f"--loss_file {where}: name a file and a function in it, as in my_losses.py:my_loss")
     if not Path(path).is_file():
-        raise LossError(f"--loss_file {path}: there is no such file")
+        raise UserError(f"--loss_file {path}: there is no such file")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        raise LossError(f"--loss_file {path} cannot be run: {_in_one_line(error)}") from error
+        raise UserError(f"--loss_file {path} cannot be run: {_in_one_line(error)}") from error
     loss = getattr(module, name, None)
     if not inspect.isfunction(loss):
         own = [n for n, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name]
         has = f"it has {', '.join(own)}" if own else "it has none"
-        raise LossError(f"--loss_file {path} has no function {name or '(no name given)'}: {has}")
+        raise UserError(f"--loss_file {path} has no function {name or '(no name given)'}: {has}")
     return loss
 
 
@@ -164,30 +163,30 @@ def check_loss(loss: Callable, name: str, beta: float) -> None:
     try:
         losses = loss(beta=beta, **pair)
     except Exception as error:
-        raise LossError(
+        raise UserError(
             f"The loss {name} cannot be called: {_in_one_line(error)}. It is given {', '.join(GIVEN)} by name; what it does "
             "not need goes into **others"
         ) from error
     count = pair["chosen_lengths"].shape
     if not isinstance(losses, torch.Tensor) or losses.shape != count:
         got = f"shape {tuple(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
-        raise LossError(
+        raise UserError(
             f"The loss {name} returns {got} for {len(pair['chosen_lengths'])} pairs: one number a pair is wanted"
         )
     if not losses.isfinite().all():
-        raise LossError(f"The loss {name} is not finite for log-ratios between -20 and 20")
+        raise UserError(f"The loss {name} is not finite for log-ratios between -20 and 20")
     if not losses.requires_grad:
-        raise LossError(f"The loss {name} has no gradient: .item(), .detach(), no_grad or a comparison cut it off")
+        raise UserError(f"The loss {name} has no gradient: .item(), .detach(), no_grad or a comparison cut it off")
     slopes = torch.autograd.grad(losses.mean(), [pair[logps] for logps in LOGPS[:2]], allow_unused=True)
     for answer, slope in zip(("chosen", "rejected"), slopes, strict=True):
         if slope is None or not slope.any():
-            raise LossError(f"The loss {name} does not depend on the {answer} answer's log-prob under the policy")
+            raise UserError(f"The loss {name} does not depend on the {answer} answer's log-prob under the policy")
         if not slope.isfinite().all():
-            raise LossError(f"The loss {name} is finite, but its gradient is not")
+            raise UserError(f"The loss {name} is finite, but its gradient is not")
     _check_start(loss, name, beta)
     for_chosen, for_rejected = (slope.sum() for slope in slopes)
     if not for_chosen < for_rejected:
-        raise LossError(
+        raise UserError(
             f"The loss {name} pulls the wrong way: it falls when the rejected answer gains on the chosen one. Is a sign turned?"
         )
 
@@ -199,9 +198,9 @@ def _check_start(loss: Callable, name: str, beta: float) -> None:
         pair[f"policy_{answer}_logps"] = pair[f"ref_{answer}_logps"].clone().requires_grad_(True)
     slopes = torch.autograd.grad(loss(beta=beta, **pair).sum(), [pair[logps] for logps in LOGPS[:2]])
     if not all(slope.isfinite().all() for slope in slopes):
-        raise LossError(f"The loss {name} has no finite gradient where policy and reference are equal, as at the start")
+        raise UserError(f"The loss {name} has no finite gradient where policy and reference are equal, as at the start")
     if not any(slope.any() for slope in slopes):
-        raise LossError(f"The loss {name} is flat where policy and reference are equal: training would never begin")
+        raise UserError(f"The loss {name} is flat where policy and reference are equal: training would never begin")
 
 
 def uses_reference(loss: Callable | None) -> bool:

@@ -1,8 +1,8 @@
 """Keep every warning that a run logs, so that none scrolls past unread.
 
-    warnings = WarningList("dpo", "trl", "transformers")   # the loggers to listen to
+    WarningList("dpo", "trl", "transformers")   # the loggers to listen to
     ...
-    warnings.texts                                          # what was said, each text once
+    heard_warnings()                             # what was said, each text once
 
 A logger that has a way to print keeps it. One that has none would have been printed by Python as a last resort, which
 ends where a handler listens; so it is printed here: on standard error, in lines, beside a progress bar and not into it,
@@ -16,6 +16,12 @@ import sys
 import textwrap
 
 from tqdm.auto import tqdm
+
+
+def heard_warnings(logger: str = "dpo") -> list[str]:
+    """The texts of all warnings that the list of this logger has heard."""
+    lists = [handler for handler in logging.getLogger(logger).handlers if isinstance(handler, WarningList)]
+    return lists[0].texts if lists else []
 
 
 class WarningList(logging.Handler):

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 import basic_dpo_training
-import dpo_utils
-from dpo_utils import UserError, parse_args
+from dpo_utils import parse_args
+from machinery.command import settings
+from machinery.common.errors import UserError
 
 DEMO = basic_dpo_training.DEMO
 
@@ -17,17 +18,17 @@ def parsed(*words, demo=DEMO):
 
 def test_one_process_uses_one_of_several_gpus_and_says_how_to_use_all(capsys):
     training_args = SimpleNamespace(n_gpu=4, _n_gpu=4)
-    dpo_utils._use_one_gpu(training_args)
+    settings._use_one_gpu(training_args)
     assert training_args._n_gpu == 1
     assert "accelerate launch" in capsys.readouterr().out
 
 
 def test_streamed_rows_are_not_handed_to_workers_that_are_not_forked(monkeypatch):
     words = ("--dataset_streaming", "--dataloader_num_workers", "2", "--max_steps", "2")
-    monkeypatch.setattr(dpo_utils, "get_start_method", lambda: "spawn")
+    monkeypatch.setattr(settings, "get_start_method", lambda: "spawn")
     with pytest.raises(UserError, match="--dataloader_num_workers"):
         parsed(*words)
-    monkeypatch.setattr(dpo_utils, "get_start_method", lambda: "fork")
+    monkeypatch.setattr(settings, "get_start_method", lambda: "fork")
     parsed(*words)
 
 

@@ -17,9 +17,10 @@ from odd_rows import likely_rows, odd_values, texts
 
 import basic_dpo_training
 import lora_dpo_training
-from dpo_utils import UserError, load_preferences, load_tokenizer, parse_args
-from machinery.data.doctor import tokenise
+from dpo_utils import load_preferences, load_tokenizer, parse_args
+from machinery.common.errors import UserError
 from machinery.data.shapes import SHAPES
+from machinery.data.tokens import tokenise
 
 # --- Recipes ---------------------------------------------------------------------------------------------------------
 

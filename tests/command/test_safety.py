@@ -4,6 +4,7 @@ The page of an evaluation has its tests in test_html_report.py, the judge's key 
 """
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,10 +17,12 @@ import torch
 from conftest import PATIENCE, PROJECT, SHORT
 from transformers import dynamic_module_utils
 
-from dpo_utils import UserError, load_adapter, load_model, load_preferences, logger, parse_args
+from dpo_utils import load_model, load_preferences, parse_args
+from machinery.common.errors import UserError
 from machinery.common.safe_text import completions_page, printable, without_secrets
 from machinery.evaluation.judges import JudgeError
 from machinery.evaluation.verdict import choose_judge
+from machinery.models.adapters import load_adapter
 
 DEMO_MODEL = PROJECT / "demo" / "model"
 # A colour, a title of the window, a link, a bell, a line that is written over, a text that runs backwards, an end of page.
@@ -80,7 +83,7 @@ def test_an_error_about_hostile_input_is_inert(tmp_path, call):
 
 
 def test_a_warning_about_a_hostile_name_is_inert(caplog):
-    logger.warning("%s is not read", HOSTILE)
+    logging.getLogger("dpo").warning("%s is not read", HOSTILE)
     assert is_inert(caplog.records[-1].getMessage())
 
 

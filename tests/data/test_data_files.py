@@ -9,7 +9,8 @@ import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
 
-from dpo_utils import UserError, load_preferences
+from dpo_utils import load_preferences
+from machinery.common.errors import UserError
 from machinery.data import files as data_files
 from machinery.data.files import open_splits
 

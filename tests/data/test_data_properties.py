@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odd_rows import likely_rows, odd_values, texts
 
-from dpo_utils import UserError, load_preferences
-from machinery.data.doctor import Checkup, token_facts
+from dpo_utils import load_preferences
+from machinery.common.errors import UserError
+from machinery.data.doctor import Checkup
 from machinery.data.files import READERS, Row, open_splits
 from machinery.data.shapes import ANSWER_PAIRS, PAIRINGS, SHAPES, make_pairs, parse_transcript, recognise
+from machinery.data.tokens import token_facts
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 FEW = settings(EXAMPLES, max_examples=25)

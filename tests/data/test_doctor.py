@@ -8,8 +8,11 @@ from conftest import PROJECT
 from transformers import AutoTokenizer
 
 from demo.build import SPOILS
-from dpo_utils import UserError, load_preferences
-from machinery.data.doctor import Checkup, token_facts, wilson
+from dpo_utils import load_preferences
+from machinery.common.errors import UserError
+from machinery.common.intervals import wilson
+from machinery.data.doctor import Checkup
+from machinery.data.tokens import token_facts
 
 PAIR = {"prompt": "Why is it so?", "chosen": "Because of the rain.", "rejected": "I do not know that."}
 

@@ -7,9 +7,8 @@ from transformers import AutoTokenizer
 from trl.chat_template_utils import qwen3_chat_template
 
 from dpo_utils import format_pair, load_preferences, load_tokenizer, prompt_ids, show_pairs
-from machinery.data.doctor import tokenise
-from machinery.data.load import PLAIN_CHAT_TEMPLATE, _format_row
-from machinery.data.shorten import shorten_prompt
+from machinery.data.formatting import PLAIN_CHAT_TEMPLATE, format_row
+from machinery.data.tokens import shorten_prompt, tokenise
 
 USER, REPLY = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}
 CURT = {"role": "assistant", "content": "What"}
@@ -287,5 +286,5 @@ def test_a_template_that_refuses_a_prompt_is_not_called_a_prompt_that_is_too_lon
     base_tokenizer.chat_template = "{{ raise_exception('only one system turn') }}"
     pair = {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c", "where": "row 0"}
     how = dict(as_turns=True, step=2, max_prompt_length=5, max_length=None, columns=["facts"])
-    made = _format_row({"pair": json.dumps(pair)}, 1, base_tokenizer, format_pair, **how)
+    made = format_row({"pair": json.dumps(pair)}, 1, base_tokenizer, format_pair, **how)
     assert (made["facts"]["flags"], made["facts"]["text"]) == (["template_error"], "only one system turn")

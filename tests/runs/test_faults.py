@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import dpo_utils
-from machinery.hardware.memory import is_out_of_memory
+from machinery.common.errors import is_out_of_memory
 from machinery.runs.checkpoints import (
     checkpoints,
     delete_older,

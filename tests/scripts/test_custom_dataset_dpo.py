@@ -7,7 +7,7 @@ from conftest import PROJECT, SHORT, run_script
 
 import custom_dataset_dpo
 from dpo_utils import load_tokenizer
-from machinery.data.load import _cleaned_files
+from machinery.data.store import cleaned_files
 
 ROWS = [
     {"question": f"what is it? {n}", "response_j": "a cat, no, a dog.", "response_k": f"the mat {n}"} for n in range(40)
@@ -163,5 +163,5 @@ def test_the_diff_from_the_basic_script_is_one_idea():
 
 def test_cleaned_pairs_are_saved_under_the_name_that_was_given(tmp_path):
     for given, written in (("a.jsonl", "a.jsonl"), ("a", "a.jsonl"), ("a.json", "a.jsonl"), ("my.v2", "my.v2.jsonl")):
-        assert _cleaned_files(str(tmp_path / given), "train", "train")[0] == tmp_path / written
-    assert _cleaned_files(str(tmp_path / "my.v2"), "test", "train")[0] == tmp_path / "my.v2.test.jsonl"
+        assert cleaned_files(str(tmp_path / given), "train", "train")[0] == tmp_path / written
+    assert cleaned_files(str(tmp_path / "my.v2"), "test", "train")[0] == tmp_path / "my.v2.test.jsonl"

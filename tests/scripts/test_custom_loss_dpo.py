@@ -20,12 +20,12 @@ from trl import DPOConfig, DPOTrainer
 
 from custom_loss_dpo import LIMITS, LOSSES, CustomLossDPOTrainer
 from demo.world import true_reward
-from dpo_utils import LOSS_TYPES
+from machinery.common.errors import UserError
 from machinery.comparing import loss_figures
 from machinery.comparing.grid import mean_interval, only, run_grid, without
 from machinery.comparing.loss_comparison import SHARES, best_of_n, write_alike_pairs, write_pairs
 from machinery.comparing.loss_figures import loss_and_pull
-from machinery.training.losses import LossError, check_loss, choose_loss, load_loss, made_up_pairs, uses_reference
+from machinery.training.losses import TRL_LOSSES, check_loss, choose_loss, load_loss, made_up_pairs, uses_reference
 
 SMOOTHING = dict.fromkeys(("exo_pair", "robust", "cdpo", "aot", "aot_unpaired"), 0.1)
 SETTINGS = {"label_smoothing": 0.1, "discopop_tau": 0.05}
@@ -90,7 +90,7 @@ def ours_on_tokens(name, log_probs, mask, ref_logps, beta=0.1):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("scale", [1.0, 100.0, 10_000.0])
-@pytest.mark.parametrize("name", LOSS_TYPES)
+@pytest.mark.parametrize("name", TRL_LOSSES)
 def test_value_and_gradient_are_trls_wherever_trl_is_finite(name, scale, dtype):
     batch = pairs_of_tokens(scale, dtype)
     theirs = trls_loss(name, *batch)
@@ -218,7 +218,7 @@ def test_aot_compares_sorted_quantiles():
 
 
 def test_every_formula_says_where_it_is_from_and_whether_it_sums():
-    assert set(LOSS_TYPES) <= set(LOSSES)
+    assert set(TRL_LOSSES) <= set(LOSSES)
     for name, formula in LOSSES.items():
         if name != "your_loss":
             assert any(word in formula.__doc__ for word in ("arXiv:", "cdpo.pdf")), name
@@ -473,7 +473,7 @@ def flat(**pair):
 )
 def test_a_loss_that_cannot_train_is_refused_in_one_sentence(name, message, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
-    with pytest.raises(LossError, match=message):
+    with pytest.raises(UserError, match=message):
         check_loss(load_loss(f"{tmp_path}/mine.py:{name}"), name, 0.1)
 
 

@@ -16,17 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, ModelConfig
 
-from dpo_utils import (
-    LOSS_TYPES,
-    UserError,
-    load_any,
-    load_model,
-    load_tokenizer,
-    new_adapter,
-    sample_completions,
-    sequence_kl,
-    show_start,
-)
+from dpo_utils import load_any, load_model, load_tokenizer, sample_completions, sequence_kl
+from machinery.common.errors import UserError
 from machinery.hardware import memory
 from machinery.hardware.estimate import (
     PARTS,
@@ -36,7 +27,9 @@ from machinery.hardware.estimate import (
     measure_memory,
     memory_table,
 )
-from machinery.models.adapters import AdapterError, check_targets, merge_adapter, weights_fingerprint
+from machinery.models.adapters import check_targets, merge_adapter, new_adapter, weights_fingerprint
+from machinery.runs.start import show_start
+from machinery.training.losses import TRL_LOSSES
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 PAIRS = [
@@ -139,7 +132,7 @@ def test_a_merge_that_changes_the_model_is_refused_and_leaves_nothing(base_model
         return model
 
     tokenizer = load_tokenizer(str(base_model_folder))
-    with pytest.raises(AdapterError, match="not the base with its adapter"):
+    with pytest.raises(UserError, match="not the base with its adapter"):
         merge_adapter(load, str(base_model_folder), adapter, tokenizer, [[1, 2, 3]])
     assert not any("merged" in path.name for path in adapter.iterdir())
 
@@ -211,7 +204,7 @@ def test_pissa_is_refused_because_its_base_with_the_adapter_off_is_not_the_base(
 # --- With everything else ---
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", TRL_LOSSES)
 def test_every_loss_trains_an_adapter_with_trls_numbers(loss_type, base_model_folder, tmp_path):
     options = {"loss_type": [loss_type], "label_smoothing": 0.1 if loss_type in ("exo_pair", "robust") else 0.0}
     ours = trainer_for(base_model_folder, tmp_path, **options)
@@ -395,7 +388,7 @@ def test_a_single_target_is_a_name_and_no_pattern(base_model_folder):
 def test_a_module_to_save_that_is_not_there_is_refused(base_model_folder):
     base, _ = load_model(str(base_model_folder))
     check_targets(base, None, 8, ["wte"])
-    with pytest.raises(AdapterError, match="--lora_modules_to_save wteX: the model has no such module"):
+    with pytest.raises(UserError, match="--lora_modules_to_save wteX: the model has no such module"):
         check_targets(base, None, 8, ["wteX"])
 
 

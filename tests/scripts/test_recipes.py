@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 import basic_dpo_training
 import lora_dpo_training
-from dpo_utils import _device_settings, parse_args
+from dpo_utils import parse_args
 from machinery.command.command_line import CommandLine
+from machinery.command.settings import _device_settings
 
 RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
 LAUNCHERS = sorted((PROJECT / "recipes" / "accelerate").glob("*.yaml"))

@@ -25,9 +25,9 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from dpo_utils import LOSS_TYPES
 from machinery.runs import checkpoints
 from machinery.runs.checkpoints import CompleteCheckpoints
+from machinery.training.losses import TRL_LOSSES
 from machinery.training.shared_prompt import (
     LengthGroups,
     SharedPromptDPOTrainer,
@@ -153,7 +153,7 @@ def history_of(trainer_class, model, tokenizer, tmp_path, adapter=None, **option
     return trainer, [logs for logs in trainer.state.log_history if "loss" in logs]
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", TRL_LOSSES)
 def test_training_has_the_losses_and_gradients_of_trls_trainer(loss_type, base_model_folder, base_tokenizer, tmp_path):
     """Whole models ask the reference at every step; adapters, tried with two losses, beforehand."""
     adapters = {None: None}

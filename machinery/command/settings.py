@@ -1,0 +1,241 @@
+"""From a command line to settings: defaults in layers, what the machine asks for, and refusals before any work.
+
+    args, training_args, model_args = settle((Arguments, Config, Model), parser_text, flags, demo, argv)
+
+Each layer overrides the one before it: TRL's defaults, those of the script for every model, those of the demo where the
+model is the demo's, those of the demo with one loss, the recipe, the command line. What would fail late, or pass in
+silence and spoil the run, is a UserError here.
+"""
+
+import os
+import sys
+from collections.abc import Collection
+from multiprocessing import get_start_method
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from trl import DatasetMixtureConfig, get_quantization_config
+
+from ..common.errors import UserError
+from ..common.safe_text import say
+from ..hardware.precision import prefers_bf16
+from ..models.adapters import base_of_adapter, check_adapter
+from ..runs import folder as run_folder
+from ..runs.checkpoints import is_checkpoint
+from ..training.losses import TRL_LOSSES, check_names
+from ..training.token_budget import COUPLED
+from .command_line import CommandLine
+from .flag_checks import check_environment, check_values
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def settle(
+    dataclasses: tuple[type, type, type],
+    description: str,
+    flags: dict[str, str],
+    demo: dict,
+    argv: list[str],
+    *,
+    defaults: dict | None = None,
+    by_loss: dict[str, dict] | None = None,
+    losses: Collection[str] = TRL_LOSSES,
+    takes_adapters: bool = False,
+    needs_data: bool = True,
+) -> tuple:
+    """An instance of each dataclass: the script's arguments, TRL's DPO and its model configuration, or subclasses.
+
+    description: what --help opens with. flags: what it shows, with the effect of each. demo: the settings that hold
+    when the model is the demo's and the user says nothing else. argv: the command line. defaults: the script's own for
+    every model. by_loss: settings that go before those of the demo with one loss. losses: what --loss_type may be.
+    takes_adapters: whether the script knows what to do with --use_peft and quantised weights. needs_data: whether the
+    user has to name data, and a model that is no checkpoint. Raises UserError.
+    """
+    parser = CommandLine((*dataclasses, DatasetMixtureConfig), description, flags)
+    try:
+        said = parser.read(argv)
+        values = _fill_in_layers(parser, said, demo, defaults or {}, by_loss or {})
+        check_environment()
+        check_values(values)
+        args, training_args, model_args, mixture = parser.build()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+    args.source = mixture if mixture.datasets else args.dataset_name
+    args.is_model_given = said.model_name_or_path is not None
+    args.is_data_given = said.dataset_name is not None or bool(mixture.datasets)
+    training_args.is_output_dir_given = said.output_dir is not None
+    training_args.checkpointing_if_needed = (
+        values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None
+    )
+    if training_args.hub_token:  # it would be written into training_args.bin, beside the weights
+        os.environ["HF_TOKEN"], training_args.hub_token = training_args.hub_token, None
+    if needs_data:  # a training script; to evaluate a checkpoint is fine
+        _refuse_checkpoint("model_name_or_path", model_args.model_name_or_path)
+        _refuse_checkpoint("adapter", getattr(args, "adapter", None))
+    if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
+        raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
+    _check(args, training_args, losses, needs_data)
+    _use_one_gpu(training_args)
+    args.data_kwargs = _data_kwargs(args, training_args)
+    model_args.init_kwargs = _init_kwargs(model_args, training_args)
+    training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
+    return args, training_args, model_args
+
+
+def _fill_in_layers(parser: CommandLine, said, demo: dict, defaults: dict, by_loss: dict[str, dict]) -> dict:
+    """Fill in what the user left open, each layer overriding the one before it. Returns all values."""
+    parser.fill({"gradient_checkpointing": None} | defaults)  # None: where memory asks for it
+    if getattr(said, "adapter", None) and said.model_name_or_path is None:
+        said.model_name_or_path = base_of_adapter(check_adapter(said.adapter))
+        if said.model_name_or_path is None:
+            raise UserError(f"--adapter {said.adapter} does not name its base: add --model_name_or_path.")
+        parser.fill({"model_name_or_path": said.model_name_or_path})
+    if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
+        paths = {"model_name_or_path": "demo/model", "dataset_name": demo["dataset_name"]}
+        parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})
+        if not getattr(said, "loss_file", None):
+            parser.fill(by_loss.get(parser.values()["loss_type"][0], {}))
+    parser.fill(_device_settings(parser.values()))
+    return parser.values()
+
+
+def _from_here(path: str) -> str:
+    """A path of this project as seen from where the user stands."""
+    try:
+        return os.path.relpath(PROJECT / path)
+    except ValueError:  # on another drive, on Windows
+        return str(PROJECT / path)
+
+
+def _device_settings(values: dict) -> dict:
+    """Defaults that depend on the machine and on other flags. Without them TRL asks for bf16 anywhere, and refuses."""
+    has_accelerator = torch.accelerator.is_available() and not values["use_cpu"]
+    settings = {
+        "use_cpu": not has_accelerator,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "logging_nan_inf_filter": False,  # it would log an older loss in place of a NaN
+    }
+    if values["bf16"] is None and not values["fp16"]:
+        settings["bf16"] = prefers_bf16(torch.accelerator.current_accelerator() if has_accelerator else "cpu")
+    is_sharded = any(os.environ.get(f"ACCELERATE_USE_{engine}") == "true" for engine in ("FSDP", "DEEPSPEED"))
+    if values["dataset_streaming"] or values["sync_ref_model"] or is_sharded:
+        # Rows that pass by once, a reference that moves, or weights that are in pieces before training begins.
+        settings["precompute_ref_log_probs"] = False
+    if is_sharded and values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None:
+        # What it would save cannot be foreseen. Transformers refuses it beside FSDP's own.
+        settings["gradient_checkpointing"] = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") != "true"
+    return settings
+
+
+def _init_kwargs(model_args, training_args) -> dict:
+    """What `load_model` takes."""
+    kwargs = {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "trust_remote_code": training_args.trust_remote_code,
+        **(training_args.model_init_kwargs or {}),
+    }
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        kwargs["quantization_config"] = get_quantization_config(model_args)
+    return kwargs
+
+
+def _data_kwargs(args, training_args) -> dict:
+    """What `load_preferences` takes."""
+    names = "dataset_format pairing min_margin held_out_share skip_bad_rows keep_findings keep_plain".split()
+    return {name: getattr(args, name) for name in names} | {
+        "train_split": args.dataset_train_split,
+        "test_split": args.dataset_test_split,
+        "config": args.dataset_config,
+        "streaming": args.dataset_streaming,
+        "columns": _parse_columns(args.columns),
+        "num_proc": training_args.dataset_num_proc,
+        "max_length": training_args.max_length,
+        "max_prompt_length": training_args.max_prompt_length,
+        "seed": training_args.seed,
+        "look_at": 500,
+    }
+
+
+def _parse_columns(text: str | None) -> dict[str, str]:
+    """prompt=question,chosen=good as a dictionary."""
+    if not text:
+        return {}
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(ours.strip() and theirs.strip() for ours, _, theirs in parts):
+        raise UserError(f"--columns {text}: names are given as in prompt=question,chosen=good,rejected=bad.")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in parts}
+
+
+def _check(args, training_args, losses: Collection[str], needs_data: bool) -> None:
+    """Refuse values that would fail late or pass silently."""
+    started, connected = os.environ.get("WORLD_SIZE", "1"), PartialState().num_processes
+    if started != str(connected):  # each would train alone, and both write into one folder
+        raise UserError(
+            f"{started} processes were started, and this one knows of {connected}. Start them by accelerate launch "
+            "--config_file recipes/accelerate/ddp.yaml, or cpu.yaml without GPUs."
+        )
+    prompt, whole = training_args.max_prompt_length, training_args.max_length
+    if prompt is not None and whole is not None and prompt >= whole:
+        raise UserError(
+            f"--max_prompt_length {prompt} must be below --max_length {whole}: the difference is what is left for the "
+            "completion."
+        )
+    try:
+        check_names(training_args.loss_type, losses)
+    except UserError as error:
+        more = " (custom_loss_dpo.py has more, and takes your own)" if losses is TRL_LOSSES else ""
+        raise UserError(f"{error}{more}") from error
+    coupled = set(COUPLED) & set(training_args.loss_type)
+    if training_args.max_tokens_per_batch and coupled:
+        raise UserError(
+            f"--max_tokens_per_batch splits batches, and the loss {min(coupled)} couples the pairs of one: its gradient would change."
+        )
+    if args.source is None and needs_data:
+        raise UserError(
+            "--dataset_name is missing: name a file, a folder or a hub dataset with prompt, chosen, rejected."
+        )
+    if args.dataset_streaming and training_args.dataloader_num_workers and get_start_method() != "fork":
+        raise UserError(
+            "--dataloader_num_workers: on this system streamed rows cannot be handed to workers; leave it out."
+        )
+    if args.dataset_train_split == args.dataset_test_split:
+        raise UserError(f"--dataset_train_split and --dataset_test_split are both {args.dataset_test_split}.")
+    if training_args.reference_cache and Path(training_args.reference_cache).is_file():
+        raise UserError(f"--reference_cache {training_args.reference_cache} is a file, and must be a folder.")
+    if training_args.is_output_dir_given:
+        folder = Path(training_args.output_dir)
+        if len(os.fsencode(folder.name)) > 255:
+            raise UserError(f"--output_dir {folder.name[:40]}... is longer than a file system takes (255 bytes).")
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output_dir {folder} is a file.")
+        if run_folder.holds_run(folder) and not (
+            training_args.overwrite_output_dir or training_args.resume_from_checkpoint
+        ):
+            raise UserError(
+                f"--output_dir {folder} already holds a run. Name another folder, go on with it by "
+                "--resume_from_checkpoint, or replace it by --overwrite_output_dir."
+            )
+
+
+def _refuse_checkpoint(flag: str, name: str | None) -> None:
+    """A checkpoint as the model to start from would be the reference as well."""
+    if name and is_checkpoint(Path(name)):
+        raise UserError(
+            f"--{flag} {name} is a checkpoint of a run: it would become the reference too. To go on with that run: "
+            f"--output_dir {Path(name).parent} --resume_from_checkpoint. If it is meant as a new start, copy its "
+            "config.json, *.safetensors and tokenizer files into a folder of their own."
+        )
+
+
+def _use_one_gpu(training_args) -> None:
+    """A process uses one GPU. Transformers would spread a batch over all by DataParallel, which parts chosen from rejected."""
+    if training_args.n_gpu > 1:
+        say(
+            f"One of {training_args.n_gpu} GPUs is used. All of them: accelerate launch --config_file "
+            "recipes/accelerate/ddp.yaml and the same command."
+        )
+        training_args._n_gpu = 1

@@ -1,0 +1,127 @@
+"""Pairs in the form of their tokenizer: turns or plain text, prompts shortened, and what each pair is in tokens.
+
+    as_turns, notes = form_for(tokenizer, {"turns"}, "pairs.csv")
+    pairs, facts = format_pairs(rows, key, "pairs.csv", {"turns"}, tokenizer, format_pair, as_turns, max_length=1024)
+
+What was formatted is kept on disk, under a hash of all that it depends on.
+"""
+
+import inspect
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import datasets
+from accelerate import PartialState
+from datasets import Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
+
+from ..common.kept_files import forget_oldest
+from ..common.safe_text import first_line
+from . import store, tokens
+from .tokens import TEMPLATE_ERRORS, token_facts
+
+logger = logging.getLogger("dpo")
+
+MOST_BYTES = 2_000_000_000  # of formatted pairs that are kept on disk
+
+# For base models: no token is added, because its embedding would be random. The EOS ends what is trained on.
+PLAIN_CHAT_TEMPLATE = (
+    "{{ bos_token or '' }}{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
+    "{{ message['role'] | capitalize + ': ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+
+
+def form_for(tokenizer, kinds: set[str], name: str, keep_plain: bool = False) -> tuple[bool, list[str]]:
+    """Whether pairs are to be turns, and what is to be said; gives the tokenizer a template where it lacks one.
+
+    kinds: what was seen among the pairs of the split `name`: "text", "turns", "rich turns".
+    """
+    has_turns = bool(kinds & {"turns", "rich turns"})
+    if has_turns and tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        logger.warning("The tokenizer has no chat template: turns are written as 'User: ...' and 'Assistant: ...'.")
+    if not has_turns and tokenizer.chat_template is not None and not keep_plain:
+        how = "plain strings become a user's and an assistant's turn (--keep_plain leaves them plain)"
+        return True, [f"{name}: {how}."]
+    return has_turns, []
+
+
+def format_pairs(
+    found: Dataset,
+    key: list,
+    name: str,
+    kinds: set[str],
+    tokenizer,
+    format_pair: Callable,
+    as_turns: bool,
+    step: int = 1,
+    num_proc: int | None = None,
+    max_prompt_length: int | None = None,
+    max_length: int | None = None,
+) -> tuple[Dataset, list[dict]]:
+    """Pairs from JSON to the columns that TRL reads, and what `token_facts` says of every `step`th.
+
+    found: from `store.spool`. key: what they depend on. name: for the bar. format_pair(pair, tokenizer, as_turns,
+    max_prompt_length): returns prompt, chosen, rejected and is_shortened; raises ValueError where the prompt cannot be
+    shortened so far.
+    """
+    facts = {"lengths": List(Value("int64")), "unknown": Value("int64"), "flags": List(Value("string"))}
+    features = Features(
+        store.pair_features(kinds, as_turns) | {"facts": facts | {"text": Value("string"), "where": Value("string")}}
+    )
+    how = {"as_turns": as_turns, "step": step, "columns": list(features)}
+    how |= {"max_prompt_length": max_prompt_length, "max_length": max_length}
+    code = [Path(file).read_bytes() for file in (__file__, tokens.__file__)]
+    try:
+        code.append(inspect.getsource(format_pair))
+    except (OSError, TypeError):  # typed into a session
+        code += [format_pair.__code__.co_code, repr(format_pair.__code__.co_consts)]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else [tokenizer.name_or_path, len(tokenizer)]
+    key = Hasher.hash([*key, how, code, words, tokenizer.chat_template, tokenizer.eos_token])
+    kept = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs" / f"{key}.arrow"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if PartialState().is_main_process:
+        with suppress(FileNotFoundError):
+            os.utime(kept)  # what is used is not old
+        forget_oldest(kept.parent, "*.arrow", MOST_BYTES)
+    with PartialState().main_process_first():
+        formatted = found.map(
+            format_row,
+            with_indices=True,
+            fn_kwargs={"tokenizer": tokenizer, "format_pair": format_pair, **how},
+            features=features,
+            remove_columns=["pair"],
+            num_proc=num_proc if num_proc and len(found) >= 1000 else None,
+            new_fingerprint=key,
+            cache_file_name=str(kept),
+            desc=f"formatting {name}",
+        )
+    return formatted.remove_columns("facts"), formatted["facts"]
+
+
+def format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:
+    """One row of `format_pairs`."""
+    pair = json.loads(row["pair"])
+    facts = {"lengths": [], "flags": [], "text": "", "unknown": 0}
+    if not store.survives(pair):
+        facts["flags"].append("number_changed")
+    try:
+        formatted = format_pair(pair, tokenizer, as_turns, max_prompt_length)
+    except TEMPLATE_ERRORS as error:
+        formatted = format_pair(pair, tokenizer, as_turns)
+        flag = "prompt_too_long" if isinstance(error, ValueError) else "template_error"
+        facts |= {"flags": [*facts["flags"], flag], "text": first_line(error)}
+    if index % step == 0 and not facts["flags"]:
+        texts = [formatted[part] for part in ("prompt", "chosen", "rejected")]
+        facts = token_facts(*texts, tokenizer, max_length, pair.get("tools"), pair.get("chat_template_kwargs"))
+    if formatted.pop("is_shortened"):
+        facts["flags"].append("prompt_shortened")
+    made = {"chat_template_kwargs": {}} | pair | formatted | {"facts": facts | {"where": pair["where"]}}
+    return {name: made.get(name) for name in columns}

@@ -1,0 +1,74 @@
+"""Pairs as they are read, for data that fit on no disk: nothing is compared between rows, and nothing is kept.
+
+stream, notes = stream_pairs(rows, shape, tokenizer, format_pair, min_margin=0.5)
+"""
+
+import logging
+from collections.abc import Callable
+from itertools import islice
+
+from datasets import IterableDataset
+
+from ..common.errors import UserError
+from . import store
+from .doctor import Checkup, what_fails
+from .files import RowSource
+from .formatting import form_for
+from .shapes import Shape, make_pairs
+
+logger = logging.getLogger("dpo")
+
+
+def stream_pairs(rows: RowSource, shape: Shape, tokenizer, format_pair: Callable, **how):
+    """An IterableDataset, and what is to be said. Duplicates go unseen. Raises UserError where there can be none.
+
+    how: as for `load.load_pairs`.
+    """
+    if tokenizer is None:
+        raise UserError("--check_only reads all rows, so it goes without --dataset_streaming.")
+    if shape.is_grouped:
+        raise UserError(f"{rows.name}: the answers to a prompt stand in several rows, so it cannot be streamed.")
+    pairing = {name: how[name] for name in ("pairing", "min_margin", "seed") if name in how}
+    keep = how.get("keep_findings") or ()
+    checkup = Checkup(keep=keep)
+    for made in islice(make_pairs(rows, shape, **pairing), 100):
+        checkup.see(made)
+    if not checkup.sound():
+        raise UserError(f"{rows.name}: none of the first 100 pairs can be used. {what_fails(checkup.report())}")
+    as_turns, notes = form_for(tokenizer, checkup.kinds, rows.name, how.get("keep_plain", False))
+    features = store.pair_features({"rich turns", *store.OPTIONAL}, as_turns)
+    nothing = dict.fromkeys(features) | {"chat_template_kwargs": {}}
+
+    def read():
+        for made in make_pairs(rows, shape, **pairing):
+            seen = Checkup(keep=keep)
+            seen.see(made)
+            try:
+                if not seen.sound():
+                    raise ValueError(made.get("text") or seen.fate[0])
+                if not as_turns and "text" not in seen.kinds:
+                    raise ValueError("it has turns where the first rows are plain text")
+                if not store.survives(made):
+                    raise ValueError("number_changed")
+                formatted = format_pair(made, tokenizer, as_turns, how.get("max_prompt_length"))
+                yield {name: (nothing | made | formatted)[name] for name in features}
+            except ValueError as error:
+                logger.warning(f"{made['where']} is skipped: {error}.")
+
+    stream = IterableDataset.from_generator(
+        _Named(read, f"{rows.name} {how} {tokenizer.name_or_path}"), features=features
+    )
+    return stream, [f"Data: {rows.name}: {shape.title}.", *notes]
+
+
+class _Named:
+    """A generator function that is pickled as its name: `datasets` would pickle all that it refers to, for a hash."""
+
+    def __init__(self, read: Callable, name: str):
+        self.read, self.name = read, name
+
+    def __call__(self):
+        return self.read()
+
+    def __getstate__(self):
+        return self.name

@@ -1,0 +1,65 @@
+"""Before the first step: what the model will see, who the reference is, and whether the policy still equals it.
+
+    show_start(trainer, "a frozen copy of demo/model")
+
+Then every margin is 0 and the loss ln 2. Where it is not, the policy and its reference are two models, and DPO would
+measure the one from another than it starts from.
+"""
+
+import math
+
+import torch
+
+from ..common.errors import UserError
+from ..common.safe_text import say, visible
+from ..hardware.estimate import choose_checkpointing
+
+
+@torch.no_grad()
+def show_start(trainer, reference: str) -> None:
+    """Show one pair as the model sees it, say who the reference is, and check that the policy still equals it.
+
+    reference: a description of the reference, for the reader. Raises UserError where the two differ.
+    """
+    rows = [row for row, _ in zip(trainer.train_dataset, range(4), strict=False)]
+    batch = trainer.data_collator(rows)
+    _show_pair(batch, trainer.processing_class, rejected=len(rows))  # the batch is [chosen rows; rejected rows]
+    say(f"\nReference: {reference}")
+    say(f"Precision: {trainer.args.mixed_precision.replace('no', 'fp32')}. {choose_checkpointing(trainer)}")
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.args.logging_first_step = True
+        say("The weights are sharded, so the first loss that is logged must tell: it should be ln 2 = 0.6931.")
+        return
+    was_training = trainer.model.training
+    trainer.model.eval()
+    with trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item()
+    trainer.model.train(was_training)
+    metrics = trainer._metrics.pop("eval")  # TRL would mix them into the first evaluation
+    trainer._metrics["eval"] = type(metrics)(list)
+    if not getattr(trainer, "needs_reference", True):
+        say(f"Loss before training: {loss:.4f}. It has no reference, so nothing but the rate holds the policy back.\n")
+        return
+    drift = abs(metrics["rewards/chosen"][-1]) + abs(metrics["rewards/rejected"][-1])
+    is_exact = not (trainer.args.bf16 or trainer.args.fp16) and trainer.model.dtype == torch.float32
+    if not drift / trainer.beta < (0.01 if is_exact else 5.0):  # in nats a completion
+        raise UserError(
+            f"The policy is not the reference: before training their log-probs already differ by {drift / trainer.beta:.3g} nats. "
+            "A checkpoint or an adapter was loaded into one of them only."
+        )
+    meaning, off = "", abs(loss - math.log(2))
+    if trainer.args.loss_type == ["sigmoid"] and off < 0.05:
+        meaning = " = ln 2" if off < 5e-5 else f" = ln 2, but for what {trainer.args.mixed_precision} rounds off"
+    say(
+        f"Loss before training: {loss:.4f}{meaning}, because the policy still is the reference and every margin is 0.\n"
+    )
+
+
+def _show_pair(batch: dict, tokenizer, rejected: int) -> None:
+    """The first pair of a batch, decoded; `rejected` is the row of its rejected answer."""
+    say("\nOne pair as the model sees it; what is trained on stands between > and <")
+    for name, row in (("chosen", 0), ("rejected", rejected)):
+        ids, mask = batch["input_ids"][row], batch["completion_mask"][row].bool()
+        if name == "chosen":
+            say(f"  {'prompt':<9}{visible(tokenizer.decode(ids[: mask.int().argmax()]))}")
+        say(f"  {name:<9}>{visible(tokenizer.decode(ids[mask]))}<")
