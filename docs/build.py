@@ -8,31 +8,37 @@
 
 What stands in a document because a command has printed or drawn it has a mark above it, which a reader does not see:
 
-    <!-- run: python benchmarks/interval_coverage.py | slow | depends: benchmarks/interval_coverage.py machinery/common/intervals.py | made: 2026-11-24 | code: 0123456789 -->
+    <!-- block: coverage -->
 
 Next comes a fenced block (all that the command prints), a table (among what it prints the first that has these columns;
 others it may have besides are left out) or a figure (a file that it writes). The command stands in the page too, for
-the reader. The words of a mark:
+the reader. Where the block comes from is said in docs/blocks.json, by page and name:
+
+    "coverage": {"run": "python benchmarks/interval_coverage.py", "speed": "slow",
+                 "depends": ["benchmarks/interval_coverage.py", "machinery/common/intervals.py"],
+                 "made": "2026-11-24", "code": "0123456789"}
 
     run         one command, or several with && between them, which share a folder. It is a fresh copy of the project, so
                 nothing is taken from earlier runs. "snippet" runs the ```python block below; the block behind it is what
                 it prints. The snippets of a page share their variables.
-    quick       seconds: the tests run it, and compare the text
-    slow        minutes and more: the tests only look whether the code has changed since
+    speed       quick: seconds; the tests run it, and compare the text. slow: minutes and more; the tests only look
+                whether the code has changed since, and warn. A snippet has none: it is quick.
     from        the file the command leaves the text or the figure in, or stderr for its warnings; without it, its output,
                 or the figure's own path
     within      how far numbers may be off, as in 5%; without it, one in the last digit behind a point
     depends     of all but quick text: the code and data whose change would change what is shown
-    made, code  when, and a hash of depends at that time. Only a run writes them; there is no way to mark without running.
+    made, code  when, and a hash of depends at that time. Only a run writes them; there is no way to date without running.
 
 A block may leave out lines ("..." alone on a line) and ends of lines ("..." at the end). Made anew it has the same
 gaps: behind each gap it goes on at the next line that reads like the one there now but for its numbers, and is as long.
 
 Why depends is written by hand. A hash over all that a script imports would call three hours of tables old for a word in
-an error message of dpo_utils.py; nobody would run them again, and the warning would be worth nothing. So a mark names
-what its figures come from: files, folders, or "file.py:name" for a function, class or constant in a file. Its script
-must be among them. The hash is over the syntax tree without docstrings, so comments and layout do not count; other
-files count byte by byte. What is left out is a judgement, which stands where everybody can read it.
+an error message of dpo_utils.py; nobody would run them again, and the warning would be worth nothing. So an entry names
+what its block comes from: a file or a folder by its path, and a function, class or constant at the top level of the
+project's code by its name, wherever it stands, with its file's name before it where several have one of that name, as
+in "speed.LABELS". Something of its script must be among them. The hash is over the syntax tree without docstrings and
+imports, and no path is in it: neither comments nor layout count, nor where the code stands. Other files count byte by
+byte. What is left out is a judgement, which stands where everybody can read it.
 """
 
 import argparse
@@ -41,6 +47,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import json
 import os
 import re
 import shlex
@@ -48,6 +55,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -55,81 +63,96 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "demo" / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
-KEYS = ("from", "within", "depends", "made", "code")
+ENTRIES = "docs/blocks.json"
+KEYS = ("run", "speed", "from", "within", "depends", "made", "code")
+MARK = r"<!-- block: ([\w-]+) -->"
+CODE = ("*.py", *(f"{folder}/**/*.py" for folder in ("machinery", "demo", "benchmarks", "docs")))  # what has names
+OLD_IS_WRONG = False  # whether a slow block that is older than its code is a failure, or a warning
 NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 GAP = "..."
 WIDTH = 110  # of the terminal that commands print for
 
 
 class BuildError(Exception):
-    """A mark that cannot be read, or a command that does not give what the page shows."""
+    """A block that cannot be read, or a command that does not give what the page shows."""
 
 
 @dataclass
 class Block:
-    """A mark and what it stands above. Line numbers count from 0; body is lines[start:end]."""
+    """A mark, its entry, and what it stands above. Line numbers count from 0; body is lines[start:end]."""
 
     page: Path
-    mark_line: int
-    command: str
-    is_quick: bool
-    options: dict[str, str]
+    name: str
+    entry: dict
+    where: str
     kind: str  # text, table, figure or snippet
     start: int
     end: int
     lines: list[str]  # of the page
-    code: str = ""  # of a snippet
+    snippet: str  # its Python
 
     @property
     def body(self) -> list[str]:
         return self.lines[self.start : self.end]
 
     @property
-    def where(self) -> str:
-        return f"{self.page.relative_to(PROJECT)}, line {self.mark_line + 1}"
+    def is_quick(self) -> bool:
+        return self.entry.get("speed") != "slow"
 
     @property
     def is_compared(self) -> bool:
         """Text that the tests make anew; all else is dated."""
         return self.is_quick and self.kind != "figure"
 
-    def mark(self) -> str:
-        words = [f"run: {self.command}"]
-        if self.kind != "snippet":
-            words += [
-                "quick" if self.is_quick else "slow",
-                *(f"{k}: {self.options[k]}" for k in KEYS if k in self.options),
-            ]
-        return f"<!-- {' | '.join(words)} -->"
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
 
 
-# --- Reading a page --------------------------------------------------------------------------------------------------
+def read_entries() -> dict[str, dict[str, dict]]:
+    """What is said of the blocks, by page and name."""
+    return json.loads((PROJECT / ENTRIES).read_text(encoding="utf-8"))
 
 
-def read_blocks(page: Path) -> list[Block]:
-    """The marked blocks of a page, from top to bottom."""
-    lines = page.read_text(encoding="utf-8").splitlines()
-    return [_read_block(page, lines, number) for number, line in enumerate(lines) if line.startswith("<!-- run:")]
+def write_entries(entries: dict) -> None:
+    """Lists are filled like a paragraph: what a block depends on is read as one."""
+    fill = textwrap.TextWrapper(102, subsequent_indent=" " * 8, break_on_hyphens=False).fill
+    text = json.dumps(entries, indent=2)
+    text = re.sub(r"\[\s+([^]]*?)\s+\]", lambda found: fill(f"[{' '.join(found[1].split())}]"), text)
+    (PROJECT / ENTRIES).write_text(text + "\n", encoding="utf-8")
 
 
-def _read_block(page: Path, lines: list[str], number: int) -> Block:
-    where = f"{page.relative_to(PROJECT)}, line {number + 1}"
-    if not lines[number].endswith("-->"):
-        raise BuildError(f"{where}: the mark does not end on its line")
-    command, *words = (word.strip() for word in lines[number][len("<!-- run:") : -len("-->")].split(" | "))
-    options = dict(word.split(": ", 1) for word in words if ": " in word)
-    speeds = [word for word in words if ": " not in word]
-    if set(options) - set(KEYS) or (command != "snippet" and speeds not in (["quick"], ["slow"])):
-        raise BuildError(f"{where}: a mark has quick or slow, and of the others only {', '.join(KEYS)}")
+def read_blocks(page: Path) -> dict[str, Block]:
+    """The blocks of a page by name, from top to bottom; each mark must have an entry and each entry a mark."""
+    lines, blocks = page.read_text(encoding="utf-8").splitlines(), {}
+    entries = read_entries().get(path_of(page), {})
+    for number, line in enumerate(lines):
+        where, mark = f"{path_of(page)}, line {number + 1}", re.fullmatch(MARK, line)
+        if mark:
+            name = mark[1]
+            if name in blocks or name not in entries:
+                raise BuildError(f"{where}: {name} is {'a second mark' if name in blocks else f'not in {ENTRIES}'}")
+            blocks[name] = _read_block(page, name, entries[name], f"{where}, {name}", lines, number)
+        elif "<!--" in line:
+            raise BuildError(f"{where}: a comment that is no mark")
+    if unmarked := [name for name in entries if name not in blocks]:
+        raise BuildError(f"{path_of(page)} has no mark for what {ENTRIES} calls {', '.join(unmarked)}")
+    return blocks
+
+
+def _read_block(page: Path, name: str, entry: dict, where: str, lines: list[str], number: int) -> Block:
+    is_snippet = entry.get("run") == "snippet"
+    speeds = [None] if is_snippet else ["quick", "slow"]
+    if not {"run"} <= set(entry) <= set(KEYS) or entry.get("speed") not in speeds:
+        raise BuildError(f"{where}: run, a speed (a snippet has none), and of others only {', '.join(KEYS[2:])}")
 
     start = _next_line(lines, number + 1)
     head = lines[start] if start < len(lines) else ""
-    code = ""
-    if command == "snippet":
+    snippet = ""
+    if is_snippet:
         if head != "```python":
             raise BuildError(f"{where}: a snippet is a ```python block")
         first, last = start + 1, lines.index("```", start)
-        code = "\n" * first + "\n".join(lines[first:last])  # errors name the line of the page
+        snippet = "\n" * first + "\n".join(lines[first:last])  # errors name the line of the page
         following = _next_line(lines, last + 1)
         kind, start, end = "snippet", 0, 0  # nothing is printed
         if following < len(lines) and lines[following] == "```":
@@ -144,8 +167,7 @@ def _read_block(page: Path, lines: list[str], number: int) -> Block:
         kind, end = "figure", start + 1
     else:
         raise BuildError(f"{where}: below a mark stands a fenced block, a table or a figure")
-    is_quick = command == "snippet" or speeds == ["quick"]
-    return Block(page, number, command, is_quick, options, kind, start, end, lines, code)
+    return Block(page, name, entry, where, kind, start, end, lines, snippet)
 
 
 def _next_line(lines: list[str], number: int) -> int:
@@ -160,56 +182,71 @@ def figure_path(block: Block) -> Path:
     return (block.page.parent / re.match(r"!\[[^]]*\]\(([^)]+)\)", block.body[0])[1]).resolve()
 
 
+def path_of(file: Path) -> str:
+    """As it is written in docs/blocks.json and in messages."""
+    return file.relative_to(PROJECT).as_posix()
+
+
 # --- What a block depends on -----------------------------------------------------------------------------------------
 
 
-def code_hash(depends: str, project: Path | None = None) -> str:
-    """Ten hex digits over files, folders and "file.py:one,other"; Python by its syntax tree without docstrings."""
-    project = project or PROJECT
-    digest = hashlib.sha256()
-    for word in depends.split():
-        path, _, names = word.partition(":")
-        if not (project / path).exists():
-            raise BuildError(f"depends names {path}, which does not exist")
-        files = sorted((project / path).rglob("*")) if (project / path).is_dir() else [project / path]
-        for file in files:
-            if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(file.relative_to(project).as_posix().encode())
-                for name in names.split(","):
-                    digest.update(python_outline(file, name) if file.suffix == ".py" else file.read_bytes())
-    return digest.hexdigest()[:10]
+def code_hash(depends: list[str], project: Path) -> str:
+    """Ten hex digits over what depends names, in whatever order and wherever it stands."""
+    pieces = sorted(piece for _, piece in sources(depends, project))
+    return hashlib.sha256(b"\0".join(pieces)).hexdigest()[:10]
 
 
-def python_outline(file: Path, name: str = "") -> bytes:
-    """What a Python file does, whatever it looks like: the whole of it, or what is called `name` at its top level."""
-    nodes = ast.parse(file.read_text(encoding="utf-8")).body
-    if name:
-        nodes = [node for node in nodes if name in _names(node)]
-        if not nodes:
-            raise BuildError(f"depends names {name}, which {file.name} does not have")
-    return repr(_outline(nodes)).encode()
+def sources(depends: list[str], project: Path) -> list[tuple[Path, bytes]]:
+    """The files in which stands what depends names, each with what counts of it."""
+    code = {file: outlines(file.read_text("utf-8")) for pattern in CODE for file in project.glob(pattern)}
+    found = []
+    for word in depends:
+        path = project / word
+        if "/" in word or path.is_file():
+            here = [
+                (file, code[file][""] if file in code else bytes(file.relative_to(path)) + file.read_bytes())
+                for file in [path, *path.rglob("*")]
+                if file.is_file() and "__pycache__" not in file.parts
+            ]
+        else:
+            home, _, name = word.replace(".", "/").rpartition("/")
+            here = [
+                (file, names[name]) for file, names in code.items() if name in names and file.match(f"{home or '*'}.py")
+            ]
+            if len(here) > 1:
+                files = " and ".join(sorted(str(file.relative_to(project)) for file, _ in here))
+                raise BuildError(f"depends names {word}, which stands in {files}; file.{name} says in which")
+        if not here:
+            raise BuildError(f"depends names {word}, which is no file, no folder and no name in the code")
+        found += here
+    return found
 
 
-def _names(node: ast.AST) -> list[str]:
-    targets = getattr(node, "targets", [getattr(node, "target", None)])
-    return [getattr(node, "name", ""), *(target.id for target in targets if isinstance(target, ast.Name))]
+@functools.cache
+def outlines(text: str) -> dict[str, bytes]:
+    """What Python code does, whatever it looks like: each name of its top level, and under "" the whole of it."""
+    found = {"": (nodes := ast.parse(text).body)}
+    for node in nodes:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        for name in [getattr(node, "name", None), *(target.id for target in targets if isinstance(target, ast.Name))]:
+            if name:
+                found.setdefault(name, []).append(node)
+    return {name: repr(_outline(nodes)).encode() for name, nodes in found.items()}
 
 
 def _outline(node):
-    """Nested tuples without positions, docstrings and empty fields, so that Python's versions agree on them."""
+    """Nested tuples without positions and empty fields, so that Python's versions agree on them."""
     if isinstance(node, list):
-        return [
-            _outline(item)
-            for item in node
-            if not (
-                isinstance(item, ast.Expr)
-                and isinstance(item.value, ast.Constant)
-                and isinstance(item.value.value, str)
-            )
-        ]
+        return [_outline(item) for item in node if not _is_left_out(item)]
     if isinstance(node, ast.AST):
         return type(node).__name__, [(k, _outline(v)) for k, v in ast.iter_fields(node) if v is not None and v != []]
     return repr(node)
+
+
+def _is_left_out(node) -> bool:
+    """Docstrings, and imports: they change when code moves, and what is imported is named by itself."""
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return is_text or isinstance(node, ast.Import | ast.ImportFrom)
 
 
 # --- Running ---------------------------------------------------------------------------------------------------------
@@ -231,7 +268,7 @@ def run(command: str) -> tuple[str, str, Path]:
         shutil.copytree(PROJECT, scratch, ignore=shutil.ignore_patterns(".*", "runs", "venv", "__pycache__"))
     program, *words = shlex.split(last)
     if program != "python":
-        raise BuildError(f"a mark's command begins with python, not with {program}")
+        raise BuildError(f"a block's command begins with python, not with {program}")
     environment = os.environ | {"COLUMNS": str(WIDTH)}
     done = subprocess.run([sys.executable, *words], cwd=scratch, env=environment, capture_output=True, encoding="utf-8")
     if done.returncode:
@@ -247,33 +284,30 @@ def _scratch() -> tempfile.TemporaryDirectory:
 
 
 @functools.cache
-def run_snippets(page: Path) -> list[str]:
-    """What each snippet of a page prints; they share their variables, as in one session."""
-    namespace, printed = {}, []
-    for block in read_blocks(page):
+def run_snippets(page: Path) -> dict[str, str]:
+    """What each snippet of a page prints, by name; they share their variables, as in one session."""
+    namespace, printed = {}, {}
+    for block in read_blocks(page).values():
         if block.kind == "snippet":
             output = io.StringIO()
             try:
                 with contextlib.redirect_stdout(output):
-                    exec(compile(block.code, str(page), "exec"), namespace)
+                    exec(compile(block.snippet, str(page), "exec"), namespace)
             except Exception as error:
                 raise BuildError(f"{block.where}: {type(error).__name__}: {error}") from error
-            printed.append(output.getvalue())
+            printed[block.name] = output.getvalue()
     return printed
 
 
 def make(block: Block) -> list[str]:
     """The lines that belong below the mark, from a run now. Of a figure the file is written too."""
     if block.kind == "snippet":
-        number = [other.mark_line for other in read_blocks(block.page) if other.kind == "snippet"].index(
-            block.mark_line
-        )
-        made = [line.rstrip() for line in run_snippets(block.page)[number].rstrip().splitlines()]
+        made = [line.rstrip() for line in run_snippets(block.page)[block.name].rstrip().splitlines()]
         if made and not block.start:
             raise BuildError(f"{block.where}: behind a snippet that prints stands a ``` block")
         return made
-    printed, warned, scratch = run(block.command)
-    source = block.options.get("from")
+    printed, warned, scratch = run(block.entry["run"])
+    source = block.entry.get("from")
     if block.kind == "figure":
         shutil.copy(scratch / (source or figure_path(block).relative_to(PROJECT)), figure_path(block))
         return block.body
@@ -370,52 +404,58 @@ def _agree(old: str, new: str, share: float) -> bool:
 # --- The command line ------------------------------------------------------------------------------------------------
 
 
-def complaints(block: Block) -> list[str]:
-    """What is wrong with a block without running anything."""
-    mend = f"python docs/build.py --only {page_name(block.page)}"
+def complaints(block: Block) -> tuple[list[str], list[str]]:
+    """What is wrong with a block, and what is only old, without running anything."""
+    wrong, old = [], []
     if block.kind == "snippet":
-        return []
-    wrong, script = [], shlex.split(block.command.split(" && ")[0])[1]
-    seen = re.sub(r"<!--.*?-->", "", "\n".join(block.lines), flags=re.DOTALL).replace("\\\n", " ")
-    for part in block.command.split(" && "):
-        if " ".join(part.split()) not in " ".join(seen.split()):
+        return wrong, old
+    command, mend = block.entry["run"], f"python docs/build.py --only {page_name(block.page)}"
+    seen = " ".join("\n".join(block.lines).replace("\\\n", " ").split())
+    for part in command.split(" && "):
+        if " ".join(part.split()) not in seen:
             wrong.append(f"{block.where}: the page does not show its reader the command {part}")
     if block.kind == "figure" and not figure_path(block).exists():
-        wrong.append(f"{block.where}: there is no {figure_path(block).relative_to(PROJECT)}; {mend} makes it")
+        wrong.append(f"{block.where}: there is no {path_of(figure_path(block))}; {mend} makes it")
     if block.is_compared:
-        return wrong
-    depends = block.options.get("depends", "")
-    if script not in {word.partition(":")[0] for word in depends.split()}:
-        wrong.append(f"{block.where}: depends must name {script} among what the block comes from")
-    elif block.options.get("code") != code_hash(depends):
-        made = block.options.get("made")
-        why = f"made {made}, and the code has changed since" if made else "marked, and not yet made from its mark"
-        wrong.append(f"{block.where}: {why}; {mend} --outdated makes it anew")
-    return wrong
+        return wrong, old
+    depends, script = block.entry.get("depends", []), shlex.split(command)[1]
+    try:
+        files, code = {file for file, _ in sources(depends, PROJECT)}, code_hash(depends, PROJECT)
+    except BuildError as error:
+        return [*wrong, f"{block.where}: {error}"], old
+    if PROJECT / script not in files:
+        wrong.append(f"{block.where}: depends must name {script}, or something in it, among what the block comes from")
+    elif "code" not in block.entry:
+        wrong.append(f"{block.where}: not yet made by its command; {mend} --outdated makes it")
+    elif block.entry["code"] != code:
+        text = f"made {block.entry['made']}, and the code has changed since; {mend} --outdated makes it anew"
+        (wrong if block.is_quick or OLD_IS_WRONG else old).append(f"{block.where}: {text}")
+    return wrong, old
 
 
-def check(block: Block) -> list[str]:
-    """What is wrong with a block; quick text is made anew and compared."""
-    wrong = complaints(block)
+def check(block: Block) -> tuple[list[str], list[str]]:
+    """What is wrong with a block, and what is only old; quick text is made anew and compared."""
+    wrong, old = complaints(block)
     if block.is_compared and not wrong:
-        difference = differs(block.body, make(block), block.options.get("within", ""))
+        difference = differs(block.body, make(block), block.entry.get("within", ""))
         if difference:
             wrong.append(f"{block.where}: {difference}; python docs/build.py --only {page_name(block.page)} --quick")
-    return wrong
+    return wrong, old
 
 
-def rebuild(page: Path, number: int) -> bool:
+def rebuild(page: Path, name: str) -> bool:
     """Make one block of a page anew and write the page. Whether anything has changed."""
-    body = make(read_blocks(page)[number])
-    block = read_blocks(page)[number]  # read again: a run takes long, and somebody may have written on
-    if block.is_compared and not differs(block.body, body, block.options.get("within", "")):
+    body = make(read_blocks(page)[name])
+    block = read_blocks(page)[name]  # read again: a run takes long, and somebody may have written on
+    if block.is_compared and not differs(block.body, body, block.entry.get("within", "")):
         return False  # the same within the tolerance: the page stays
-    if not block.is_compared:
-        code = code_hash(block.options["depends"], run(block.command)[-1])  # of the copy: the code that ran
-        block.options |= {"made": date.today().isoformat(), "code": code}
     lines = [*block.lines[: block.start], *body, *block.lines[block.end :]]
-    lines[block.mark_line] = block.mark()
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if not block.is_compared:
+        code = code_hash(block.entry.get("depends", []), run(block.entry["run"])[-1])  # of the copy: the code that ran
+        entries = read_entries()
+        entries[path_of(page)][name] |= {"made": date.today().isoformat(), "code": code}
+        write_entries(entries)
     return True
 
 
@@ -430,36 +470,37 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="list what is wrong and change nothing; quick text is run")
     parser.add_argument("--outdated", action="store_true", help="only what is older than its code")
     parser.add_argument("--only", nargs="+", choices=[page_name(page) for page in PAGES], help="these pages")
-    options = parser.parse_args()
-    try:
-        return build(options)
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return build(parser.parse_args())
 
 
 def build(options: argparse.Namespace) -> int:
-    todo = [
-        (page, number, block)
-        for page in PAGES
-        if not options.only or page_name(page) in options.only
-        for number, block in enumerate(read_blocks(page))
-        if block.is_quick or not options.quick
-        if complaints(block) or not options.outdated
-    ]
-    wrong, start = [], time.monotonic()
-    for done, (page, number, block) in enumerate(todo, start=1):
-        print(f"[{done}/{len(todo)}] {block.where}: {block.command}", flush=True)
+    todo, old, start = [], [], time.monotonic()
+    wrong = [f"{ENTRIES}: {name} is no page" for name in read_entries() if name not in map(path_of, PAGES)]
+    for page in PAGES:
+        if not options.only or page_name(page) in options.only:
+            try:
+                todo += read_blocks(page).values()
+            except BuildError as error:
+                wrong.append(str(error))
+    todo = [block for block in todo if block.is_quick or not options.quick]
+    todo = [block for block in todo if any(complaints(block)) or not options.outdated]
+    for done, block in enumerate(todo, start=1):
+        print(f"[{done}/{len(todo)}] {block.where}: {block.entry['run']}", flush=True)
         try:
             if options.check:
-                wrong += check(block)
+                for found, said in zip((wrong, old), check(block), strict=True):
+                    found += said
             else:
-                changed = rebuild(page, number)
+                changed = rebuild(block.page, block.name)
                 print(f"    {'made anew' if changed else 'as it was'}, {time.monotonic() - start:.0f} s", flush=True)
         except BuildError as error:
             wrong.append(str(error))
             print(f"    {error}", flush=True)
-    print("\n".join(["", *wrong]) if wrong else f"\nAll {len(todo)} are as they should be.")
+    for heading, found in (("Wrong:", wrong), ("Older than their code, which is a warning only:", old)):
+        if found:
+            print("\n".join(["", heading, *found]))
+    if not wrong and not old:
+        print(f"\nAll {len(todo)} are as they should be.")
     return 1 if wrong else 0
 
 

@@ -1,10 +1,11 @@
 """What README and docs say can be done can be done: commands parse, links and figures exist, settings agree."""
 
-import ast
+import argparse
 import functools
 import importlib.util
 import re
 import shlex
+import warnings
 from pathlib import Path
 
 import pytest
@@ -151,17 +152,6 @@ def test_no_page_takes_longer_than_a_quarter_of_an_hour_to_read(page):
     )  # words a minute: Brysbaert, Journal of Memory and Language 109 (2019), for non-fiction
 
 
-@pytest.mark.parametrize("file", sorted((PROJECT / "machinery").glob("*.py")), ids=lambda file: file.name)
-def test_a_file_of_the_machinery_names_the_others_that_it_needs(file):
-    tree, needed = ast.parse(file.read_text(encoding="utf-8")), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "machinery":
-            needed |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module.startswith("machinery."):
-            needed.add(node.module.partition(".")[2])
-    assert needed <= set(re.findall(r"(\w+)\.py", ast.get_docstring(tree) or ""))
-
-
 @functools.cache
 def known_words() -> set[str]:
     """Every name in the project's code and in what TRL and PEFT call their settings, metrics and data."""
@@ -183,15 +173,35 @@ def test_every_function_and_name_in_backticks_exists(page):
 # --- What the documents show is what their commands print --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("page", PAGES, ids=names_of)
+def test_marks_are_a_small_part_of_a_page_and_its_only_comments(page):
+    text = page.read_text(encoding="utf-8")
+    comments = re.findall(r"<!--.*?-->", text, flags=re.DOTALL)
+    assert all(re.fullmatch(docs_build.MARK, comment) for comment in comments)
+    assert sum(map(len, comments)) <= 0.03 * len(text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names_of)
+def test_each_mark_has_an_entry_and_each_entry_a_mark(page):
+    assert list(docs_build.read_blocks(page)) == list(docs_build.read_entries().get(names_of(page), {}))
+
+
+def test_each_page_that_has_entries_is_a_page():
+    assert set(docs_build.read_entries()) <= set(map(names_of, PAGES))
+
+
 def blocks():
-    for page in PAGES:
-        for block in docs_build.read_blocks(page):
-            yield pytest.param(block, id=block.where)
+    for page, names in docs_build.read_entries().items():
+        for name in names:
+            yield pytest.param(PROJECT / page, name, id=f"{page}: {name}")
 
 
-@pytest.mark.parametrize("block", blocks())
-def test_what_a_page_shows_is_what_its_command_prints_and_no_older_than_its_code(block):
-    assert not docs_build.check(block)
+@pytest.mark.parametrize(("page", "name"), blocks())
+def test_what_a_page_shows_is_what_its_command_prints_and_no_older_than_its_code(page, name):
+    wrong, old = docs_build.check(docs_build.read_blocks(page)[name])
+    for text in old:
+        warnings.warn(text, stacklevel=1)
+    assert not wrong
 
 
 @pytest.mark.parametrize(
@@ -219,39 +229,144 @@ def test_a_block_made_anew_keeps_its_gaps():
         docs_build.shorten(["step 1", "something else"], shown)
 
 
-def test_a_hash_of_code_sees_code_and_neither_comments_nor_docstrings(tmp_path):
-    def outline(text: str, name: str = "") -> bytes:
-        file = tmp_path / "code.py"
-        file.write_text(text)
-        return docs_build.python_outline(file, name)
-
-    text = '"""What."""\nRATE = 1\n\n\ndef f(x):\n    """Doc."""\n    return x  # why\n'
-    assert outline(text) == outline("RATE = 1\ndef f( x ):\n    return x\n")
-    assert outline(text) != outline(text.replace("return x", "return -x"))
-    assert outline(text, "f") == outline(text.replace("1", "2"), "f")  # only the function counts
-    assert outline(text, "RATE") != outline(text.replace("1", "2"), "RATE")
+def test_a_hash_of_code_sees_code_and_neither_comments_docstrings_nor_imports():
+    text = '"""What."""\nimport math\nRATE = 1\n\n\ndef f(x):\n    """Doc."""\n    import json\n\n    return x  # why\n'
+    outlines = docs_build.outlines(text)
+    assert outlines == docs_build.outlines("RATE = 1\ndef f( x ):\n    return x\n")
+    turned = docs_build.outlines(text.replace("return x", "return -x"))
+    assert outlines[""] != turned[""]
+    assert outlines["f"] != turned["f"]
+    assert outlines["RATE"] == turned["RATE"]  # only what is named counts
 
 
-def test_a_mark_without_a_run_of_this_code_is_refused(tmp_path, monkeypatch):
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A script, and a page with one block."""
     monkeypatch.setattr(docs_build, "PROJECT", tmp_path)
+    monkeypatch.setattr(docs_build, "PAGES", [tmp_path / "page.md"])
+    (tmp_path / "docs").mkdir()
     (tmp_path / "make.py").write_text("print(1)\n")
-    page, mark = (
-        tmp_path / "page.md",
-        "<!-- run: python make.py | slow | depends: make.py | made: 2026-01-01 | code: {} -->",
-    )
+    (tmp_path / "page.md").write_text("<!-- block: one -->\n```\n1\n```\n\nMade by `python make.py`.\n")
+    return tmp_path
 
-    def wrong(code: str) -> list[str]:
-        page.write_text(mark.format(code) + "\n```\n1\n```\n\nMade by `python make.py`.\n")
-        return docs_build.check(docs_build.read_blocks(page)[0])
 
-    code = docs_build.code_hash("make.py")
-    assert wrong(code) == []
-    assert "made 2026-01-01, and the code has changed" in wrong("0123456789")[0]
-    (tmp_path / "make.py").write_text("print(2)\n")
-    assert wrong(code)
-    docs_build.rebuild(page, 0)
-    assert page.read_text().splitlines()[2] == "2"
-    assert docs_build.check(docs_build.read_blocks(page)[0]) == []
+def enter(name: str = "one", **keys):
+    """Write an entry for the page's block; a key that is None is left out."""
+    entry = {"run": "python make.py", "speed": "slow", "depends": ["make.py"], "made": "2026-01-01", **keys}
+    docs_build.write_entries({"page.md": {name: {key: value for key, value in entry.items() if value is not None}}})
+
+
+def checked(project) -> tuple[list[str], list[str]]:
+    return docs_build.check(docs_build.read_blocks(project / "page.md")["one"])
+
+
+def test_code_that_has_moved_keeps_its_hash(project):
+    def hashes(file: str, text: str) -> list[str]:
+        (project / file).parent.mkdir(parents=True, exist_ok=True)
+        (project / file).write_text(text)
+        found = [docs_build.code_hash([word], project) for word in ("f", "RATE", f"{Path(file).stem}.f", file)]
+        (project / file).unlink()
+        return found
+
+    text = "from one import g\n\nRATE = 1\n\n\ndef f(x):\n    from two import h\n\n    return h(g(x))\n"
+    before = hashes("whole.py", text)
+    assert before == hashes("machinery/room/part.py", text.replace("one", "rooms.one").replace("two", "rooms.two"))
+    assert len(set(before)) == 3  # f is f, with its file's name before it or not
+    changed = hashes("whole.py", text.replace("g(x)", "g(-x)"))
+    assert [one == other for one, other in zip(before, changed, strict=True)] == [False, True, False, False]
+
+
+def test_a_hash_of_data_sees_bytes_and_names_and_no_order(project):
+    (project / "data").mkdir()
+    (project / "data" / "one.txt").write_text("1")
+    before = docs_build.code_hash(["data/", "make.py"], project)
+    (project / "data").rename(project / "moved")
+    assert docs_build.code_hash(["make.py", "moved/"], project) == before
+    (project / "moved" / "one.txt").rename(project / "moved" / "two.txt")
+    assert docs_build.code_hash(["moved/", "make.py"], project) != before
+
+
+def test_a_name_that_two_files_have_or_none_is_refused(project):
+    for file in ("one.py", "two.py"):
+        (project / file).write_text(f"def f():\n    return {file!r}\n")
+    with pytest.raises(docs_build.BuildError, match=r"one\.py and two\.py"):
+        docs_build.code_hash(["f"], project)
+    assert docs_build.code_hash(["one.f"], project) != docs_build.code_hash(["two.f"], project)
+    for word in ("g", "three.f", "three.py", "data/one.txt"):
+        with pytest.raises(docs_build.BuildError, match=re.escape(word)):
+            docs_build.code_hash([word], project)
+
+
+def test_a_block_without_a_run_of_this_code_is_refused(project, monkeypatch):
+    monkeypatch.setattr(docs_build, "OLD_IS_WRONG", True)
+    code = docs_build.code_hash(["make.py"], project)
+    enter(code=code)
+    assert checked(project) == ([], [])
+    enter(code="0123456789")
+    assert "made 2026-01-01, and the code has changed" in checked(project)[0][0]
+    enter(code=None)
+    assert "not yet made" in checked(project)[0][0]
+    enter(code=code)
+    (project / "make.py").write_text("print(2)\n")
+    assert checked(project)[0]
+    docs_build.rebuild(project / "page.md", "one")
+    assert (project / "page.md").read_text().splitlines()[2] == "2"
+    assert checked(project) == ([], [])
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_a_slow_block_that_is_older_than_its_code_is_a_warning_until_it_is_wrong(
+    project, monkeypatch, capsys, is_wrong
+):
+    monkeypatch.setattr(docs_build, "OLD_IS_WRONG", is_wrong)
+    enter(code="0123456789")
+    options = argparse.Namespace(check=True, quick=False, outdated=False, only=None)
+    assert docs_build.build(options) == is_wrong
+    heading, line = capsys.readouterr().out.splitlines()[-2:]
+    assert heading.startswith("Wrong" if is_wrong else "Older")
+    assert "page.md, line 1, one: made 2026-01-01" in line
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"depends": None}, "depends must name make.py"),
+        ({"depends": ["docs/gone.py"]}, "docs/gone.py"),
+        ({"run": "python make.py --loud"}, "does not show its reader the command python make.py --loud"),
+    ],
+)
+def test_an_entry_that_does_not_fit_its_block_is_refused(project, keys, says):
+    enter(code="0123456789", **keys)
+    [wrong], _ = checked(project)
+    assert says in wrong
+
+
+def test_a_figure_that_is_missing_or_old_is_refused_also_where_it_is_quick(project):
+    (project / "page.md").write_text("<!-- block: one -->\n![One](one.png)\n\nMade by `python make.py`.\n")
+    enter(code="0123456789", speed="quick")
+    missing, old = checked(project)[0]
+    assert "there is no one.png" in missing
+    assert "the code has changed since" in old
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "page", "says"),
+    [
+        ("one", {"colour": "red"}, "{}", "line 1, one: run"),
+        ("one", {"speed": "fast"}, "{}", "line 1, one: run"),
+        ("one", {"run": "snippet"}, "{}", "line 1, one: run"),
+        ("two", {}, "{}", "line 1: one is not in docs/blocks.json"),
+        ("one", {}, "{}{}", "line 7: one is a second mark"),
+        ("one", {}, "One.\n", "no mark for what docs/blocks.json calls one"),
+        ("one", {}, "{}<!-- run: python make.py -->\n", "line 7: a comment that is no mark"),
+    ],
+)
+def test_what_is_wrong_with_marks_and_entries_is_named(project, capsys, name, keys, page, says):
+    file = project / "page.md"
+    file.write_text(page.replace("{}", file.read_text()))
+    enter(name, **keys)
+    assert docs_build.build(argparse.Namespace(check=True, quick=False, outdated=False, only=None)) == 1
+    assert says in capsys.readouterr().out
 
 
 def test_every_metric_of_a_run_is_defined():
