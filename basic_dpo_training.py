@@ -62,16 +62,15 @@ def main():
     args, training_args, model_args = parse_args(__doc__, DEMO)
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
-    policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
+    name = model_args.model_name_or_path
+    policy, tokenizer = load_model(name, **args.model_kwargs)
     # The reference never changes, so its log-probs of all pairs are computed once, before training, when the policy
     # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
-    reference = None
-    if not training_args.precompute_ref_log_probs:
-        reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
+    reference = None if training_args.precompute_ref_log_probs else load_model(name, **args.model_kwargs)[0]
 
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     train_pairs, eval_pairs, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
-    prompts = pick_prompts(train_pairs if eval_pairs is None else eval_pairs, args.num_eval_prompts)
+    prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
     if eval_pairs is None:
         training_args.eval_strategy = "no"
 
@@ -91,7 +90,7 @@ def main():
     # implicit reward of an answer is beta * (log policy - log reference): its log-probability given the prompt, summed
     # over its tokens, under the policy minus that under the reference. Logged are the margin (the difference of the two
     # rewards) and the accuracy (how often the margin is above 0).
-    show_start(trainer, f"a frozen copy of {model_args.model_name_or_path}")
+    show_start(trainer, f"a frozen copy of {name}")
     watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies before")
@@ -99,18 +98,11 @@ def main():
     after = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after. In the demo's world the true reward of a reply is known.
-    reference = reference or load_model(model_args.model_name_or_path, **model_args.init_kwargs)[0]  # for the KL
+    reference = reference or load_model(name, **args.model_kwargs)[0]  # for the KL
     score = score_reply if all(is_known(prompt) for prompt in prompts) else None
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, score, QUALITIES)
-    save_run(
-        trainer,
-        outcome,
-        script="basic",
-        model=model_args.model_name_or_path,
-        reference=model_args.model_name_or_path,
-        dataset=args.dataset_name,
-        replies=(prompts, before, after),
-    )
+    about = dict(script="basic", model=name, reference=name, dataset=args.dataset_name)
+    save_run(trainer, about, outcome, replies=(prompts, before, after))
     say(
         f"""
 What to look at   {training_args.output_dir}/training_curves.png, completions.md, metrics.json

@@ -87,43 +87,50 @@ def mine(row: dict) -> dict:
 CONVERTERS = {"mine": mine}
 
 
-def main():
-    args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments)
-
-    # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
-    if args.check_only:  # NEW: your data without your model are looked at as text; another tokenizer counts otherwise
-        looks_at_tokens = args.is_model_given or not args.is_data_given
-        hub = dict(revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code)
-        tokenizer = load_tokenizer(model_args.model_name_or_path, **hub) if looks_at_tokens else None
-    else:
-        policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    # The reference never changes, so its log-probs of all pairs are computed once, before training, when the policy
-    # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
-    reference = None
-    if not training_args.precompute_ref_log_probs and not args.check_only:
-        reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-
-    # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
-    args.data_kwargs |= {  # NEW
+def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW
+    """Load the pairs and show what was found: as a table, JSON and a picture, and some of them as the model sees them."""
+    args.data_kwargs |= {
         "dataset_format": CONVERTERS.get(args.dataset_format, args.dataset_format),
         "save_cleaned": args.save_cleaned,
         "look_at": None,  # every pair, token by token; the other scripts look at 500
     }
     train_pairs, eval_pairs, reports = load_preferences(args.source, tokenizer, **args.data_kwargs)
-    claim_output_dir(
-        training_args, "runs/data" if args.check_only else "runs/custom_dataset"
-    )  # NEW: the report goes there
-    show_reports(reports, training_args.output_dir)  # NEW: what was found, in the terminal, as JSON and as a picture
+    claim_output_dir(training_args, folder)
+    show_reports(reports, training_args.output_dir)
     if tokenizer is not None:
-        show_pairs(train_pairs, tokenizer, args.show, training_args.max_length)  # NEW
-    if args.check_only:
-        say(
-            f"""
+        show_pairs(train_pairs, tokenizer, args.show, training_args.max_length)
+    return train_pairs, eval_pairs, reports
+
+
+def check_only(args, training_args, model_args):  # NEW
+    """Your data without your model are looked at as text: another tokenizer counts otherwise."""
+    hub = dict(revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code)
+    looks_at_tokens = args.is_model_given or not args.is_data_given
+    tokenizer = load_tokenizer(model_args.model_name_or_path, **hub) if looks_at_tokens else None
+    look_at_pairs(args, training_args, tokenizer, "runs/data")
+    say(
+        f"""
 What to look at   {training_args.output_dir}/data_report.json, data_report.png
 What to try next  the same command without --check_only"""
-        )
-        return
-    prompts = pick_prompts(train_pairs if eval_pairs is None else eval_pairs, args.num_eval_prompts)
+    )
+
+
+def main():
+    args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments)
+
+    if args.check_only:  # NEW
+        return check_only(args, training_args, model_args)
+
+    # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
+    name = model_args.model_name_or_path
+    policy, tokenizer = load_model(name, **args.model_kwargs)
+    # The reference never changes, so its log-probs of all pairs are computed once, before training, when the policy
+    # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
+    reference = None if training_args.precompute_ref_log_probs else load_model(name, **args.model_kwargs)[0]
+
+    # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
+    train_pairs, eval_pairs, reports = look_at_pairs(args, training_args, tokenizer, "runs/custom_dataset")  # NEW
+    prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
     if eval_pairs is None:
         training_args.eval_strategy = "no"
 
@@ -142,7 +149,7 @@ What to try next  the same command without --check_only"""
     # implicit reward of an answer is beta * (log policy - log reference): its log-probability given the prompt, summed
     # over its tokens, under the policy minus that under the reference. Logged are the margin (the difference of the two
     # rewards) and the accuracy (how often the margin is above 0).
-    show_start(trainer, f"a frozen copy of {model_args.model_name_or_path}")
+    show_start(trainer, f"a frozen copy of {name}")
     watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies before")
@@ -150,18 +157,11 @@ What to try next  the same command without --check_only"""
     after = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after. In the demo's world the true reward of a reply is known.
-    reference = reference or load_model(model_args.model_name_or_path, **model_args.init_kwargs)[0]  # for the KL
+    reference = reference or load_model(name, **args.model_kwargs)[0]  # for the KL
     score = score_reply if all(is_known(prompt) for prompt in prompts) else None
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, score, QUALITIES)
-    save_run(
-        trainer,
-        outcome,
-        script="custom_dataset",
-        model=model_args.model_name_or_path,
-        reference=model_args.model_name_or_path,
-        dataset=args.dataset_name,
-        replies=(prompts, before, after),
-    )
+    about = dict(script="custom_dataset", model=name, reference=name, dataset=args.dataset_name)
+    save_run(trainer, about, outcome, replies=(prompts, before, after))
     say(
         f"""
 What to look at   {training_args.output_dir}/{"data_report.png, " if reports else ""}training_curves.png, completions.md

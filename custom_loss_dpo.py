@@ -24,7 +24,6 @@ Try next:
     python custom_loss_dpo.py --help
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +31,7 @@ import torch
 from torch.nn.functional import logsigmoid, relu
 from transformers import set_seed
 
-from demo.world import QUALITIES, is_known, score_reply, true_reward
+from demo.world import QUALITIES, is_known, score_reply
 from dpo_utils import (
     TutorialArguments,
     load_model,
@@ -45,9 +44,8 @@ from dpo_utils import (
     say,
     watch,
 )
-from machinery.common.errors import UserError
-from machinery.comparing.loss_comparison import compare
-from machinery.comparing.side_by_side import run_again, side_by_side
+from machinery.comparing.loss_comparison import CompareArguments, compare
+from machinery.comparing.side_by_side import beside_other_loss
 from machinery.models.adapters import describe_base, new_adapter
 from machinery.runs.folder import claim_output_dir
 from machinery.runs.saving import save_run
@@ -347,40 +345,16 @@ ADAPTERS = dict(lora_target_modules=["all-linear"])  # with --use_peft; see lora
 
 
 @dataclass
-class LossArguments(TutorialArguments):  # NEW
+class LossArguments(CompareArguments, TutorialArguments):  # NEW: and those of --compare and --beside
     loss_file: str | None = field(default=None, metadata={"help": "train with your own function: my_losses.py:my_loss"})
     loss_kwargs: list[str] = field(
         default_factory=list, metadata={"help": "hyperparameters of the loss, as in lambda_=5 or gamma=0.5"}
     )
-    beside: str | None = field(
-        default=None, metadata={"help": "another loss to train too, and put beside; none: no other"}
-    )
-    compare: str | None = field(
-        default=None,
-        metadata={
-            "nargs": "?",
-            "const": "losses",
-            "help": "train the demo with many losses; noise: with flipped labels; length: with labels that favour length; "
-            "alike: with answers that differ in one word",
-        },
-    )
-    losses: list[str] = field(default_factory=list, metadata={"help": "with --compare: these losses"})
-    betas: list[str] = field(
-        default_factory=list,
-        metadata={"help": "with --compare: these values, or x0.3 x3 as multiples of each loss's own"},
-    )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "with --compare: these seeds"})
 
 
 def main():
     args, training_args, model_args = parse_args(
-        __doc__,
-        DEMO,
-        arguments=LossArguments,
-        defaults=ADAPTERS,
-        takes_adapters=True,
-        losses=LOSSES,
-        by_loss=BY_LOSS,
+        __doc__, DEMO, arguments=LossArguments, defaults=ADAPTERS, takes_adapters=True, losses=LOSSES, by_loss=BY_LOSS
     )
     if args.compare:  # NEW
         return compare_losses(args, training_args, model_args)
@@ -392,23 +366,22 @@ def main():
     training_args.eval_on_start |= not needs_reference
 
     # Model: the policy is trained; the reference is the same model, frozen, that DPO measures the policy against.
-    policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
+    name = model_args.model_name_or_path
+    policy, tokenizer = load_model(name, **args.model_kwargs)
     # The reference never changes, so its log-probs of all pairs are computed once, before training, when the policy
     # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
-    reference = None
-    if needs_reference and not training_args.precompute_ref_log_probs and not model_args.use_peft:
-        reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
+    is_asked_once = training_args.precompute_ref_log_probs or model_args.use_peft or not needs_reference  # NEW
+    reference = None if is_asked_once else load_model(name, **args.model_kwargs)[0]
 
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     train_pairs, eval_pairs, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
-    prompts = pick_prompts(train_pairs if eval_pairs is None else eval_pairs, args.num_eval_prompts)
+    prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
     if eval_pairs is None:
         training_args.eval_strategy, training_args.eval_on_start = "no", False
 
     # Trainer: the basic script's, with the loss plugged in. NEW: with --use_peft an adapter, as in lora_dpo_training.py.
-    peft_config, base = new_adapter(policy, model_args, training_args), None
-    if peft_config is not None:
-        base = describe_base(policy, model_args.model_name_or_path, model_args.model_revision)
+    peft_config = new_adapter(policy, model_args, training_args)
+    base = describe_base(policy, name, model_args.model_revision) if peft_config else None
     claim_output_dir(training_args, "runs/custom_loss")
     set_seed(training_args.seed)  # NEW: an adapter's A is drawn at random
     trainer = CustomLossDPOTrainer(
@@ -421,41 +394,29 @@ def main():
         peft_config=peft_config,  # NEW
         loss=loss,  # NEW
     )
+    policy = trainer.model  # NEW: with its adapter, where there is one
 
     # Training, NEW: whatever the loss is, what is logged as a reward is beta * (log policy - log reference); without a
     # reference it is beta * log policy, and the accuracy says how often the chosen answer is the likelier one.
-    frozen = f"a frozen copy of {model_args.model_name_or_path}"
-    if model_args.use_peft:
-        frozen = "the base, which is the policy with its adapter off"
+    frozen = "the base, which is the policy with its adapter off" if peft_config else f"a frozen copy of {name}"
     show_start(trainer, frozen if needs_reference else "none")
     watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
-    before = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies before")
+    before = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    after = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies after")
+    after = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after. In the demo's world the true reward of a reply is known.
-    if reference is None and not model_args.use_peft:  # for the KL; under an adapter it is there
-        reference, _ = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
+    if peft_config is None:  # for the KL; NEW: under an adapter it is there
+        reference = reference or load_model(name, **args.model_kwargs)[0]
     score = score_reply if all(is_known(prompt) for prompt in prompts) else None
-    outcome = report_change(trainer.model, reference, tokenizer, prompts, before, after, score, QUALITIES)
-    metrics = save_run(
-        trainer,
-        outcome,
-        script="custom_loss",
-        model=model_args.model_name_or_path,
-        reference=model_args.model_name_or_path if needs_reference else "none",
-        dataset=args.dataset_name,
-        replies=(prompts, before, after),
-        base=base,  # NEW
-    )
-    folder, name = Path(training_args.output_dir), " + ".join(training_args.loss_type)
-    is_alone = args.beside in (None, "none", name)
-    if not is_alone and trainer.accelerator.is_main_process:  # NEW: the same once more with another loss
-        say(f"\nNow the same with {args.beside}")
-        words = ["--loss_type", args.beside, "--loss_weights", "1", "--loss_kwargs", "", "--loss_file", ""]
-        other = run_again(__file__, [*words, "--beside", "none"], folder / f"beside-{args.beside}")
-        say("\n" + side_by_side({name: metrics, args.beside: other}))
+    outcome = report_change(policy, reference, tokenizer, prompts, before, after, score, QUALITIES)
+    about = dict(script="custom_loss", model=name, reference=name, dataset=args.dataset_name)
+    about["reference"] = name if needs_reference else "none"  # NEW
+    metrics = save_run(trainer, about, outcome, replies=(prompts, before, after), base=base)
+    folder = Path(training_args.output_dir)
+    if trainer.accelerator.is_main_process:  # NEW: the same once more with another loss, and both side by side
+        say(beside_other_loss(args.beside, metrics, __file__, folder))
     say(
         f"""
 What to look at   {folder}/training_curves.png, completions.md, metrics.json
@@ -465,35 +426,18 @@ The model is in   {folder}"""
 
 
 def compare_losses(args, training_args, model_args):  # NEW
-    """Train with many losses, each in a process of its own, and write the tables and figures.
-
-    A comparison of losses also shows the best of n replies of the untrained model, and one on pairs that are alike
-    makes each chosen answer worse by a word; both need the true reward, so it is passed along.
-    """
-    policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
+    """Train with many losses, each in a process of its own, beside the best of n replies of the untrained model."""
+    policy, tokenizer = load_model(model_args.model_name_or_path, **args.model_kwargs)
     _, held_out, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
     prompts = pick_prompts(held_out or [], args.num_eval_prompts)
-    if not prompts or not all(is_known(prompt) for prompt in prompts):
-        raise UserError("--compare asks for the true reward of replies, which is known in the demo only.")
 
-    def sample_rewards(seed: int) -> list[float]:
-        """The true reward of one reply of the untrained model to each prompt."""
+    def reply(seed: int) -> list[str]:
         replies = sample_completions(policy, tokenizer, prompts, max_new_tokens=args.max_new_tokens, seed=seed)
-        return [true_reward(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
+        return [reply.text for reply in replies]
 
-    compare(
-        args.compare,
-        __file__,
-        LOSSES,
-        sys.argv[1:],
-        losses=args.losses,
-        betas=args.betas,
-        seeds=args.seeds,
-        own={name: DEMO | BY_LOSS.get(name, {}) for name in LOSSES},
-        sample_rewards=sample_rewards,
-        true_reward=true_reward,
-        folder=Path(training_args.output_dir if args.names_output_dir else f"runs/compare/{args.compare}"),
-    )
+    own = {name: DEMO | BY_LOSS.get(name, {}) for name in LOSSES}
+    folder = Path(training_args.output_dir if training_args.is_output_dir_given else f"runs/compare/{args.compare}")
+    compare(args, __file__, LOSSES, own, prompts, reply, folder)
 
 
 if __name__ == "__main__":

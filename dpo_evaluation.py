@@ -140,7 +140,7 @@ def main():
     say(f"Evaluating {', '.join(names)} against {reference_name} on {dataset}")
 
     # Data: the held-out pairs, and their prompts.
-    reference, tokenizer = load_any(reference_name, **model_args.init_kwargs)
+    reference, tokenizer = load_any(reference_name, **args.model_kwargs)
     reference.to(device)
     args.data_kwargs["look_at"] = None  # every pair in tokens: one whose prompt fills max_length has no answer to score
     train_pairs, eval_pairs, _ = load_preferences(dataset, tokenizer, **args.data_kwargs)
@@ -177,7 +177,7 @@ def main():
     results, written = [], {reference_name: ref_answers}
     for name in dict.fromkeys(names):
         policy = None  # one model at a time beside the reference
-        policy, its_tokenizer = load_any(name, **model_args.init_kwargs)
+        policy, its_tokenizer = load_any(name, **args.model_kwargs)
         policy.to(device)
         if its_tokenizer.chat_template is None and not isinstance(prompts[0], str):
             its_tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded

@@ -32,13 +32,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 from trl.trainer.utils import use_adapter
 
@@ -93,6 +87,7 @@ class TutorialArguments(ScriptArguments):
     # No flags: `parse_args` fills them in.
     source: str | DatasetMixtureConfig | None = field(default=None, init=False)  # the name, or a recipe's mixture
     data_kwargs: dict = field(default_factory=dict, init=False)  # what `load_preferences` takes
+    model_kwargs: dict = field(default_factory=dict, init=False)  # what `load_model` takes
     is_model_given: bool = field(default=False, init=False)  # whether the user has named it
     is_data_given: bool = field(default=False, init=False)
 
@@ -115,13 +110,6 @@ class TutorialConfig(DPOConfig):
     checkpointing_if_needed: bool = field(default=False, init=False)  # where the user left it open
 
 
-@dataclass
-class TutorialModel(ModelConfig):
-    """TRL's model configuration, and what `load_model` takes of it."""
-
-    init_kwargs: dict = field(default_factory=dict, init=False)  # no flag: `parse_args` fills it in
-
-
 def parse_args(
     description: str,
     demo: dict,
@@ -130,7 +118,7 @@ def parse_args(
     flags: dict[str, str] | None = None,
     takes_adapters: bool = False,
     **how,
-) -> tuple[TutorialArguments, TutorialConfig, TutorialModel]:
+) -> tuple[TutorialArguments, TutorialConfig, ModelConfig]:
     """Read flags and recipe with TRL's own names and parser.
 
     description: the script's docstring, printed by --help. demo: the settings that hold when the model is the demo's
@@ -143,7 +131,7 @@ def parse_args(
     own = {f.name: f.metadata["help"] for f in fields(arguments) if f.name not in in_all}
     shown = own | ((ADAPTER_FLAGS if takes_adapters else {}) | FLAGS if flags is None else flags)
     argv = sys.argv[1:] if argv is None else argv
-    dataclasses = (arguments, TutorialConfig, TutorialModel)
+    dataclasses = (arguments, TutorialConfig, ModelConfig)
     return settle(dataclasses, description, shown, demo, list(argv), takes_adapters=takes_adapters, **how)
 
 
@@ -243,10 +231,7 @@ def pick_prompts(pairs: Dataset | IterableDataset, count: int) -> list[Prompt]:
 
 
 def format_pair(
-    pair: dict,
-    tokenizer: PreTrainedTokenizerBase,
-    as_turns: bool = True,
-    max_prompt_length: int | None = None,
+    pair: dict, tokenizer: PreTrainedTokenizerBase, as_turns: bool = True, max_prompt_length: int | None = None
 ) -> dict:
     """One pair as this tokenizer needs it: prompt, chosen and rejected as three strings or three lists of turns.
 

@@ -98,32 +98,39 @@ class LoraArguments(TutorialArguments):  # NEW
     compare_full: bool = field(default=False, metadata={"help": "train all weights too, now, to compare"})
 
 
+def load_policy(args, training_args, model_args):  # NEW
+    """The policy, its tokenizer, the adapter that is still to be put on it, and in words what its reference is.
+
+    The base is loaded once and stays frozen; the policy is the base with an adapter on it. The reference is what the
+    policy is at first, and it takes no second model: the base; or, with --adapter, a frozen copy of that adapter; or,
+    with --merge_first, the base with it merged in.
+    """
+    if args.merge_first and (args.adapter is None or "quantization_config" in args.model_kwargs):
+        raise UserError("--merge_first needs --adapter, and a base in full precision.")
+    if not model_args.use_peft:
+        raise UserError("--use_peft false: to train all weights is what basic_dpo_training.py does.")
+    policy, tokenizer = load_model(model_args.model_name_or_path, **args.model_kwargs)
+    reference = "the base, which is the policy with its adapter off"
+    if args.adapter and not args.merge_first:
+        return load_adapter(policy, args.adapter), tokenizer, None, f"a frozen copy of the adapter {args.adapter}"
+    if args.merge_first:
+        policy = load_adapter(policy, args.adapter).merge_and_unload(safe_merge=True)
+        reference = f"the base with {args.adapter} merged into it, which is the policy with its new adapter off"
+    return policy, tokenizer, new_adapter(policy, model_args, training_args), reference
+
+
 def main():
     args, training_args, model_args = parse_args(
         __doc__, DEMO, arguments=LoraArguments, defaults=LORA, takes_adapters=True
     )
 
-    # Model: the base is loaded once and stays frozen; the policy is the base with an adapter on it. The reference is
-    # what the policy is at first, and it takes no second model. NEW: that is the base; or, with --adapter, a frozen
-    # copy of that adapter; or, with --merge_first, the base with it merged in. `reference` says which, in words.
-    if args.merge_first and (args.adapter is None or "quantization_config" in model_args.init_kwargs):
-        raise UserError("--merge_first needs --adapter, and a base in full precision.")
-    if not model_args.use_peft:
-        raise UserError("--use_peft false: to train all weights is what basic_dpo_training.py does.")
-    policy, tokenizer = load_model(model_args.model_name_or_path, **model_args.init_kwargs)
-    reference = "the base, which is the policy with its adapter off"
-    if args.merge_first:
-        policy = load_adapter(policy, args.adapter).merge_and_unload(safe_merge=True)
-        reference = f"the base with {args.adapter} merged into it, which is the policy with its new adapter off"
-    elif args.adapter:
-        policy = load_adapter(policy, args.adapter)
-        reference = f"a frozen copy of the adapter {args.adapter}"  # TRL keeps it
-    trains_on = args.adapter is not None and not args.merge_first
-    peft_config = None if trains_on else new_adapter(policy, model_args, training_args)
+    # Model: the base, and the adapter that makes it the policy; the reference lies underneath. NEW: see `load_policy`.
+    name = model_args.model_name_or_path
+    policy, tokenizer, peft_config, reference = load_policy(args, training_args, model_args)
 
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     train_pairs, eval_pairs, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
-    prompts = pick_prompts(train_pairs if eval_pairs is None else eval_pairs, args.num_eval_prompts)
+    prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
     if eval_pairs is None:
         training_args.eval_strategy = "no"
 
@@ -131,10 +138,9 @@ def main():
     # group_by_length.
     claim_output_dir(training_args, "runs/lora")
     folder = Path(training_args.output_dir)
-    base_name = model_args.model_name_or_path
     if args.merge_first:  # NEW: the adapter to come belongs to this base, so it has to be kept
-        base_name = save_base(policy, tokenizer, folder / "base")
-    base = describe_base(policy, base_name, model_args.model_revision)  # NEW: noted beside the adapter, with a checksum
+        name = save_base(policy, tokenizer, folder / "base")
+    base = describe_base(policy, name, model_args.model_revision)  # NEW: noted beside the adapter, with a checksum
     set_seed(training_args.seed)  # NEW: A is drawn at random
     trainer = SharedPromptDPOTrainer(
         model=policy,
@@ -143,45 +149,39 @@ def main():
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=tokenizer,
-        peft_config=peft_config,  # NEW: from here on trainer.model is the policy, with its adapter
+        peft_config=peft_config,  # NEW
     )
+    policy = trainer.model  # NEW: with its adapter
 
     # Training (Eq. 7, arXiv:2305.18290; derived in docs/method.md): -log sigmoid(chosen_reward - rejected_reward). The
     # implicit reward of an answer is beta * (log policy - log reference): its log-probability given the prompt, summed
     # over its tokens, under the policy minus that under the reference. Logged are the margin (the difference of the two
     # rewards) and the accuracy (how often the margin is above 0).
-    trained, there = trainer.model.get_nb_trainable_parameters()
+    trained, there = policy.get_nb_trainable_parameters()
     say(f"\nTrained: {trained:,} parameters, {trained / there:.1%} of the model's")  # NEW
     show_start(trainer, reference)
     memory = MemoryMeter(trainer)  # NEW: estimates it now, and measures it during the training
     say(memory.table() + "\n")
     watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
-    before = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies before")
+    before = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    after = sample_completions(trainer.model, tokenizer, prompts, **sampling, progress="replies after")
+    after = sample_completions(policy, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after. In the demo's world the true reward of a reply is known.
     score = score_reply if all(is_known(prompt) for prompt in prompts) else None
     # NEW: None, as the reference lies under the adapter
-    outcome = report_change(trainer.model, None, tokenizer, prompts, before, after, score, QUALITIES)
-    metrics = save_run(
-        trainer,
-        outcome | memory.metrics(),  # NEW
-        script="lora",
-        model=model_args.model_name_or_path,
-        reference=args.adapter if trains_on else base_name,
-        dataset=args.dataset_name,
-        replies=(prompts, before, after),
-        base=base,  # NEW
-    )
+    outcome = report_change(policy, None, tokenizer, prompts, before, after, score, QUALITIES)
+    reference = name if peft_config else args.adapter
+    about = dict(script="lora", model=model_args.model_name_or_path, reference=reference, dataset=args.dataset_name)
+    metrics = save_run(trainer, about, outcome | memory.metrics(), replies=(prompts, before, after), base=base)  # NEW
     # NEW: what it took, beside the newest run of the basic script or one made now; and the adapter merged into its base
     say("\n" + memory.table() + "\n")
     if trainer.accelerator.is_main_process:
         say(beside_full_run(metrics, folder, args.compare_full))
         if args.merge:
             rows = [prompt_ids(tokenizer, prompt) for prompt in prompts[:8]]  # on which both are compared
-            say("\n" + merge_adapter(load_model, base.name, folder, tokenizer, rows, **model_args.init_kwargs))
+            say("\n" + merge_adapter(load_model, base.name, folder, tokenizer, rows, **args.model_kwargs))
     say(
         f"""
 What to look at   {folder}/training_curves.png, completions.md, metrics.json

@@ -58,13 +58,13 @@ def train(kind: str) -> tuple[dict, dict]:
     from machinery.hardware.estimate import estimate_memory, measure_memory
     from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
-    memory.give_back_freed_memory()  # as load_model does for models of this size
     rows = [json.loads(line) for line in (PROJECT / "demo" / "train.jsonl").read_text().splitlines()[:PAIRS]]
     pairs = Dataset.from_list([{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows])
     torch.manual_seed(0)
     shape = dict(hidden_size=640, intermediate_size=1728, num_hidden_layers=14, num_attention_heads=10)
     config = LlamaConfig(vocab_size=32_000, tie_word_embeddings=False, **shape)
     policy, reference = LlamaForCausalLM(config), None
+    memory.suit_allocator(policy)  # as load_model does
     if kind == "full":
         reference = LlamaForCausalLM(config)
         reference.load_state_dict(policy.state_dict())

@@ -252,8 +252,6 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
     is_ours, is_fast = name in ("ours", "exact"), name in ("tuned", "ours")
     asks_beforehand = is_fast and not shape["rows"]  # many rows would take hours, and all of them are alike
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    if is_ours and device == "cpu":
-        memory.keep_freed_memory()  # as load_model does for models of this size
 
     class Contender(SharedPromptDPOTrainer if is_ours else DPOTrainer):
         def _precompute_ref_logps(self, *args, **kwargs):
@@ -295,6 +293,8 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
         vocab_size=shape["vocabulary"], num_key_value_heads=2, tie_word_embeddings=True, **SIZES[shape["size"]]
     )
     policy, reference = Qwen3ForCausalLM(config), None
+    if is_ours:
+        memory.suit_allocator(policy)  # as load_model does
     if not asks_beforehand and not shape["lora"]:
         reference = Qwen3ForCausalLM(config)
         reference.load_state_dict(policy.state_dict())

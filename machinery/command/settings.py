@@ -79,8 +79,8 @@ def settle(
     _check(args, training_args, losses, needs_data)
     _use_one_gpu(training_args)
     args.data_kwargs = _data_kwargs(args, training_args)
-    model_args.init_kwargs = _init_kwargs(model_args, training_args)
-    training_args.model_init_kwargs = None  # they have gone into init_kwargs: the scripts load their models themselves
+    args.model_kwargs = _model_kwargs(model_args, training_args)
+    training_args.model_init_kwargs = None  # they have gone into model_kwargs: the scripts load their models themselves
     return args, training_args, model_args
 
 
@@ -129,7 +129,7 @@ def _device_settings(values: dict) -> dict:
     return settings
 
 
-def _init_kwargs(model_args, training_args) -> dict:
+def _model_kwargs(model_args, training_args) -> dict:
     """What `load_model` takes."""
     kwargs = {
         "revision": model_args.model_revision,

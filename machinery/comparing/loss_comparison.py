@@ -9,17 +9,20 @@ import inspect
 import json
 import math
 import random
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
+from demo.world import is_known, true_reward
+
 from ..common.errors import UserError
 from ..training.losses import check_names, choose_loss
-from .grid import GridError, markdown, mean_interval, run_grid, without
+from .grid import PROJECT, GridError, markdown, mean_interval, run_grid, without
 from .loss_figures import plot_frontier, plot_noise, plot_shapes
 
-PROJECT = Path(__file__).resolve().parents[2]
 OWN_FLAGS = {"--compare", "--losses", "--betas", "--seeds", "--output_dir", "--overwrite_output_dir", "--seed"}
 # What is compared where --losses does not say.
 DEFAULT_LOSSES = {
@@ -41,27 +44,48 @@ COLUMNS = {
 }
 
 
+@dataclass
+class CompareArguments:
+    """What a script with losses takes besides, to train with more than one."""
+
+    beside: str | None = field(
+        default=None, metadata={"help": "another loss to train too, and put beside; none: no other"}
+    )
+    compare: str | None = field(
+        default=None,
+        metadata={
+            "nargs": "?",
+            "const": "losses",
+            "help": "train the demo with many losses; noise: with flipped labels; length: with labels that favour length; "
+            "alike: with answers that differ in one word",
+        },
+    )
+    losses: list[str] = field(default_factory=list, metadata={"help": "with --compare: these losses"})
+    betas: list[str] = field(
+        default_factory=list,
+        metadata={"help": "with --compare: these values, or x0.3 x3 as multiples of each loss's own"},
+    )
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "with --compare: these seeds"})
+
+
 def compare(
-    kind: str,
+    args: CompareArguments,
     script: str,
     known: dict[str, Callable],
-    argv: list[str],
-    *,
-    losses: list[str],
-    betas: list[str],
-    seeds: list[int],
     own: dict[str, dict],
-    sample_rewards: Callable[[int], list[float]],
-    true_reward: Callable[[list, str], float],
+    prompts: list,
+    reply: Callable[[int], list[str]],
     folder: Path,
 ) -> None:
     """Run what is missing, print a table, write table.md, results.json and the figures into the folder.
 
-    kind: losses, noise, length or alike. script: trains once, with the flags in argv and those that are put behind
-    them. losses, betas, seeds: as said on the command line. own: by loss, its settings on this data, beta and
-    learning_rate among them. sample_rewards(seed): the true rewards of one reply of the untrained model to each prompt.
-    true_reward(prompt, answer): that of any.
+    script: trains once, with this process's flags and those that are put behind them. known: losses by name. own: by
+    loss, its settings on this data, beta and learning_rate among them. reply(seed): the untrained model's replies to
+    the prompts, whose true reward has to be known.
     """
+    kind, losses, betas, seeds = args.compare, args.losses, args.betas, args.seeds
+    if not prompts or not all(is_known(prompt) for prompt in prompts):
+        raise UserError("--compare asks for the true reward of replies, which is known in the demo only.")
     if kind not in ("losses", *DEFAULT_LOSSES):
         raise UserError(f"--compare {kind}: there are losses (the default), {', '.join(DEFAULT_LOSSES)}")
     for seed in seeds:
@@ -70,8 +94,10 @@ def compare(
     losses = losses or DEFAULT_LOSSES.get(kind) or [name for name in known if name != "your_loss"]
     check_names(losses, known, "--losses")
     cells = _cells(kind, losses, betas, known, own)
-    _write_data(kind, seeds, true_reward, folder / "data")
-    cases = {case: (script, without(argv, OWN_FLAGS) + _flags(kind, cell, folder)) for case, cell in cells.items()}
+    _write_data(kind, seeds, folder / "data")
+    cases = {
+        case: (script, without(sys.argv[1:], OWN_FLAGS) + _flags(kind, cell, folder)) for case, cell in cells.items()
+    }
     stamps = {
         case: inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)
         for case, cell in cells.items()
@@ -85,7 +111,7 @@ def compare(
         "kind": kind,
         "seeds": seeds,
         "before": [metrics.get("true_reward_before") for metrics in next(iter(results.values()))],
-        "best_of_n": best_of_n(sample_rewards, seeds, folder / "best_of_n.json") if kind == "losses" else {},
+        "best_of_n": best_of_n(prompts, reply, seeds, folder / "best_of_n.json") if kind == "losses" else {},
         "runs": [
             cells[case] | {key: [run.get(key) for run in runs] for key in COLUMNS} for case, runs in results.items()
         ],
@@ -131,7 +157,7 @@ def _flags(kind: str, cell: dict, folder: Path) -> list[str]:
     return flags
 
 
-def _write_data(kind: str, seeds: list[int], true_reward: Callable[[list, str], float], folder: Path) -> None:
+def _write_data(kind: str, seeds: list[int], folder: Path) -> None:
     """The training pairs of each seed, where they are not the demo's own."""
     for seed in seeds:
         for share in SHARES if kind == "noise" else ():
@@ -139,7 +165,7 @@ def _write_data(kind: str, seeds: list[int], true_reward: Callable[[list, str], 
         if kind == "length":
             write_pairs(folder / f"seed{seed}", seed, longer=LONGER_SHARE)
         if kind == "alike":
-            write_alike_pairs(folder / f"seed{seed}", seed, true_reward)
+            write_alike_pairs(folder / f"seed{seed}", seed)
 
 
 def _filled(name: str, known: dict[str, Callable], own: dict) -> Callable:
@@ -178,11 +204,11 @@ def write_pairs(folder: Path, seed: int, flipped: float = 0.0, longer: float = 0
     (folder / "test.jsonl").write_bytes((source / "test.jsonl").read_bytes())
 
 
-def write_alike_pairs(folder: Path, seed: int, true_reward: Callable[[list, str], float]) -> None:
+def write_alike_pairs(folder: Path, seed: int) -> None:
     """The demo's chosen answers, each against itself with one word put in place of another; the held-out pairs as they are.
 
-    true_reward(prompt, answer): words are drawn until it falls, so every label is right. An answer that 100 draws do
-    not make worse is left out.
+    Words are drawn until the true reward falls, so every label is right. An answer that 100 draws do not make worse is
+    left out.
     """
     write_pairs(folder, seed)
     file, rng = folder / "train.jsonl", random.Random(seed)
@@ -202,14 +228,15 @@ def write_alike_pairs(folder: Path, seed: int, true_reward: Callable[[list, str]
     file.write_text("".join(json.dumps(row) + "\n" for row in alike), encoding="utf-8")
 
 
-def best_of_n(sample_rewards: Callable[[int], list[float]], seeds: list[int], cache: Path) -> dict[str, dict]:
+def best_of_n(prompts: list, reply: Callable[[int], list[str]], seeds: list[int], cache: Path) -> dict[str, dict]:
     """By n: the mean true reward of the best of n replies, one number a seed, and the KL of choosing so.
 
-    KL: log n - (n - 1) / n, an upper bound (arXiv:2401.01879).
+    reply(seed): one reply to each prompt. KL: log n - (n - 1) / n, an upper bound (arXiv:2401.01879).
     """
     kept = json.loads(cache.read_text()) if cache.exists() else {}
     for seed in tqdm([seed for seed in seeds if str(seed) not in kept], desc="best of n"):
-        draws = [sample_rewards(10_000 + 100 * seed + number) for number in range(max(BEST_OF))]
+        replies = [reply(10_000 + 100 * seed + number) for number in range(max(BEST_OF))]
+        draws = [[true_reward(*pair) for pair in zip(prompts, texts, strict=True)] for texts in replies]
         kept[str(seed)] = {str(n): sum(map(max, zip(*draws[:n], strict=True))) / len(draws[0]) for n in BEST_OF}
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_text(json.dumps(kept))

@@ -75,34 +75,20 @@ def memory_in_use() -> int:
     return torch.cuda.memory_allocated() if uses_gpu() else psutil.Process().memory_info().rss
 
 
-def suit_allocator(model: nn.Module) -> None:
-    """On a CPU let freed memory go back to the system with a large model, and stay for the next step with a small one."""
-    if not torch.accelerator.is_available():
-        is_large = sum(parameter.numel() for parameter in model.parameters()) > 50e6
-        give_back_freed_memory() if is_large else keep_freed_memory()
+def suit_allocator(model: nn.Module, large: float = 50e6) -> None:
+    """On a CPU under glibc, let freed memory go back to the system with a large model, and stay with a small one.
 
-
-def give_back_freed_memory(threshold: int = 4 * 2**20) -> None:
-    """Let glibc return freed blocks above `threshold` bytes to the system at once; elsewhere nothing happens.
-
-    By default it keeps blocks of up to 32 MiB for reuse, in pieces that the next tensor seldom fits. A model of 100
-    million parameters then peaks at 1.7 times what it needs.
+    By default glibc keeps blocks of up to 32 MiB for reuse, in pieces that the next tensor seldom fits: a model of 100
+    million parameters then peaks at 1.7 times what it needs. Larger ones go back and come again page by page, each one
+    cleared: with small models that took a tenth of the training's time.
     """
-    _set_allocator({"mmap_max": 65_536, "mmap_threshold": threshold, "trim_threshold": threshold})
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep all that was freed for the next step; elsewhere nothing happens.
-
-    By default large blocks go back to the system and come again page by page, each one cleared: with small models that
-    took a tenth of the training's time.
-    """
-    _set_allocator({"mmap_max": 0, "trim_threshold": 2**31 - 1})
-
-
-def _set_allocator(values: dict[str, int]) -> None:
-    numbers = {"trim_threshold": -1, "mmap_threshold": -3, "mmap_max": -4}  # of malloc.h
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        for name, value in values.items():
-            libc.mallopt(numbers[name], value)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" and not torch.accelerator.is_available() else None
+    if not hasattr(libc, "mallopt"):
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # their numbers in malloc.h
+    if sum(parameter.numel() for parameter in model.parameters()) > large:
+        settings = {mmap_max: 65_536, mmap_threshold: 4 * 2**20, trim_threshold: 4 * 2**20}
+    else:
+        settings = {mmap_max: 0, trim_threshold: 2**31 - 1}
+    for number, value in settings.items():
+        libc.mallopt(number, value)

@@ -1,7 +1,7 @@
 """After the last step: the run's files, each whole or not there, with metrics.json as the last.
 
-save_run(trainer, outcome, script="basic", model="demo/model", reference="demo/model", dataset="demo",
-         replies=(prompts, before, after))
+about = dict(script="basic", model="demo/model", reference="demo/model", dataset="demo")
+save_run(trainer, about, outcome, replies=(prompts, before, after))
 """
 
 import json
@@ -21,19 +21,11 @@ from .folder import FINISHED
 
 
 def save_run(
-    trainer,
-    outcome: dict,
-    *,
-    script: str,
-    model: str,
-    reference: str,
-    dataset: str,
-    replies: tuple[list, list, list],
-    base: Base | None = None,
+    trainer, about: dict[str, str], outcome: dict, replies: tuple[list, list, list], base: Base | None = None
 ) -> dict:
     """Write the run's files into the trainer's output folder, each complete or not at all; metrics.json is the last.
 
-    outcome: what `report_change` measured, added to what the trainer knows. replies: prompts, replies before training,
+    about: the names of script, model, reference and dataset. outcome: what `report_change` measured, added to what the trainer knows. replies: prompts, replies before training,
     replies after it. base: what an adapter belongs to, noted beside it. Returns the metrics. Measures the held-out
     pairs once more where that was not done at the last step.
     """
@@ -42,14 +34,13 @@ def save_run(
     if trainer.eval_dataset is not None and is_other_model:
         trainer.evaluate()
     folder, state = Path(trainer.args.output_dir), trainer.state
-    metrics = {"script": script, "model": model, "reference": reference, "dataset": dataset}
-    metrics |= _facts_of_training(trainer) | outcome
+    metrics = about | _facts_of_training(trainer) | outcome
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
     if not trainer.args.should_save:  # one of the other processes
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             trainer.save_model(str(folder / UNFINISHED), _internal_call=True)  # its share of the weights is needed
         if trainer.args.push_to_hub:
-            trainer.push_to_hub(dataset_name=dataset)  # here too
+            trainer.push_to_hub(dataset_name=about["dataset"])  # here too
         return metrics
     with complete_files(folder) as unfinished:
         trainer.save_model(str(unfinished), _internal_call=True)  # else it would push what is unfinished
@@ -65,7 +56,7 @@ def save_run(
     with complete_file(folder / FINISHED) as file:
         json.dump(metrics, file, indent=2, allow_nan=False)
     if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=dataset)
+        trainer.push_to_hub(dataset_name=about["dataset"])
     return metrics
 
 

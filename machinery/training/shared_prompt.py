@@ -245,10 +245,7 @@ def plan_two_rows(input_ids: torch.Tensor, labels: torch.Tensor) -> dict:
 
 
 def plan_shared_rows(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    labels: torch.Tensor,
-    costs: tuple[float, float] = (1.0, 0.0),
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, costs: tuple[float, float] = (1.0, 0.0)
 ) -> dict | None:
     """Turn B pairs in 2B rows into B shared rows, and say which of their hidden states predict which token.
 

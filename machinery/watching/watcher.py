@@ -44,17 +44,12 @@ FAULTS = {
         "weights, and an adapter from SFT, into both, or merge the adapter first.",
     ),
     "first-loss": Fault(
-        "The first loss is not ln 2",
-        "The loss does not compute what its name says: look at its formula and weights.",
+        "The first loss is not ln 2", "The loss does not compute what its name says: look at its formula and weights."
     ),
     "no-parameter": Fault(
-        "The loss stays at 0.693",
-        "Nothing would be trained. An adapter has to be loaded with is_trainable=True.",
+        "The loss stays at 0.693", "Nothing would be trained. An adapter has to be loaded with is_trainable=True."
     ),
-    "rate-zero": Fault(
-        "The loss stays at 0.693",
-        "--learning_rate is 0.",
-    ),
+    "rate-zero": Fault("The loss stays at 0.693", "--learning_rate is 0."),
     "rounded": Fault(
         "The loss stays at 0.693",
         "Updates of {rate:g} are lost in rounding. Weights stored in 16 bits need --dtype float32 (--bf16 still "

@@ -510,7 +510,7 @@ def test_labels_that_favour_length_only_ever_make_the_chosen_answer_longer(tmp_p
 
 
 def test_pairs_that_are_alike_differ_in_one_word_of_the_rejected_answer(tmp_path):
-    write_alike_pairs(tmp_path, seed=0, true_reward=true_reward)
+    write_alike_pairs(tmp_path, seed=0)
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert len(rows) > 1_900
     for row in rows:
@@ -519,17 +519,18 @@ def test_pairs_that_are_alike_differ_in_one_word_of_the_rejected_answer(tmp_path
         assert true_reward(row["prompt"], rejected) < true_reward(row["prompt"], chosen)
 
 
-def test_best_of_n_takes_the_best_of_the_first_n_and_is_kept(tmp_path):
+def test_best_of_n_takes_the_best_of_the_first_n_and_is_kept(tmp_path, monkeypatch):
     asked = []
 
-    def sample_rewards(seed):
+    def reply(seed):
         asked.append(seed)
-        return [seed % 100, 1.0]  # two prompts: the first one's reply gets better from draw to draw
+        return [str(seed % 100), "1"]  # the reply to the first of two prompts gets better from draw to draw
 
-    best = best_of_n(sample_rewards, [0], tmp_path / "kept.json")
+    monkeypatch.setattr("machinery.comparing.loss_comparison.true_reward", lambda prompt, text: float(text))
+    best = best_of_n(["one", "two"], reply, [0], tmp_path / "kept.json")
     assert best["4"]["true_reward"] == [(3 + 1) / 2]
     assert best["4"]["kl"] == pytest.approx(math.log(4) - 3 / 4)
-    best_of_n(sample_rewards, [0], tmp_path / "kept.json")
+    best_of_n(["one", "two"], reply, [0], tmp_path / "kept.json")
     assert len(asked) == 16
 
 
