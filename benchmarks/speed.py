@@ -68,6 +68,7 @@ ROWS = {
     f"rows_{n}": dict(label=f"{n:,} rows", prompt=12, completion=4, rows=n, **TINY)
     for n in (1_000, 10_000, 100_000, 1_000_000)
 }
+FAST = ("tuned", "ours")  # in the precision that is faster, with the reference asked beforehand
 GROUPS = {"shapes": list(SHAPES), "length": list(LENGTH), "batch": list(BATCH), "rows": list(ROWS)}
 CASES = SHAPES | LENGTH | BATCH | ROWS
 SIZES = {  # 25 million parameters with 32,000 tokens, and one to try things on
@@ -210,29 +211,30 @@ def train(case: str, name: str, options) -> dict:
         shape |= TINY
     trainer, asked, tokens, ticks = contender(name, shape, options.steps + 1)
     trainer.train()
-    start = 0 if memory.uses_gpu() else memory.START
-    peak = memory.peak_since_reset() - start
+    peak = memory.peak_since_reset() - (0 if memory.uses_gpu() else memory.START)
     rows = trainer.train_dataset
-    lengths = [
-        [len(row[column]) for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
-        for row in rows.select(range(min(len(rows), 1_000)))
-    ]
-    tokens_a_pair = sum(map(sum, lengths)) / len(lengths)  # its prompt once
+    lengths = part_lengths(rows)
     # The contenders take the rows in other orders, so what is timed is tokens, and a pair is its mean number of them.
     timed = sum(tokens[1:])
+    pairs = timed / (sum(map(sum, lengths)) / len(lengths))  # each prompt once
     seconds = ticks[-1] - ticks[0] + sum(asked) * timed / sum(tokens)
-    count = timed / tokens_a_pair
     batch = [rows[number] for number in range(shape["batch"])]
     return {
-        "pairs_per_second": count / seconds,
+        "pairs_per_second": pairs / seconds,
         "tokens_per_second": timed / seconds,
         "peak": peak,
         "kept": kept_for_backward(trainer, batch, checkpointing=name == "stock"),
         "precision": "bf16" if trainer.args.bf16 else "fp32",
-        "useful_flops_per_second": count * useful_flops(trainer.model, lengths, shape["lora"]) / seconds,
+        "useful_flops_per_second": pairs * useful_flops(trainer.model, lengths, shape["lora"]) / seconds,
         "losses": [logs["loss"] for logs in trainer.state.log_history if "loss" in logs],
         "steps_aside": getattr(trainer, "shared_prompt_refusal", None),
     }
+
+
+def part_lengths(rows, most: int = 1_000) -> list[list[int]]:
+    """The tokens of prompt, chosen and rejected answer of each of the first rows."""
+    first = rows.select(range(min(len(rows), most)))
+    return [[len(row[column]) for column in ("prompt_ids", "chosen_ids", "rejected_ids")] for row in first]
 
 
 def contender(name: str, shape: dict, steps: int) -> tuple:
@@ -241,16 +243,15 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
     import torch
     from peft import LoraConfig
     from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
     from machinery.hardware import memory
-    from machinery.hardware.precision import prefers_bf16
     from machinery.training.shared_prompt import SharedPromptDPOTrainer
     from machinery.training.token_budget import pair_lengths
 
     asked, tokens, ticks = [], [], []
-    is_ours, is_fast = name in ("ours", "exact"), name in ("tuned", "ours")
-    asks_beforehand = is_fast and not shape["rows"]  # many rows would take hours, and all of them are alike
+    is_ours = name in ("ours", "exact")
+    asks_beforehand = name in FAST and not shape["rows"]  # many rows would take hours, and all of them are alike
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
 
     class Contender(SharedPromptDPOTrainer if is_ours else DPOTrainer):
@@ -270,23 +271,6 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
                 torch.cuda.synchronize()
             ticks.append(time.perf_counter())
 
-    args = DPOConfig(
-        output_dir="/tmp/speed",
-        use_cpu=device == "cpu",
-        bf16=is_fast and prefers_bf16(device),
-        gradient_checkpointing=name == "stock",
-        precompute_ref_log_probs=asks_beforehand,
-        per_device_train_batch_size=shape["batch"],
-        max_length=16_384,
-        max_steps=steps,
-        train_sampling_strategy="group_by_length" if name == "ours" else "sequential",
-        learning_rate=1e-4,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=0,
-    )
     pairs = made_up_pairs(shape, max(shape["batch"] * steps, shape["rows"]), shape["vocabulary"])
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -302,13 +286,38 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
     trainer = Contender(
         model=policy,
         ref_model=reference,
-        args=args,
+        args=configuration(name, shape, steps, device, asks_beforehand),
         train_dataset=pairs,
         processing_class=word_tokenizer(shape["vocabulary"]),
         peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if shape["lora"] else None,
         callbacks=[Clock()],
     )
     return trainer, asked, tokens, ticks
+
+
+def configuration(name: str, shape: dict, steps: int, device, asks_beforehand: bool):
+    """TRL's settings of a contender; what is not named is as `trl dpo` has it."""
+    from trl import DPOConfig
+
+    from machinery.hardware.precision import prefers_bf16
+
+    return DPOConfig(
+        output_dir="/tmp/speed",
+        use_cpu=device == "cpu",
+        bf16=name in FAST and prefers_bf16(device),
+        gradient_checkpointing=name == "stock",
+        precompute_ref_log_probs=asks_beforehand,
+        per_device_train_batch_size=shape["batch"],
+        max_length=16_384,
+        max_steps=steps,
+        train_sampling_strategy="group_by_length" if name == "ours" else "sequential",
+        learning_rate=1e-4,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+    )
 
 
 def word_tokenizer(vocabulary: int):

@@ -1,6 +1,8 @@
 """Tiny models and ways to run a script, shared by the tests. Nothing here needs a network."""
 
+import atexit
 import copy
+import functools
 import importlib
 import os
 import signal
@@ -16,6 +18,7 @@ os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 import pytest
 import torch
+from fork_server import ForkServer
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -93,9 +96,26 @@ def make_llama(seed: int = 0, **options) -> LlamaForCausalLM:
 
 
 def run_script(*words, cwd=PROJECT) -> subprocess.CompletedProcess:
-    """Run a script as a user would."""
+    """Run a script as a user would, in a process of its own."""
     command = [sys.executable, *map(str, words)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def run_forked(script, *words, cwd=PROJECT) -> subprocess.CompletedProcess:
+    """The same in a fork of a process that has imported everything: what differs is the seconds that a start takes."""
+    with tempfile.TemporaryDirectory(prefix="dpo-forked-") as folder:
+        log, errors = Path(folder, "log"), Path(folder, "errors")
+        server = _fork_server()
+        server.start(Path(script).stem, words, log, errors, cwd=str(cwd))
+        [code] = server.wait()
+        return subprocess.CompletedProcess([script, *words], code, log.read_text("utf-8"), errors.read_text("utf-8"))
+
+
+@functools.cache
+def _fork_server() -> ForkServer:
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
 
 
 @pytest.fixture

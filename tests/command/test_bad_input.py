@@ -19,7 +19,7 @@ from typing import NamedTuple
 import datasets
 import pytest
 import torch
-from conftest import PATIENCE, PROJECT, run_script
+from conftest import PATIENCE, PROJECT, run_forked
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
@@ -590,7 +590,7 @@ def test_there_are_cases_for_all_scripts():
 
 def test_in_a_process_of_its_own_there_is_no_traceback_unless_asked_for(tmp_path):
     for words, has_traceback in (((), False), (("--traceback",), True)):
-        done = run_script(PROJECT / "basic_dpo_training.py", "--beta", "-1", *words, cwd=tmp_path)
+        done = run_forked(PROJECT / "basic_dpo_training.py", "--beta", "-1", *words, cwd=tmp_path)
         assert done.returncode == 2
         assert "--beta must be above 0" in done.stderr
         assert ("Traceback" in done.stderr) == has_traceback

@@ -15,13 +15,12 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import PROJECT
+from fork_server import ForkServer
 
 SAVE_STEPS, PAIRS, STEPS = 3, 48, 20
 SHORT = f"--max_steps {STEPS} --save_steps {SAVE_STEPS} --num_train_epochs 2 --num_eval_prompts 1 --max_new_tokens 2 "
@@ -49,27 +48,19 @@ class Runs:
         self.folder = folder
         lines = (PROJECT / "demo" / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / "pairs.jsonl").write_text("".join(lines[:PAIRS]), encoding="utf-8")
-        self.server = subprocess.Popen(
-            [sys.executable, PROJECT / "tests" / "fork_server.py"], cwd=PROJECT, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
-        )  # fmt: skip
+        self.server = ForkServer()
         self.whole: dict[str, tuple[bytes, float]] = {}
 
     def start(self, case: str, out: Path, *more, file_size: int = 0) -> list[int]:
         script, flags, processes = CASES[case]
         words = [*SHORT.split(), *flags.split(), "--dataset_name", f"{self.folder}/pairs.jsonl"]
         words += ["--reference_cache", f"{self.folder}/cache of {processes}", "--output_dir", str(out), *more]
-        request = {
-            "script": script, "words": words, "log": str(out.with_suffix(".log")), "processes": processes,
-            "port": free_port(), "file_size": file_size,
-        }  # fmt: skip
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
+        more = {"processes": processes, "port": free_port(), "file_size": file_size}
+        return self.server.start(script, words, out.with_suffix(".log"), **more)
 
     def wait(self, out: Path) -> tuple[list[int], str]:
         """The exit codes, and what the run said."""
-        return json.loads(self.server.stdout.readline()), out.with_suffix(".log").read_text(encoding="utf-8")
+        return self.server.wait(), out.with_suffix(".log").read_text(encoding="utf-8")
 
     def uninterrupted(self, case: str) -> tuple[bytes, float]:
         """The weights that a run ends with, and the seconds it takes."""
@@ -87,15 +78,7 @@ class Runs:
 def runs(tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp("kills"))
     yield runs
-    runs.server.stdin.close()
-    try:
-        runs.server.wait(timeout=60)
-    except subprocess.TimeoutExpired:  # a test has failed, and left its run behind
-        os.killpg(runs.server.pid, signal.SIGKILL)
-
-
-def environment() -> dict:
-    return os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    runs.server.close()
 
 
 def free_port() -> int:

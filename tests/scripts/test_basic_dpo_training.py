@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import CONTRACT, PATIENCE, PROJECT, SHORT, run_script
+from conftest import CONTRACT, PATIENCE, PROJECT, SHORT, run_forked, run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -91,7 +91,7 @@ def test_another_architecture_without_pad_token_and_template(base_model_folder, 
         "--output_dir",
         tmp_path / "out",
     )
-    done = run_script("basic_dpo_training.py", *options, *SHORT, "--max_prompt_length", 10, "--max_length", 64)
+    done = run_forked("basic_dpo_training.py", *options, *SHORT, "--max_prompt_length", 10, "--max_length", 64)
     assert done.returncode == 0, done.stderr
     assert " = ln 2" in done.stdout
     assert " prompt_shortened" in done.stdout
@@ -133,7 +133,7 @@ def test_a_trl_command_line_runs_when_its_first_words_are_replaced(base_model_fo
     from trl.scripts.dpo import make_parser
 
     make_parser().parse_args_and_config(words.replace("--no_bf16", "--bf16 false").split())
-    done = run_script("basic_dpo_training.py", *words.replace("--no_bf16", "--bf16 false").split())
+    done = run_forked("basic_dpo_training.py", *words.replace("--no_bf16", "--bf16 false").split())
     assert done.returncode == 0, done.stderr
     assert "Loss before training" in done.stdout
 
@@ -141,7 +141,7 @@ def test_a_trl_command_line_runs_when_its_first_words_are_replaced(base_model_fo
 def test_the_default_folder_takes_a_number_and_the_last_line_names_it(base_model_folder, pairs_file, tmp_path):
     (tmp_path / "runs" / "basic").mkdir(parents=True)
     options = ("--model_name_or_path", base_model_folder, "--dataset_name", pairs_file, *SHORT)
-    done = run_script(PROJECT / "basic_dpo_training.py", *options, cwd=tmp_path)
+    done = run_forked(PROJECT / "basic_dpo_training.py", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().splitlines()[-1].split()[-1] == "runs/basic-2"
     assert (tmp_path / "runs" / "basic-2" / "metrics.json").exists()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PATIENCE, PROJECT, SHORT, run_script
+from conftest import PATIENCE, PROJECT, SHORT, run_forked, run_script
 from matplotlib.text import Text
 from peft import LoraConfig
 from torch.nn.functional import logsigmoid
@@ -338,7 +338,7 @@ def test_a_run_without_arguments_puts_dpop_beside_sigmoid(short_run):
 
 
 def test_the_sigmoid_beside_is_the_basic_script_s_run(short_run, tmp_path):
-    done = run_script("basic_dpo_training.py", *SHORT, "--output_dir", tmp_path / "basic")
+    done = run_forked("basic_dpo_training.py", *SHORT, "--output_dir", tmp_path / "basic")
     assert done.returncode == 0, done.stderr
     basic, beside = (
         json.loads((folder / "metrics.json").read_text())
@@ -588,7 +588,7 @@ def test_losses_that_end_at_one_place_can_be_told_apart_in_the_figure(monkeypatc
 
 def test_a_comparison_makes_tables_and_figures_and_goes_on_where_it_stopped(tmp_path):
     words = ["--compare", "--losses", "sigmoid", "sft", "--seeds", 0, *SHORT, "--output_dir", tmp_path]
-    first = run_script("custom_loss_dpo.py", *words)
+    first = run_forked("custom_loss_dpo.py", *words)
     assert first.returncode == 0, first.stderr
     report = json.loads((tmp_path / "results.json").read_text())
     assert [run["loss"] for run in report["runs"]] == ["sigmoid", "sft"]
@@ -597,7 +597,7 @@ def test_a_comparison_makes_tables_and_figures_and_goes_on_where_it_stopped(tmp_
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/metrics.json")}
     assert len(made) == 2
-    more = run_script("custom_loss_dpo.py", *words[:3], *words[4:], "--losses", "sigmoid", "ipo")
+    more = run_forked("custom_loss_dpo.py", *words[:3], *words[4:], "--losses", "sigmoid", "ipo")
     assert more.returncode == 0, more.stderr
     for path, time in made.items():
         assert path.stat().st_mtime_ns == time, path
@@ -611,7 +611,7 @@ def test_limits_name_hyperparameters_that_exist():
 
 
 def test_the_script_runs_from_elsewhere(tmp_path):
-    done = run_script(
+    done = run_forked(
         Path(PROJECT, "custom_loss_dpo.py"), *SHORT, "--beside", "none", "--loss_type", "your_loss", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, SHORT, run_script
+from conftest import PROJECT, SHORT, run_forked, run_script
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 from trl import DPOConfig, DPOTrainer
@@ -31,7 +31,7 @@ FEW = ("--num_eval_prompts", 12, "--num_samples", 2, "--max_new_tokens", 24)
 def trained(tmp_path_factory):
     """A run of a few steps, long enough to be another model."""
     folder = tmp_path_factory.mktemp("runs") / "basic"
-    done = run_script("basic_dpo_training.py", *SHORT, "--learning_rate", "2e-3", "--output_dir", folder)
+    done = run_forked("basic_dpo_training.py", *SHORT, "--learning_rate", "2e-3", "--output_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -312,7 +312,7 @@ def test_pairs_of_ones_own_without_a_judge(call, tmp_path):
 
 
 def test_an_adapter_is_evaluated_on_its_base_and_needs_it(call, tmp_path):
-    run = run_script("lora_dpo_training.py", *SHORT, "--output_dir", tmp_path / "lora")
+    run = run_forked("lora_dpo_training.py", *SHORT, "--output_dir", tmp_path / "lora")
     assert run.returncode == 0, run.stderr
     code, _, error = call(
         "dpo_evaluation", "--model_name_or_path", tmp_path / "lora", *FEW, "--output_dir", tmp_path / "e"

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PATIENCE, PROJECT, SHORT, run_script
+from conftest import PATIENCE, PROJECT, SHORT, run_forked, run_script
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -229,7 +229,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(tmp_path, base_model_folder):
     data.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     options = [*SHORT, "--max_steps", 60, "--save_steps", 20, "--model_name_or_path", base_model_folder, "--dataset_name", data,
                "--learning_rate", 1e-2]  # fmt: skip
-    done = run_script("lora_dpo_training.py", *options, "--output_dir", tmp_path / "whole")
+    done = run_forked("lora_dpo_training.py", *options, "--output_dir", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     command = [sys.executable, "lora_dpo_training.py", *map(str, options), "--output_dir", str(tmp_path / "cut")]
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -240,7 +240,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(tmp_path, base_model_folder):
             break
     process.wait()
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    done = run_script("lora_dpo_training.py", *options, "--output_dir", tmp_path / "cut", "--resume_from_checkpoint")
+    done = run_forked("lora_dpo_training.py", *options, "--output_dir", tmp_path / "cut", "--resume_from_checkpoint")
     assert re.search(r"resumed from step [24]0", done.stdout), done.stderr  # a busy reader may kill it late
     whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
