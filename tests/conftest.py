@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # several processes share the cores, and each number comes out the same in all
 # Datasets are cached where no other run has put anything, by the processes that tests start as well.
 _CACHE = tempfile.TemporaryDirectory(prefix="dpo-tests-", ignore_cleanup_errors=True)
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name

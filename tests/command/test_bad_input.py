@@ -588,6 +588,7 @@ def test_there_are_cases_for_all_scripts():
     assert {case.script for case in CASES.values()} == {BASIC, LORA, LOSS, DATA, EVALUATION}
 
 
+@pytest.mark.thorough
 def test_in_a_process_of_its_own_there_is_no_traceback_unless_asked_for(tmp_path):
     for words, has_traceback in (((), False), (("--traceback",), True)):
         done = run_forked(PROJECT / "basic_dpo_training.py", "--beta", "-1", *words, cwd=tmp_path)
@@ -605,6 +606,7 @@ def test_a_recipe_can_ask_for_the_traceback_too(call, tmp_path):
     assert "Traceback" in error
 
 
+@pytest.mark.thorough
 def test_processes_without_a_meeting_place_are_refused(tmp_path):
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     environment.pop("MASTER_ADDR", None)

@@ -45,7 +45,9 @@ def test_the_map_shows_every_file_where_it_is_in_about_six_words():
 
 
 def test_the_tree_of_the_readme_is_the_top_of_the_project():
-    tree = (PROJECT / "README.md").read_text(encoding="utf-8").partition("## The tree\n")[2].partition("\n\nYou need")[0]
+    tree = (
+        (PROJECT / "README.md").read_text(encoding="utf-8").partition("## The tree\n")[2].partition("\n\nYou need")[0]
+    )
     shown = {line.split()[0].rstrip("/") for line in tree.strip().splitlines()}
     there = {path.name for path in PROJECT.iterdir() if path.suffix == ".py" or path.is_dir()} | {"requirements.txt"}
     assert shown == {name for name in there if not name.startswith((".", "__")) and name not in ("runs", "venv")}

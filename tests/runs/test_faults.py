@@ -170,6 +170,7 @@ def test_a_run_cut_after_its_last_step_takes_no_further_step(finished, pairs_fil
     assert not (tmp_path / "cut" / "checkpoint-5").exists()
 
 
+@pytest.mark.thorough
 def test_a_run_killed_on_the_command_line_resumes_to_the_same_weights(finished, pairs_file, tmp_path):
     """As test_kills.py does many times, without its fork server."""
     out = tmp_path / "out"
@@ -276,6 +277,7 @@ def test_a_checkpoint_as_the_model_is_refused_and_a_finished_run_is_not(finished
 # --- No room, no memory, no numbers ---
 
 
+@pytest.mark.thorough
 def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(cut, pairs_file):
     """The system refuses files beyond 6 MB, in the middle of the optimizer's 8.7."""
     before = {path: path.read_bytes() for path in (cut / "checkpoint-3").iterdir()}

@@ -1,7 +1,7 @@
 """SIGKILL at random moments: the rerun goes on from the newest complete checkpoint, and ends with the same bits.
 
-    python -m pytest tests/runs/test_kills.py              # 20 kills
-    python -m pytest tests/runs/test_kills.py -m slow      # 200 kills
+    python -m pytest tests/runs/test_kills.py -m thorough   # 20 kills
+    python -m pytest tests/runs/test_kills.py -m slow       # 200 kills
 
 What is complete is judged here anew, from the files, not by the code under test.
 """
@@ -168,10 +168,12 @@ def kill_until(runs: Runs, kills: int, seed: int) -> None:
         seed += 1
 
 
+@pytest.mark.thorough
 def test_20_kills_lose_nothing_and_change_no_bit(runs):
     kill_until(runs, 20, seed=0)
 
 
+@pytest.mark.thorough
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(runs):
     out = runs.folder / "signalled"
     pids = runs.start("full, two processes", out)

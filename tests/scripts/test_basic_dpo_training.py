@@ -82,6 +82,7 @@ def test_its_model_is_loaded_by_from_pretrained_and_has_moved(demo_run):
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True))
 
 
+@pytest.mark.thorough
 def test_another_architecture_without_pad_token_and_template(base_model_folder, pairs_file, tmp_path):
     options = (
         "--model_name_or_path",
@@ -102,6 +103,7 @@ def test_another_architecture_without_pad_token_and_template(base_model_folder, 
     assert "true_reward_after" not in metrics
 
 
+@pytest.mark.thorough
 def test_conversations_for_a_model_without_a_template(base_model_folder, tmp_path, call):
     turns = [
         {
@@ -184,6 +186,7 @@ def test_previews_do_not_change_the_weights(pairs_file, tmp_path, call, monkeypa
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(number, code, tmp_path):
     command = [sys.executable, "basic_dpo_training.py", "--output_dir", str(tmp_path / "out"), *map(str, SHORT)]

@@ -271,7 +271,13 @@ METRICS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "ipo", "sft", "aot", "sppo_hard", "discopop"])
-@pytest.mark.parametrize("how", ["full", "lora", "precomputed", "accumulated", "two_rows"], ids=lambda how: how)
+@pytest.mark.parametrize(
+    "how",
+    [
+        "full",
+        *(pytest.param(how, marks=pytest.mark.thorough) for how in ("lora", "precomputed", "accumulated", "two_rows")),
+    ],
+)
 def test_training_with_a_formula_is_training_with_trls(name, how, base_model_folder, tmp_path):
     options = {
         "precomputed": dict(precompute_ref_log_probs=True),
@@ -337,6 +343,7 @@ def test_a_run_without_arguments_puts_dpop_beside_sigmoid(short_run):
     assert first == pytest.approx([math.log(2)] * 2, abs=1e-3)  # both start at margin 0, on the same batch
 
 
+@pytest.mark.thorough
 def test_the_sigmoid_beside_is_the_basic_script_s_run(short_run, tmp_path):
     done = run_forked("basic_dpo_training.py", *SHORT, "--output_dir", tmp_path / "basic")
     assert done.returncode == 0, done.stderr
@@ -370,6 +377,7 @@ def test_an_adapter_trains_with_a_formula_of_one_s_own(call, tmp_path):
     assert json.loads((tmp_path / "out" / "base_model.json").read_text())["name"] == str(PROJECT / "demo" / "model")
 
 
+@pytest.mark.thorough
 def test_two_processes_train_as_one(tmp_path):
     options = [
         *SHORT,
@@ -402,6 +410,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert histories[0] == pytest.approx(histories[1], rel=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "words",
     [
@@ -586,6 +595,7 @@ def test_losses_that_end_at_one_place_can_be_told_apart_in_the_figure(monkeypatc
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
+@pytest.mark.thorough
 def test_a_comparison_makes_tables_and_figures_and_goes_on_where_it_stopped(tmp_path):
     words = ["--compare", "--losses", "sigmoid", "sft", "--seeds", 0, *SHORT, "--output_dir", tmp_path]
     first = run_forked("custom_loss_dpo.py", *words)

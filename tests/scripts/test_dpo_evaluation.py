@@ -73,6 +73,7 @@ def test_the_given_pairs_are_measured_as_training_measured_them(evaluated, train
         assert now[name] == pytest.approx(at_the_end[name], abs=1e-3 + one_pair), name
 
 
+@pytest.mark.thorough
 def test_a_model_against_itself_is_no_different(call, tmp_path):
     code, output, error = call(
         "dpo_evaluation", "--model_name_or_path", "demo/model", "--reference", "demo/model", "--dataset_name", "demo", *FEW,
@@ -282,6 +283,7 @@ def test_the_best_of_the_old_answers_is_picked_by_the_implicit_reward():
 # --- Other models, other judges ---
 
 
+@pytest.mark.thorough
 def test_several_models_are_put_against_each_other(call, trained, tmp_path):
     code, output, error = call("dpo_evaluation", "--models", trained, "demo/model", *FEW, "--output_dir", tmp_path)
     assert code == 0, error
@@ -375,6 +377,7 @@ def test_a_reward_model_judges(call, trained, tmp_path):
     assert "with its own likings" in output
 
 
+@pytest.mark.thorough
 def test_what_needs_no_judge_is_kept_when_the_judge_never_answers(call, trained, tmp_path, monkeypatch):
     async def no_wait(seconds):
         pass
@@ -404,7 +407,7 @@ def test_another_tokenizer_is_said_and_log_probs_are_left_out(call, base_model_f
 
 
 def test_without_a_run_the_basic_one_is_trained_first(call, trained, tmp_path, monkeypatch):
-    def train(script):
+    def train():
         note = shutil.copytree(trained, tmp_path / "runs" / "basic") / "metrics.json"
         facts = json.loads(note.read_text())
         facts |= {name: str(PROJECT / facts[name]) for name in ("model", "reference", "dataset")}

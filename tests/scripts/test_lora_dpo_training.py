@@ -126,10 +126,10 @@ def test_a_merge_that_changes_the_model_is_refused_and_leaves_nothing(base_model
     adapter = sft_adapter(base_model_folder, tmp_path)
 
     def load(name):
-        model, _ = load_model(name)
+        model, tokenizer = load_model(name)
         if name != str(base_model_folder):
             model.lm_head.weight.data *= 1.5
-        return model
+        return model, tokenizer
 
     tokenizer = load_tokenizer(str(base_model_folder))
     with pytest.raises(UserError, match="not the base with its adapter"):
@@ -224,6 +224,7 @@ def test_reference_log_probs_computed_beforehand_give_the_same_losses(base_model
     )
 
 
+@pytest.mark.thorough
 def test_a_killed_run_resumes_to_the_same_adapter(tmp_path, base_model_folder):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
@@ -246,6 +247,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(tmp_path, base_model_folder):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.thorough
 def test_two_processes_train_the_same_adapter_as_one(tmp_path):
     options = [*SHORT, "--learning_rate", "1e-3", "--train_sampling_strategy", "sequential"]
     one = [sys.executable, "lora_dpo_training.py", *options, "--output_dir", tmp_path / "one"]

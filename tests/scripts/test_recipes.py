@@ -67,6 +67,7 @@ def launch(script, *words, launcher=None):
                           env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_two_processes_are_one_with_the_same_global_batch_and_one_writer(tmp_path):
     saving = ["--save_strategy", "steps", "--save_steps", 2]
     # In two processes: batches of two pairs, some of them in two parts.

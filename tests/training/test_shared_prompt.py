@@ -206,6 +206,7 @@ def train_sharded(rank, folder):
     os._exit(0)  # gloo's threads live on after destroy_process_group, and may abort an interpreter that shuts down
 
 
+@pytest.mark.thorough
 def test_it_trains_the_same_under_fully_shard(tmp_path):
     torch.multiprocessing.spawn(train_sharded, (tmp_path,), nprocs=2)
     for rank in range(2):

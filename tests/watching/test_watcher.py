@@ -278,7 +278,12 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = ("none: all weights", "rate zero", "rate far too high")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in RUNS]
+)
 def test_a_run_with_the_fault_is_told_so(name, pairs, tmp_path):
     kinds, settings = RUNS[name]
     train_pairs, eval_pairs, settings = pairs, None, dict(settings)
