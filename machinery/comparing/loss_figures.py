@@ -2,7 +2,7 @@
 
     plot_shapes({"sigmoid": sigmoid}, {"sigmoid": 0.1}, "shapes.png")
 
-A loss is a function as `loss_functions` describes it. `plot_frontier` and `plot_noise` take the report that
+A loss is a function as training/losses.py describes it. `plot_frontier` and `plot_noise` take the report that
 `loss_comparison` writes as results.json.
 """
 

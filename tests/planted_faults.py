@@ -1,0 +1,211 @@
+"""Do the tests find what is wrong? Plants faults in a copy of the project, one at a time, and runs the quick tests.
+
+    python tests/planted_faults.py              # all of them, each with the tests of its room: some minutes
+    python tests/planted_faults.py mask margin  # those whose names have one of these words
+
+A fault that no test finds is a gap in the tests. It ends with 1 where there is one.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Planted(NamedTuple):
+    """A fault: what is right in a file, what is wrong, and the tests that are run, a folder or a file."""
+
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+FAULTS = {
+    "a log-prob that is a mean": Planted(
+        "dpo_utils.py",
+        "logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()",
+        "logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).mean(-1).cpu()",
+        "scripts/test_logps.py",
+    ),
+    "padding on the wrong side": Planted(
+        "dpo_utils.py", 'padding_side="left"', 'padding_side="right"', "scripts/test_logps.py"
+    ),
+    "a formula's sign": Planted(
+        "custom_loss_dpo.py",
+        "return -(1 - eps) * logsigmoid(margin) - eps * logsigmoid(-margin)\n\n\ndef bco_pair",
+        "return -(1 - eps) * logsigmoid(margin) + eps * logsigmoid(-margin)\n\n\ndef bco_pair",
+        "scripts/test_custom_loss_dpo.py",
+    ),
+    "data: a line number off by one": Planted(
+        "machinery/data/files.py", "enumerate(file, start=1)", "enumerate(file, start=0)", "data"
+    ),
+    "data: scored answers turned around": Planted(
+        "machinery/data/shapes.py",
+        "order = sorted(range(len(scores)), key=lambda number: -scores[number])",
+        "order = sorted(range(len(scores)), key=lambda number: scores[number])",
+        "data",
+    ),
+    "data: identical answers kept": Planted(
+        "machinery/data/doctor.py", 'if made["chosen"] == made["rejected"]:', "if False:", "data"
+    ),
+    "data: held out by pair, not by prompt": Planted(
+        "machinery/data/store.py",
+        "is_held = [prompt_of[number] in held for number in numbers]",
+        "is_held = [place < count for place, _ in enumerate(numbers)]",
+        "data",
+    ),
+    "data: no EOS behind plain answers": Planted(
+        "machinery/data/tokens.py",
+        "ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]",
+        "ids[-1:] == [tokenizer.eos_token_id] else ids",
+        "data",
+    ),
+    "models: an adapter on any base": Planted(
+        "machinery/models/adapters.py",
+        'if noted.get("fingerprint") not in (None, fingerprint):',
+        "if False:",
+        "scripts/test_lora_dpo_training.py",
+    ),
+    "models: NaN among the weights": Planted(
+        "machinery/models/checks.py",
+        "if not weight.sum(dtype=torch.float32).isfinite():",
+        "if False:",
+        "command",
+    ),
+    "training: the rejected answer sees the chosen one": Planted(
+        "machinery/training/shared_prompt.py",
+        "mask = causal & ~(is_second[:, :, None] & is_first[:, None, :])",
+        "mask = (causal & ~(is_second[:, :, None] & is_first[:, None, :])) | causal",
+        "training",
+    ),
+    "training: lengths of the two answers changed over": Planted(
+        "machinery/training/custom_loss.py",
+        "chosen_lengths, rejected_lengths = is_completion",
+        "rejected_lengths, chosen_lengths = is_completion",
+        "scripts/test_custom_loss_dpo.py",
+    ),
+    "training: parts of a batch not weighted": Planted(
+        "machinery/training/token_budget.py",
+        "return loss if self._share_of_batch == 1 else loss * self._share_of_batch",
+        "return loss",
+        "training",
+    ),
+    "training: another length reads the same cache": Planted(
+        "machinery/training/reference_cache.py", '"max_length", "truncation_mode"', '"truncation_mode"', "training"
+    ),
+    "hardware: one optimizer state instead of two": Planted(
+        "machinery/hardware/estimate.py",
+        "STATES_PER_PARAMETER.get(optimizer, 2)",
+        "STATES_PER_PARAMETER.get(optimizer, 1)",
+        "scripts/test_lora_dpo_training.py",
+    ),
+    "watching: displacement unseen": Planted(
+        "machinery/watching/watcher.py", "DISPLACED = 0.3", "DISPLACED = 30", "watching"
+    ),
+    "watching: a NaN passes": Planted(
+        "machinery/watching/log_lines.py",
+        "if not math.isfinite(loss):",
+        "if False:",
+        "scripts/test_basic_dpo_training.py",
+    ),
+    "runs: a damaged checkpoint is whole": Planted(
+        "machinery/runs/checkpoints.py", 'if _hash(path) != noted["sha256"]:', "if False:", "runs"
+    ),
+    "runs: another seed goes on": Planted("machinery/runs/identity.py", "    seed data_seed", "    data_seed", "runs"),
+    "runs: the policy need not be the reference": Planted(
+        "machinery/runs/start.py",
+        "if not drift / trainer.beta < (0.01 if is_exact else 5.0):",
+        "if False:",
+        "scripts/test_lora_dpo_training.py",
+    ),
+    "comparing: a tail of 90%": Planted(
+        "machinery/comparing/grid.py", "T_95 = (12.71, 4.30,", "T_95 = (6.31, 2.92,", "scripts/test_custom_loss_dpo.py"
+    ),
+    "evaluation: margins turned around": Planted(
+        "machinery/evaluation/metrics.py",
+        "return beta * ((logps.policy_chosen - logps.ref_chosen) - (logps.policy_rejected - logps.ref_rejected))",
+        "return beta * ((logps.policy_rejected - logps.ref_rejected) - (logps.policy_chosen - logps.ref_chosen))",
+        "scripts/test_dpo_evaluation.py",
+    ),
+    "evaluation: sure at one in two": Planted(
+        "machinery/evaluation/verdict.py", "SURE = 0.05", "SURE = 0.5", "scripts/test_dpo_evaluation.py"
+    ),
+    "evaluation: markup in an answer is obeyed": Planted(
+        "machinery/evaluation/html_report.py", "return escape(_visible(value))", "return _visible(value)", "evaluation"
+    ),
+    "command: the demo wins over the user": Planted(
+        "machinery/command/command_line.py",
+        "**{name: value for name, value in defaults.items() if name not in self.recipe}",
+        "**defaults",
+        "command",
+    ),
+    "command: a beta of 0": Planted(
+        "machinery/command/flag_checks.py", '    "beta num_train_epochs', '    "num_train_epochs', "command"
+    ),
+    "common: an interval too narrow": Planted(
+        "machinery/common/intervals.py",
+        "half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))",
+        "half = z * math.sqrt(share * (1 - share) / count)",
+        "common",
+    ),
+    "common: half a file under its name": Planted(
+        "machinery/common/kept_files.py",
+        'unfinished = path.with_name(f".{path.name}.unfinished")',
+        "unfinished = path",
+        "runs/test_files.py",
+    ),
+    "common: a terminal obeys a text": Planted(
+        "machinery/common/safe_text.py",
+        'return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)',
+        "return text",
+        "command",
+    ),
+    "demo: courtesy counts twice": Planted(
+        "demo/world.py", '"courtesy": 1.0', '"courtesy": 2.0', "documents/test_world.py"
+    ),
+}
+
+
+def found_by(fault: Planted) -> str | None:
+    """The test that fails with a fault in the project; None where all pass. Raises ValueError where it cannot be planted."""
+    with tempfile.TemporaryDirectory(prefix="dpo-planted-") as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(PROJECT, copy, ignore=_not_of_the_project)
+        file = copy / fault.file
+        text = file.read_text(encoding="utf-8")
+        if text.count(fault.right) != 1:
+            raise ValueError(f"{fault.file} has {text.count(fault.right)} times {fault.right!r}")
+        file.write_text(text.replace(fault.right, fault.wrong), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{fault.tests}"]
+        done = subprocess.run(command, cwd=copy, env=dict(os.environ), capture_output=True, text=True)
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return failed[0].split(" ", 1)[1].split(" - ")[0] if failed else None
+
+
+def _not_of_the_project(folder: str, names: list[str]) -> list[str]:
+    is_top = Path(folder) == PROJECT
+    return [name for name in names if name == "__pycache__" or (is_top and name in (".git", "runs", "venv", ".venv"))]
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    missed = 0
+    for name, fault in FAULTS.items():
+        if words and not any(word in name for word in words):
+            continue
+        started = time.time()
+        test = found_by(fault)
+        missed += test is None
+        print(f"{name:<52}{time.time() - started:5.0f} s  {test or 'NOT FOUND'}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
