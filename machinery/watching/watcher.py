@@ -19,114 +19,15 @@ import math
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from transformers import TrainerCallback
 
+from .faults import FAULTS, PAGE
+
 logger = logging.getLogger("dpo")
-PAGE = "docs/when_it_goes_wrong.md"
-
-
-class Fault(NamedTuple):
-    """What a kind of fault means and what to try ({beta}, {rate}, {loss}: the run's), and the section of PAGE on it."""
-
-    section: str
-    text: str
-
-
-FAULTS = {
-    "wrong-reference": Fault(
-        "The first loss is not ln 2",
-        "They should be the same model: DPO would hold the policy to one that it did not start from. Load the "
-        "weights, and an adapter from SFT, into both, or merge the adapter first.",
-    ),
-    "first-loss": Fault(
-        "The first loss is not ln 2", "The loss does not compute what its name says: look at its formula and weights."
-    ),
-    "no-parameter": Fault(
-        "The loss stays at 0.693", "Nothing would be trained. An adapter has to be loaded with is_trainable=True."
-    ),
-    "rate-zero": Fault("The loss stays at 0.693", "--learning_rate is 0."),
-    "rounded": Fault(
-        "The loss stays at 0.693",
-        "Updates of {rate:g} are lost in rounding. Weights stored in 16 bits need --dtype float32 (--bf16 still "
-        "computes in 16 bits) or an adapter; otherwise raise the rate.",
-    ),
-    "unreached": Fault(
-        "The loss stays at 0.693",
-        "They get no gradient, or the optimizer does not know them: an adapter that is switched off or was added "
-        "after the trainer was made, or layers that the answers do not go through.",
-    ),
-    "stuck": Fault(
-        "The loss stays at 0.693",
-        "--learning_rate {rate:g} is too low for this model and batch: try ten times that. (An adapter takes about "
-        "ten times the rate of full training.)",
-    ),
-    "same-answers": Fault(
-        "The loss stays at 0.693",
-        "Such a pair teaches nothing, its margin is always 0. Look for a column that was named twice, and for "
-        "answers that differ only beyond --max_length; leave them out.",
-    ),
-    "coin": Fault(
-        "The accuracy stays near 0.5",
-        "That is hardly more than a coin's: the labels are near chance, or contradict each other. Read twenty pairs "
-        "yourself; run custom_dataset_dpo.py on them; of scored answers keep those that are clear (--min_margin).",
-    ),
-    "reversed": Fault(
-        "The held-out accuracy is below 0.5",
-        "The policy learns the opposite of what it is held to. In one of the two splits chosen and rejected are the "
-        "wrong way round: compare a few pairs of both (--columns chosen=...,rejected=... sets the names).",
-    ),
-    "overfit": Fault(
-        "The held-out accuracy falls while that of training rises",
-        "The pairs are being learnt by heart. The checkpoint of that step was better; train for fewer steps, on more"
-        " pairs, or with a higher --beta.",
-    ),
-    "separated": Fault(
-        "The accuracy is 1.0, the loss goes to 0",
-        "In the first epoch that is no skill: something trivial tells the answers apart (one is empty or cut, a "
-        "marker, another author). Later they are known by heart. What is left is to drive them further apart: look "
-        "at the pairs by custom_dataset_dpo.py, stop earlier, or take a loss with an end (ipo, or cdpo with "
-        "--label_smoothing 0.1).",
-    ),
-    "displaced": Fault(
-        "The chosen reward falls",
-        "Training lowers both answers and only minds their difference; what gains is text that nobody wrote "
-        "(likelihood displacement, arXiv:2410.08847). Try a third of --learning_rate {rate:g}, a higher --beta, "
-        "--loss_type {loss} sft, or fewer steps.",
-    ),
-    "beta": Fault(
-        "The chosen reward falls",
-        "With --beta {beta:g} the loss hardly notices, and nothing holds the policy to its reference. A higher beta "
-        "does: 0.1 is usual.",
-    ),
-    "ipo-beta": Fault(
-        "The chosen reward falls",
-        "With --beta {beta:g} ipo drives the answers 1 / (2 beta) nats a TOKEN apart, further than text survives. "
-        "Its beta is no DPO beta, for it takes means over tokens: try 0.5 to 1.5.",
-    ),
-    "runaway": Fault(
-        "The margin runs away",
-        "The policy is running away from the reference, and replies break next. Try a third of --learning_rate "
-        "{rate:g}, a higher --beta, or fewer steps; and see whether the rejected answers are all alike, or empty.",
-    ),
-    "overflow": Fault(
-        "NaN, or a gradient without end",
-        "The next update can make every weight NaN. Lower --learning_rate, and look for empty or broken pairs.",
-    ),
-    "fp16-overflow": Fault(
-        "NaN, or a gradient without end",
-        "fp16 ends at 65504, and the loss scale, halved each time, finds no place. Use --bf16, or fp32.",
-    ),
-    "replies": Fault(
-        "Gibberish, and replies that do not end",
-        "The accuracy does not see this. Try a third of --learning_rate {rate:g} or a higher --beta; for lengths, "
-        "compare those of the answers (custom_dataset_dpo.py), and see that the chosen ones end with the EOS token.",
-    ),
-}
 
 # Where the limits come from: about 200 runs of the demo (21 losses, betas, rates, ranks, shares of wrong labels, up to
 # three seeds). The page has the figures on both sides of them.
@@ -188,12 +89,12 @@ class Watcher(TrainerCallback):
         self.sample, self.sample_at = sample, sample_at
         self.said: dict[str, str] = {}  # by kind
         self.stopped_at: int | None = None
-        self.args = None  # until a training begins
+        self.args = self.state = None  # the trainer's, from where a training begins
 
     # --- What the trainer calls ---
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        self.args = args
+        self.args, self.state = args, state
         self.begun_at = state.global_step  # above 0 in a resumed run
         self.warm_at = max(self.begun_at, args.get_warmup_steps(state.max_steps))  # from here the rate is the full one
         self.step_zero = self._first_loss()
@@ -201,13 +102,13 @@ class Watcher(TrainerCallback):
         self.held_out: list[dict] = []
         self.skipped = deque(maxlen=SKIPPED[1])
         self.updates = 0  # at the full rate
-        self.chosen_tokens = self.rejected_tokens = None
-        self._look_at_pairs(state, getattr(train_dataloader, "dataset", None))
+        self.tokens: dict[str, float] = {}  # the mean lengths of chosen and rejected answers
+        self._look_at_pairs(getattr(train_dataloader, "dataset", None))
         self.touched = _touch(model)
         precisions = {parameter.dtype for parameter in model.parameters()}
         self.is_exact = precisions == {torch.float32} and not (args.bf16 or args.fp16)
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            self._say(state, "no-parameter", "Every weight of the policy is frozen.")
+            self._say("no-parameter", "Every weight of the policy is frozen.")
         self.before = _describe(self.sample(model)) if self.sample and self.begun_at == 0 else None
 
     def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -215,15 +116,15 @@ class Watcher(TrainerCallback):
         self.skipped.append(was_skipped)
         if sum(self.skipped) >= SKIPPED[0]:
             skipped = f"{sum(self.skipped)} of the last {len(self.skipped)} steps were skipped"
-            self._say(state, "fp16-overflow", f"At step {state.global_step} {skipped} for an infinite gradient.")
+            self._say("fp16-overflow", f"At step {state.global_step} {skipped} for an infinite gradient.")
         self.updates += state.global_step > self.warm_at and not was_skipped
         if self.updates == 3 and not was_skipped:
-            self._compare_parameters(state, model)
+            self._compare_parameters(model)
         is_due = state.global_step in {max(1, round(share * state.max_steps)) for share in self.sample_at}
         # There is nothing to sample from NaN.
         if self.before and is_due and all(values.isfinite().all() for values in _touch(model).values()):
-            self._compare_replies(state, _describe(self.sample(model)))
-        self._stop_if_asked(state, control)
+            self._compare_replies(_describe(self.sample(model)))
+        self._stop_if_asked(control)
 
     def on_log(self, args, state, control, logs=None, eval_dataloader=None, **kwargs):
         if self.args is None:  # an evaluation without a training
@@ -231,14 +132,14 @@ class Watcher(TrainerCallback):
         if "loss" in logs:
             self.logs.append({"step": state.global_step} | logs)
             for check in (self._at_step_zero, self._gradient, self._stuck, self._coin, self._separated, self._distance):
-                check(state, logs)
+                check(logs)
         if "eval_loss" in logs:
             logs = {name.removeprefix("eval_"): value for name, value in logs.items()}
             self.held_out.append({"step": state.global_step} | logs)
-            for check in (self._at_step_zero, self._distance):
-                check(state, logs, held_out=True)
-            self._worse_on_held_out(state, logs, getattr(eval_dataloader, "dataset", None))
-        self._stop_if_asked(state, control)
+            self._at_step_zero(logs, held_out=True)
+            self._distance(logs, held_out=True)
+            self._worse_on_held_out(logs, getattr(eval_dataloader, "dataset", None))
+        self._stop_if_asked(control)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.stopped_at is not None:
@@ -250,22 +151,22 @@ class Watcher(TrainerCallback):
 
     # --- Saying it ---
 
-    def _say(self, state, kind: str, seen: str) -> None:
+    def _say(self, kind: str, seen: str) -> None:
         if kind in self.said:
             return
         section, text = FAULTS[kind]
         text = text.format(beta=self.args.beta, rate=self.args.learning_rate, loss=" ".join(self.args.loss_type))
         self.said[kind] = f'{seen} {text} ({PAGE}: "{section}")'
-        if state.is_world_process_zero:
+        if self.state.is_world_process_zero:
             logger.warning(self.said[kind])
 
-    def _stop_if_asked(self, state, control) -> None:
+    def _stop_if_asked(self, control) -> None:
         """Let all processes stop at the same step, at which the first of them says so."""
         if not self.stop_on_warning or self.stopped_at is not None:
             return
         [must_stop] = broadcast_object_list([bool(self.said)])
         if must_stop:
-            self.stopped_at = state.global_step
+            self.stopped_at = self.state.global_step
             control.should_save = control.should_training_stop = True
 
     # --- Before the first step ---
@@ -279,82 +180,79 @@ class Watcher(TrainerCallback):
             return None
         return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
 
-    def _look_at_pairs(self, state, dataset) -> None:
-        """The mean lengths of the answers, and whether there are two of them."""
+    def _look_at_pairs(self, dataset) -> None:
+        """How long the answers are, and whether there are two of them."""
         pairs, longest = [], self.args.max_length
-        for row in [] if dataset is None else islice(iter(dataset), PEEKED_PAIRS):
+        for row in islice(() if dataset is None else dataset, PEEKED_PAIRS):
             if not {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(row):
                 return
             room = None if longest is None else max(0, longest - len(row["prompt_ids"]))
             pairs.append((list(row["chosen_ids"])[:room], list(row["rejected_ids"])[:room]))
         if not pairs:
             return
-        self.chosen_tokens = max(1.0, sum(len(chosen) for chosen, _ in pairs) / len(pairs))
-        self.rejected_tokens = max(1.0, sum(len(rejected) for _, rejected in pairs) / len(pairs))
+        for answer, ids in zip(("chosen", "rejected"), zip(*pairs, strict=True), strict=True):
+            self.tokens[answer] = max(1.0, sum(map(len, ids)) / len(pairs))
         same = sum(chosen == rejected for chosen, rejected in pairs)
         if same > SAME_ANSWERS * len(pairs):
-            seen = f"{same} of the first {len(pairs)} training pairs have the same answer twice (cut to --max_length)."
-            self._say(state, "same-answers", seen)
+            have = "training pairs have the same answer twice (cut to --max_length)"
+            self._say("same-answers", f"{same} of the first {len(pairs)} {have}.")
 
     # --- Each log of training ---
 
-    def _at_step_zero(self, state, logs, held_out: bool = False) -> None:
-        is_first = state.global_step == (0 if held_out else 1)  # the loss of step 1 was computed before its update
-        if not is_first or not self.has_reference or not self.chosen_tokens:
+    def _at_step_zero(self, logs, held_out: bool = False) -> None:
+        is_first = self.state.global_step == (0 if held_out else 1)  # the loss of step 1 was computed before its update
+        if not is_first or not self.has_reference or not self.tokens:
             return
-        distance = self._moved(logs) / (self.chosen_tokens + self.rejected_tokens)
+        distance = self._moved(logs) / sum(self.tokens.values())
         name, predicted = " + ".join(self.args.loss_type), self.step_zero
         if distance > WRONG_REFERENCE[not self.is_exact]:
-            seen = f"Before the first update policy and reference already differ by {distance:.2g} nats a token."
-            self._say(state, "wrong-reference", seen)
+            differ = f"already differ by {distance:.2g} nats a token"
+            self._say("wrong-reference", f"Before the first update policy and reference {differ}.")
         elif predicted and "aux_loss" not in logs and not math.isclose(logs["loss"], predicted, rel_tol=WRONG_LOSS):
             seen = f"The first loss is {logs['loss']:.4g}; while policy and reference are equal, as they are here, "
-            self._say(state, "first-loss", f"{seen}{name} is {predicted:.4g}.")
+            self._say("first-loss", f"{seen}{name} is {predicted:.4g}.")
 
-    def _gradient(self, state, logs) -> None:
-        lost = [not math.isfinite(log.get("grad_norm", 0.0)) for log in self.logs]
-        seen = f"At step {state.global_step} the gradient is infinite or NaN"
+    def _gradient(self, logs) -> None:
+        lost = [not math.isfinite(log.get("grad_norm", 0.0)) for log in self.logs[-3:]]
+        seen = f"At step {self.state.global_step} the gradient is infinite or NaN"
         if lost[-1] and not self.args.fp16:
-            self._say(state, "overflow", f"{seen}.")
+            self._say("overflow", f"{seen}.")
         # With fp16 that step was skipped, and the loss scale halved: usual at the start, a fault where it goes on.
-        elif len(lost) >= 3 and all(lost[-3:]) and state.global_step > SKIPPED[1]:
-            self._say(state, "fp16-overflow", f"{seen}, for the third log in a row.")
+        elif sum(lost) == 3 and self.state.global_step > SKIPPED[1]:
+            self._say("fp16-overflow", f"{seen}, for the third log in a row.")
 
-    def _stuck(self, state, logs) -> None:
-        least, most = STUCK_STEPS
-        due = self.warm_at + max(least, min(most, (state.max_steps - self.warm_at) // 2))
-        is_first_log = state.global_step >= due and not any(log["step"] >= due for log in self.logs[:-1])
+    def _stuck(self, logs) -> None:
+        step, (least, most) = self.state.global_step, STUCK_STEPS
+        due = self.warm_at + max(least, min(most, (self.state.max_steps - self.warm_at) // 2))
+        is_first_log = step >= due and not any(log["step"] >= due for log in self.logs[:-1])
         is_explained = {"no-parameter", "rate-zero", "rounded", "unreached", "same-answers"} & self.said.keys()
         if self.has_reference and is_first_log and not is_explained and self._moved(logs) < UNMOVED:
             moved = f"policy and reference differ by {self._moved(logs):.2g} nats an answer"
-            seen = f"At step {state.global_step} the loss is {logs['loss']:.4f}, where it began: {moved}."
-            self._say(state, "stuck", seen)
+            self._say("stuck", f"At step {step} the loss is {logs['loss']:.4f}, where it began: {moved}.")
 
-    def _coin(self, state, logs) -> None:
+    def _coin(self, logs) -> None:
         """Whether the labels can be learnt at all: the accuracy over the second half of the steps so far."""
-        step = state.global_step
+        step = self.state.global_step
         start = max(self.warm_at, step / 2)
-        if step < state.max_steps / 2 or not self.has_reference or self._pairs(step - start) < COIN_PAIRS:
+        if step < self.state.max_steps / 2 or not self.has_reference or self._pairs(step - start) < COIN_PAIRS:
             return
         accuracies = [log["rewards/accuracies"] for log in self.logs if log["step"] > start]
         accuracy = sum(accuracies) / len(accuracies)
         if accuracy < COIN and self._moved(logs) > 1:
-            seen = (
-                f"At step {step} the policy has moved, and is right about {accuracy:.0%} of the latest training pairs."
-            )
-            self._say(state, "coin", seen)
+            right = f"is right about {accuracy:.0%} of the latest training pairs"
+            self._say("coin", f"At step {step} the policy has moved, and {right}.")
 
-    def _separated(self, state, logs) -> None:
+    def _separated(self, logs) -> None:
         last, before = self.logs[-3:], self.logs[-4:-3]
-        pairs = self._pairs(state.global_step - (before[0]["step"] if before else self.begun_at))
-        is_certain = all(log["rewards/accuracies"] >= ALL_RIGHT for log in last)
-        is_certain = is_certain and len(last) == 3 and pairs >= ALL_RIGHT_PAIRS
+        pairs = self._pairs(self.state.global_step - (before[0]["step"] if before else self.begun_at))
+        is_certain = len(last) == 3 and pairs >= ALL_RIGHT_PAIRS
+        is_certain = is_certain and all(log["rewards/accuracies"] >= ALL_RIGHT for log in last)
         # Other losses have no floor at 0, or reach it where the answers are as far apart as they should be.
         is_gone = set(self.args.loss_type) <= SUMMED and logs["loss"] < GONE * (self.step_zero or 0)
         if is_certain or is_gone:
             share = f"{logs['rewards/accuracies']:.0%} of the latest training pairs"
-            seen = f"At step {state.global_step} {share} are told apart, with a loss of {logs['loss']:.2g}."
-            self._say(state, "separated", seen)
+            told = f"{share} are told apart, with a loss of {logs['loss']:.2g}"
+            self._say("separated", f"At step {self.state.global_step} {told}.")
 
     # --- How far the policy is from the reference ---
 
@@ -362,53 +260,54 @@ class Watcher(TrainerCallback):
         """The log-ratios of both answers together, in nats."""
         return (abs(logs["rewards/chosen"]) + abs(logs["rewards/rejected"])) / self.args.beta
 
-    def _distance(self, state, logs, held_out: bool = False) -> None:
+    def _distance(self, logs, held_out: bool = False) -> None:
         seen = self.held_out[-1:] if held_out else self.logs[-2:]  # a batch may be odd: the last two must agree
-        if not self.chosen_tokens or (not held_out and len(seen) < 2):
+        if not self.tokens or (not held_out and len(seen) < 2):
             return
         if self.has_reference:
-            chosen = max(log["rewards/chosen"] for log in seen) / self.args.beta / self.chosen_tokens
-            rejected = max(log["rewards/rejected"] for log in seen) / self.args.beta / self.rejected_tokens
+            moved = {answer: max(log[f"rewards/{answer}"] for log in seen) / self.args.beta for answer in self.tokens}
         elif held_out:  # TRL's rewards are then beta * log policy, and a change is one since the first measurement
-            chosen = (logs["logps/chosen"] - self.held_out[0]["logps/chosen"]) / self.chosen_tokens
-            rejected = (logs["logps/rejected"] - self.held_out[0]["logps/rejected"]) / self.rejected_tokens
+            moved = {answer: logs[f"logps/{answer}"] - self.held_out[0][f"logps/{answer}"] for answer in self.tokens}
         else:
             return
-        where, names, beta = "held-out " if held_out else "", set(self.args.loss_type), self.args.beta
-        what = f"At step {state.global_step} the {where}"
+        chosen, rejected = (moved[answer] / self.tokens[answer] for answer in ("chosen", "rejected"))
+        names, beta = set(self.args.loss_type), self.args.beta
+        what = f"At step {self.state.global_step} the {'held-out ' if held_out else ''}"
         if chosen < -DISPLACED and not {"displaced", "beta", "ipo-beta"} & self.said.keys():  # one cause, one warning
             is_faint = self.has_reference and names <= SUMMED and beta * self._moved(logs) < FAINT
             is_ipo = "ipo" in names and 1 / (2 * beta) > IPO_TARGET
             kind = "ipo-beta" if is_ipo else "beta" if is_faint else "displaced"
             less = f"they are {1 - math.exp(chosen):.0%} less likely a token than at the start"
-            self._say(state, kind, f"{what}chosen answers have lost {-chosen:.2f} nats a token: {less}.")
+            self._say(kind, f"{what}chosen answers have lost {-chosen:.2f} nats a token: {less}.")
         if rejected < -RUNAWAY:
             lost = f"rejected answers have lost {-rejected:.2f} nats a token (the chosen ones: {chosen:+.2f})"
-            self._say(state, "runaway", f"{what}{lost}.")
+            self._say("runaway", f"{what}{lost}.")
 
     # --- Held-out pairs ---
 
-    def _worse_on_held_out(self, state, logs, pairs) -> None:
-        step, accuracy = state.global_step, logs["rewards/accuracies"]
+    def _worse_on_held_out(self, logs, pairs) -> None:
+        step, accuracy = self.state.global_step, logs["rewards/accuracies"]
         measured = [log for log in self.held_out if log["step"] > 0]  # at step 0 all margins are ties
         if not (self.has_reference and self.logs and measured and hasattr(pairs, "__len__")):
             return
+
+        def of_training(end: int) -> float:
+            latest = [log["rewards/accuracies"] for log in self.logs if log["step"] <= end][-4:]
+            return sum(latest) / len(latest) if latest else 1.0
+
         error = STANDARD_ERRORS * math.sqrt(0.25 / len(pairs))
         best = max(measured, key=lambda log: log["rewards/accuracies"])
-        training, then = (
-            [log["rewards/accuracies"] for log in self.logs if log["step"] <= end][-4:] for end in (step, best["step"])
-        )
-        training, then = (sum(part) / len(part) if part else 1.0 for part in (training, then))
+        training = of_training(step)
         if accuracy < 0.5 - error and training > 0.5:
             seen = f"At step {step} the policy is right about {training:.0%} of the latest training pairs and about "
-            self._say(state, "reversed", f"{seen}{accuracy:.0%} of {len(pairs)} held-out ones.")
-        elif accuracy < best["rewards/accuracies"] - error and training > then:
+            self._say("reversed", f"{seen}{accuracy:.0%} of {len(pairs)} held-out ones.")
+        elif accuracy < best["rewards/accuracies"] - error and training > of_training(best["step"]):
             seen = f"At step {step} the held-out accuracy is {accuracy:.2f}, while that of training rose to {training:.2f};"
-            self._say(state, "overfit", f"{seen} at step {best['step']} it was {best['rewards/accuracies']:.2f}.")
+            self._say("overfit", f"{seen} at step {best['step']} it was {best['rewards/accuracies']:.2f}.")
 
     # --- Parameters and replies ---
 
-    def _compare_parameters(self, state, model) -> None:
+    def _compare_parameters(self, model) -> None:
         """Whether three updates at the full rate have reached every trained tensor."""
         now, rate = _touch(model), self.args.learning_rate
         is_same = {name: torch.equal(values, now[name]) for name, values in self.touched.items() if name in now}
@@ -423,9 +322,9 @@ class Watcher(TrainerCallback):
             return
         kind = "rate-zero" if rate == 0 else "rounded" if is_rounded else "unreached"
         some = f"{len(same)} of {len(names)} trained tensors have not changed (such as {min(same)})"
-        self._say(state, kind, f"At step {state.global_step}, after three updates, {some}.")
+        self._say(kind, f"At step {self.state.global_step}, after three updates, {some}.")
 
-    def _compare_replies(self, state, now: tuple[float, float, float]) -> None:
+    def _compare_replies(self, now: tuple[float, float, float]) -> None:
         (repeated, length, endless), (old_repeated, old_length, old_endless) = now, self.before
         if repeated > old_repeated + REPEATED:
             what = f"repeat themselves: {repeated:.0%} of their 4-token sequences came before ({old_repeated:.0%} at "
@@ -435,7 +334,7 @@ class Watcher(TrainerCallback):
             what = f"have {length:.0f} tokens on average ({old_length:.0f} at "
         else:
             return
-        self._say(state, "replies", f"At step {state.global_step} sampled replies {what}the start).")
+        self._say("replies", f"At step {self.state.global_step} sampled replies {what}the start).")
 
     def _pairs(self, steps: float) -> float:
         args = self.args

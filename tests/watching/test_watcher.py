@@ -19,7 +19,8 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
 from custom_loss_dpo import LOSSES
-from machinery.watching.watcher import FAULTS, PAGE, Watcher, first_loss
+from machinery.watching.faults import FAULTS, PAGE
+from machinery.watching.watcher import Watcher, first_loss
 
 TOKENS = 10  # of each made-up answer
 
