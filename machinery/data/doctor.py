@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.intervals import wilson
+from .store import OPTIONAL, SURROGATE
 
 
 class Finding(NamedTuple):
@@ -99,12 +100,11 @@ KEEPABLE = ("empty_answer", "identical", "answer_is_prompt", "opposite_label", "
 ALIKE = 0.9  # share of words in common (Dice) from which a pair counts as nearly alike; a rule of thumb
 SHARED_BEGINNING = 20  # characters
 FIRST_ROWS = 10  # how many row numbers a finding names
+PARTS = ("prompt", "chosen", "rejected")
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-SURROGATE = re.compile("[\ud800-\udfff]")
-SPACE_AND_PUNCTUATION = re.compile(
-    "[\\s!-/:-@\\[-`{-~\u2000-\u206f\u3000-\u303f\uff01-\uff0f]+"
-)  # letters keep their marks
+# Letters keep their marks.
+SPACE_AND_PUNCTUATION = re.compile("[\\s!-/:-@\\[-`{-~\u2000-\u206f\u3000-\u303f\uff01-\uff0f]+")
 WORD = re.compile(r"\w+")
 
 
@@ -115,8 +115,9 @@ class Checkup:
         """elsewhere: prompt hashes of the test split. keep: findings of KEEPABLE that are to drop nothing."""
         self.elsewhere, self.keep = elsewhere, keep
         self.counts: Counter[str] = Counter()
-        self.first_rows: dict[str, list[int]] = {}
-        self.first: dict[str, tuple[str, str]] = {}  # where the first of each finding stands, and what was seen
+        self.firsts: dict[
+            str, dict
+        ] = {}  # of each finding: its first rows, where the first stands, what was seen there
         self.row_faults: dict[int, str] = {}  # rows that gave no pair
         self.rows_of: list[tuple[int, ...]] = []  # by pair
         self.fate: list[str | None] = []  # by pair: the finding that drops it
@@ -125,10 +126,9 @@ class Checkup:
         self._exact_prompts: set[int] = set()
         self._exact: dict[int, int] = {}  # hash of the pair -> its number
         self._loose: dict[int, int] = {}
-        self._lengths = {part: array.array("Q") for part in ("prompt", "chosen", "rejected")}
-        self._tokens = {part: array.array("Q") for part in ("prompt", "chosen", "rejected")}
-        self.tokens_checked = self.unknown = self.all_tokens = 0
-        self.most_turns = self.with_system_turn = self.longest_prompt = 0
+        self._lengths = {part: array.array("Q") for part in PARTS}
+        self._tokens = {part: array.array("Q") for part in PARTS}
+        self.unknown = self.most_turns = self.with_system_turn = 0
         self.scores: Counter[float] = Counter()  # of answers that stand one in a row
         self.kinds: set[str] = set()  # "text", "turns", "rich turns", and the extra columns
 
@@ -145,52 +145,44 @@ class Checkup:
         self.rows_of.append(rows)
         self.fate.append(None)
         for name in self._look(made, number):
-            self._note(name, rows, made["where"])
-            self._drop(number, name)
+            self._find(name, number, made["where"])
         return True
 
     def _note(self, name: str, rows: tuple[int, ...], where: str, detail: str = "") -> None:
         self.counts[name] += 1
-        self.first.setdefault(name, (where, detail))
-        named = self.first_rows.setdefault(name, [])
-        if len(named) < FIRST_ROWS:
-            named.extend(row for row in rows[: FIRST_ROWS - len(named)] if row not in named)
+        named = self.firsts.setdefault(name, {"rows": [], "first": where, "detail": detail})["rows"]
+        named.extend(row for row in rows[: FIRST_ROWS - len(named)] if row not in named)
 
-    def _drop(self, number: int, name: str) -> None:
+    def _find(self, name: str, number: int, where: str, detail: str = "") -> None:
+        """Note a finding on a pair, and drop the pair where that is what it does."""
+        self._note(name, self.rows_of[number], where, detail)
         if FINDINGS[name].drops and name not in self.keep and self.fate[number] is None:
             self.fate[number] = name
 
     def _look(self, made: dict, number: int) -> list[str]:
-        prompt, chosen, rejected = (_words_of(made[part]) for part in ("prompt", "chosen", "rejected"))
-        for part, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+        prompt, chosen, rejected = words = [_words_of(made[part]) for part in PARTS]
+        for part, text in zip(PARTS, words, strict=True):
             self._lengths[part].append(len(text))
         self._note_form(made)
-        texts = prompt + chosen + rejected + made.get("category", "")
+        texts = "".join(words) + made.get("category", "")
         if "rich turns" in self.kinds:
-            texts += "".join(_said(made[part]) for part in ("prompt", "chosen", "rejected"))
-        found = []
-        if not texts.isascii():
-            if SURROGATE.search(texts):
-                found.append("invalid_unicode")
-            if "\ufffd" in texts:
-                found.append("replacement_characters")
-        if CONTROL.search(texts):
-            found.append("control_characters")
-        if _is_empty(made["chosen"], chosen) or _is_empty(made["rejected"], rejected):
-            found.append("empty_answer")
-        if not prompt.strip():
-            found.append("empty_prompt")
-        elif prompt in (chosen, rejected) or _last_question(made["prompt"]) in (chosen, rejected):
-            found.append("answer_is_prompt")
-        if chosen.startswith(prompt) and rejected.startswith(prompt) and len(prompt.strip()) >= SHARED_BEGINNING:
-            found.append("prompt_repeated")
-        if made["chosen"] == made["rejected"]:
-            found.append("identical")
-        elif _share_in_common(chosen, rejected) >= ALIKE:
-            found.append("nearly_alike")
-        if len(chosen) >= SHARED_BEGINNING and chosen[:SHARED_BEGINNING] == rejected[:SHARED_BEGINNING]:
-            found.append("shared_beginning")
-        return found + self._compare(made, number, prompt, chosen, rejected)
+            texts += "".join(_said(made[part]) for part in PARTS)
+        question, is_identical = _last_question(made["prompt"]), made["chosen"] == made["rejected"]
+        begin_alike = chosen[:SHARED_BEGINNING] == rejected[:SHARED_BEGINNING]
+        begin_with_prompt = chosen.startswith(prompt) and rejected.startswith(prompt)
+        checks = {
+            "invalid_unicode": not texts.isascii() and SURROGATE.search(texts),
+            "replacement_characters": "\ufffd" in texts,
+            "control_characters": CONTROL.search(texts),
+            "empty_answer": _is_empty(made["chosen"], chosen) or _is_empty(made["rejected"], rejected),
+            "empty_prompt": not prompt.strip(),
+            "answer_is_prompt": prompt.strip() and (prompt in words[1:] or question in words[1:]),
+            "prompt_repeated": begin_with_prompt and len(prompt.strip()) >= SHARED_BEGINNING,
+            "identical": is_identical,
+            "nearly_alike": not is_identical and _share_in_common(chosen, rejected) >= ALIKE,
+            "shared_beginning": begin_alike and len(chosen) >= SHARED_BEGINNING,
+        }
+        return [name for name, is_found in checks.items() if is_found] + self._compare(made, number, prompt)
 
     def _note_form(self, made: dict) -> None:
         if isinstance(made["prompt"], str):
@@ -200,48 +192,43 @@ class Checkup:
             self.kinds.add("turns" if all(len(turn) == 2 for turn in turns) else "rich turns")
             self.most_turns = max(self.most_turns, len(made["prompt"]))
             self.with_system_turn += made["prompt"][0]["role"] == "system"
-        self.kinds |= made.keys() & {"tools", "chat_template_kwargs", "category", "score_chosen", "score_rejected"}
+        self.kinds |= made.keys() & OPTIONAL.keys()
 
-    def _compare(self, made: dict, number: int, prompt: str, chosen: str, rejected: str) -> list[str]:
+    def _compare(self, made: dict, number: int, prompt: str) -> list[str]:
         """Hold the pair against all before it and against the prompts of the test split.
 
         What drops a pair is equal to the letter; prompts may differ in case and space around them.
         """
         beside = str(made.get("tools")) + str(made.get("chat_template_kwargs"))
-        whole = hash((_said(made["prompt"]).strip().casefold(), beside))
+        asked, *said = (_said(made[part]) for part in PARTS)
+        whole = hash((asked.strip().casefold(), beside))
         self.prompts.add(whole)
         digest = hashlib.blake2b(_loose(prompt).encode("utf-8", "surrogatepass"), digest_size=8).digest()
         self.prompt_of.append(int.from_bytes(digest, "big", signed=True))  # the same in every process, unlike hash()
-        exact_prompt = hash((_said(made["prompt"]), beside))
+        exact_prompt = hash((asked, beside))
         self._exact_prompts.add(exact_prompt)
         found = ["in_test_split"] if whole in self.elsewhere else []
-        said = (_said(made["chosen"]), _said(made["rejected"]))
         before = self._exact.setdefault(hash((exact_prompt, *said)), number)
         if before != number:
             found.append("duplicate")
         else:
-            loose = hash((_loose(_said(made["prompt"])), beside, *map(_loose, said)))
+            loose = hash((_loose(asked), beside, *map(_loose, said)))
             if self._loose.setdefault(loose, number) != number:
                 found.append("near_duplicate")
         opposite = self._exact.get(hash((exact_prompt, *reversed(said))))
         if opposite is not None and said[0] != said[1]:
             found.append("opposite_label")
             if self.fate[opposite] != "opposite_label":
-                self._note("opposite_label", self.rows_of[opposite], made["where"])
-                self._drop(opposite, "opposite_label")
+                self._find("opposite_label", opposite, made["where"])
         return found
 
     def see_tokens(self, number: int, facts: dict) -> None:
         """Take note of the `token_facts` of one pair."""
         for name in facts["flags"]:
-            rows = self.rows_of[number]
-            self._note(name, rows, facts["where"], facts["text"])
-            self._drop(number, name)
+            self._find(name, number, facts["where"], facts["text"])
         if facts["lengths"]:
-            self.tokens_checked += 1
-            for part, length in zip(self._tokens, facts["lengths"], strict=True):
+            for part, length in zip(PARTS, facts["lengths"], strict=True):
                 self._tokens[part].append(length)
-            self.all_tokens += sum(facts["lengths"])
             self.unknown += facts["unknown"]
 
     def sound(self) -> list[int]:
@@ -250,25 +237,24 @@ class Checkup:
 
     def dropped_rows(self) -> dict[int, str]:
         """Why each row that is in no sound pair was dropped, by its number."""
-        used = {row for rows, fate in zip(self.rows_of, self.fate, strict=True) if fate is None for row in rows}
-        reasons = {row: fault for row, fault in self.row_faults.items() if row not in used}
+        used = {row for number in self.sound() for row in self.rows_of[number]}
+        reasons = dict(self.row_faults)
         for rows, fate in zip(self.rows_of, self.fate, strict=True):
             for row in rows:
-                if row not in used:
-                    reasons.setdefault(row, fate)
-        return reasons
+                reasons.setdefault(row, fate)
+        return {row: reason for row, reason in reasons.items() if row not in used}
 
     def report(self) -> dict:
         """What was found, ready for JSON. Shares of findings are of all rows read."""
         dropped = self.dropped_rows()
         rows = len(self.row_faults.keys() | {row for rows in self.rows_of for row in rows})
-        sound = self.sound()
+        tokens = sum(map(sum, self._tokens.values()))
         report = {
             "rows_read": rows,
             "rows_used": rows - len(dropped),
             "rows_dropped": len(dropped),
             "pairs_made": len(self.fate),
-            "pairs": len(sound),
+            "pairs": len(self.sound()),
             "distinct_prompts": len(self._exact_prompts),
             "most_turns_in_a_prompt": self.most_turns,
             "prompts_with_system_turn": self.with_system_turn,
@@ -279,9 +265,7 @@ class Checkup:
                     "count": self.counts[name],
                     "share": self.counts[name] / max(rows, 1),
                     "drops": finding.drops and name not in self.keep,
-                    "rows": self.first_rows[name],
-                    "first": self.first[name][0],
-                    "detail": self.first[name][1],
+                    **self.firsts[name],
                     "title": finding.title,
                     "meaning": finding.meaning,
                 }
@@ -289,8 +273,8 @@ class Checkup:
                 if self.counts[name]
             },
             "characters": self._describe(self._lengths),
-            "tokens": self._describe(self._tokens) | {"pairs_looked_at": self.tokens_checked},
-            "unknown_token_share": self.unknown / self.all_tokens if self.all_tokens else None,
+            "tokens": self._describe(self._tokens) | {"pairs_looked_at": len(self._tokens["prompt"])},
+            "unknown_token_share": self.unknown / tokens if tokens else None,
             "longer_is_chosen": self._longer_is_chosen(),
             "histograms": self._histograms(),
         }
@@ -300,13 +284,13 @@ class Checkup:
         described = {}
         for part, values in lengths.items():
             if values:
-                middle, most, longest = np.quantile(np.frombuffer(values, dtype=np.uint64), [0.5, 0.95, 1.0])
+                middle, most, longest = np.quantile(np.asarray(values), [0.5, 0.95, 1.0])
                 described[part] = {"median": float(middle), "p95": float(most), "longest": int(longest)}
         return described
 
     def _longer_is_chosen(self) -> dict | None:
         """How often a judge that prefers the longer answer agrees with the labels, ties half, with Wilson's interval."""
-        chosen, rejected = (np.frombuffer(self._lengths[part], dtype=np.uint64) for part in ("chosen", "rejected"))
+        chosen, rejected = (np.asarray(self._lengths[part]) for part in ("chosen", "rejected"))
         if not len(chosen):
             return None
         share = float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
@@ -315,10 +299,10 @@ class Checkup:
 
     def _histograms(self) -> dict:
         """Counts of lengths in 40 bins, in tokens of the pairs that were tokenised, or of all in characters."""
-        unit, lengths = ("tokens", self._tokens) if self.tokens_checked else ("characters", self._lengths)
+        unit, lengths = ("tokens", self._tokens) if self._tokens["prompt"] else ("characters", self._lengths)
         if not lengths["prompt"]:
             return {}
-        values = {part: np.frombuffer(numbers, dtype=np.uint64).astype(int) for part, numbers in lengths.items()}
+        values = {part: np.asarray(numbers).astype(int) for part, numbers in lengths.items()}
         most = max(1, *(np.quantile(numbers, 0.99) for numbers in values.values()))
         edges = np.linspace(0, most, 41)
         drawn = {part: np.histogram(np.minimum(numbers, most), edges)[0].tolist() for part, numbers in values.items()}
@@ -344,12 +328,10 @@ def verdict(report: dict) -> list[str]:
         first = "Sound, once the dropped rows are out."
     else:
         first = "Sound."
-    sentences = [first]
-    if dropped > 0.2:
-        worst = max((f for f in report["findings"].values() if f["drops"]), key=lambda finding: finding["count"])
-        sentences.append(f"{worst['count']:,} x {worst['title']}: {worst['meaning']}")
-    for finding in sorted(look, key=lambda finding: -finding["count"]):
-        sentences.append(f"{finding['count']:,} x {finding['title']}: {finding['meaning']}")
+    drops = [finding for finding in report["findings"].values() if finding["drops"]]
+    worst = [max(drops, key=lambda finding: finding["count"])] if dropped > 0.2 else []
+    told = worst + sorted(look, key=lambda finding: -finding["count"])
+    sentences = [first, *(f"{finding['count']:,} x {finding['title']}: {finding['meaning']}" for finding in told)]
     longer = report["longer_is_chosen"]
     if longer and longer["ci_low"] > 0.6:
         sentences.append(

@@ -22,6 +22,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,18 +61,12 @@ COMPRESSIONS = {
     ".zst": lambda path: io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd")),
 }
 BROKEN_ARCHIVE = (EOFError, OSError, zlib.error, lzma.LZMAError)
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
+WORDS_FOR = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "validation": ("validation", "valid", "val", "dev"),
 }
+SPLIT_WORDS = {word: split for split, words in WORDS_FOR.items() for word in words}
 ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json"}  # not rows
 OF_A_ROW = {"prompt", "question", "instruction", "query", "chosen", "rejected", "messages", "conversations"}
 # pandas writes NaN where a row has nothing
@@ -90,7 +85,8 @@ def open_splits(name: str, config: str | None = None, streaming: bool = False) -
         return {"train": _open_files(name, [path])}
     if path.is_dir():
         return _open_folder(name, path)
-    if is_path_like(name):
+    # Names on the hub have at most one slash, and no ending of a data file.
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or data_suffix(path) in READERS:
         raise ValueError(f"there is no file or folder {name}")
     try:
         return wrap_splits(load_dataset(name, name=config, streaming=streaming), name)
@@ -107,11 +103,11 @@ def open_splits(name: str, config: str | None = None, streaming: bool = False) -
 def wrap_splits(splits: dict, name: str) -> dict[str, RowSource]:
     """Splits that `datasets` has loaded, as sources of rows."""
 
-    def rows_of(split: str, dataset) -> Callable[[], Iterator[Row]]:
-        rows = dataset.with_format(None)  # saved as arrays or tables, it would give no texts
-        return lambda: (Row(f"{name}, {split}, row {n}", drop_fillings(row)) for n, row in enumerate(rows))
+    def source(split: str, dataset) -> RowSource:
+        where, rows = f"{name}, {split}", dataset.with_format(None)  # saved as arrays or tables, it would give no texts
+        return RowSource(where, lambda: (Row(f"{where}, row {n}", drop_fillings(row)) for n, row in enumerate(rows)))
 
-    return {split: RowSource(f"{name}, {split}", rows_of(split, dataset)) for split, dataset in splits.items()}
+    return {split: source(split, dataset) for split, dataset in splits.items()}
 
 
 def drop_fillings(value):
@@ -119,11 +115,6 @@ def drop_fillings(value):
     if isinstance(value, dict):
         return {key: drop_fillings(part) for key, part in value.items() if part is not None}
     return [drop_fillings(part) for part in value] if isinstance(value, list) else value
-
-
-def is_path_like(name: str) -> bool:
-    """Whether a name can only be a path: hub names have at most one slash, and no ending of a data file."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or data_suffix(Path(name)) in READERS
 
 
 def data_suffix(path: Path) -> str:
@@ -158,11 +149,7 @@ def _open_folder(name: str, path: Path) -> dict[str, RowSource]:
         return {"train": _open_files(name, files)}
     for file in shards.pop("", []):
         logger.warning(f"{file} is not read: its name does not say to which split it belongs, as those beside it do.")
-    return {
-        split: _open_files(f"{name}, {split}", shards[split])
-        for split in dict.fromkeys(SPLIT_WORDS.values())
-        if split in shards
-    }
+    return {split: _open_files(f"{name}, {split}", shards[split]) for split in WORDS_FOR if split in shards}
 
 
 def _check_inside(folder: Path) -> None:
@@ -196,22 +183,29 @@ def _open(path: Path):
     return COMPRESSIONS[path.suffix.lower()](path) if path.suffix.lower() in COMPRESSIONS else open(path, "rb")
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    """One object a line, or one list of objects, or one object that holds such a list; the content tells which."""
+@contextmanager
+def _unpacked(path: Path):
+    """A file's bytes, unpacked. Raises ValueError where a broken archive ends them early."""
     try:
         with _open(path) as file:
-            head = file.read(65536).removeprefix(b"\xef\xbb\xbf").lstrip()
-        is_lines = data_suffix(path) != ".json" or _has_a_row_a_line(path)
+            yield file
     except BROKEN_ARCHIVE as error:
         raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """One object a line, or one list of objects, or one object that holds such a list; the content tells which."""
+    with _unpacked(path) as file:
+        head = file.read(65536).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head:
         return
-    yield from _json_lines(path) if is_lines and not head.startswith(b"[") else _json_document(path)
+    is_lines = not head.startswith(b"[") and (data_suffix(path) != ".json" or _has_a_row_a_line(path))
+    yield from _json_lines(path) if is_lines else _json_document(path)
 
 
 def _has_a_row_a_line(path: Path) -> bool:
     """Whether the first line of a .json file is a whole object and not the last line."""
-    with _open(path) as file:
+    with _unpacked(path) as file:
         first, second = file.readline(), file.readline()
     try:
         return bool(second.strip()) and isinstance(JSON.decode(first.decode("utf-8-sig")), dict)
@@ -242,19 +236,17 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _json_document(path: Path) -> Iterator[Row]:
-    try:
-        with _open(path) as file:
+    with _unpacked(path) as file:
+        try:
             document = JSON.decode(file.read().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply") from error
-    except BROKEN_ARCHIVE as error:
-        raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+        except RecursionError as error:
+            raise ValueError(f"{path} is nested too deeply") from error
     if isinstance(document, dict):
         lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
         if len(lists) > 1 and len(lists) == len(document) and lists.keys() <= SPLIT_WORDS.keys():
@@ -269,8 +261,7 @@ def _json_document(path: Path) -> Iterator[Row]:
 
 def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
     try:
-        with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as file:
-            lines = _counted_lines(file)
+        with _unpacked(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as lines:
             first = next(lines, "")
             if delimiter == "," and ";" in first and "," not in first:  # as spreadsheets write it where 1,5 is a number
                 delimiter = ";"
@@ -278,18 +269,16 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
                 header = next(csv.reader([first], strict=True, delimiter=delimiter), [])
             except csv.Error as error:
                 raise ValueError(f"{path}, line 1: is not CSV: {error}") from error
-            reader = csv.reader(lines, strict=True, delimiter=delimiter)
             if len(set(header)) < len(header):
                 raise ValueError(f"{path}: a column name stands twice in the first line ({', '.join(header)})")
+            reader = csv.reader(lines, strict=True, delimiter=delimiter)
             while True:
-                where = f"{path}, line {lines.number + 1}"
+                where = f"{path}, line {reader.line_num + 2}"  # it counts from 0, and has not seen the header
                 try:
                     cells = next(reader, None)
                 except csv.Error as error:
-                    what = (
-                        "opens a quote that is never closed" if "end of data" in str(error) else f"is not CSV: {error}"
-                    )
-                    yield Row(where, "", what)
+                    is_open = "end of data" in str(error)
+                    yield Row(where, "", "opens a quote that is never closed" if is_open else f"is not CSV: {error}")
                     continue
                 if cells is None:
                     return
@@ -299,23 +288,6 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
                     yield Row(where, cells, f"has {len(cells)} fields where the header has {len(header)}")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    except BROKEN_ARCHIVE as error:
-        raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
-
-
-class _counted_lines:
-    """An iterator over lines that knows how many it has given."""
-
-    def __init__(self, file):
-        self.file, self.number = file, 0
-
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> str:
-        line = next(self.file)
-        self.number += 1
-        return line
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

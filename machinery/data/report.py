@@ -1,7 +1,7 @@
 """Show what was found in preference data: tables in the terminal, a JSON file, a picture of the lengths.
 
 show_reports({"train": report}, "runs/data")            # all of it; a report is what doctor.Checkup.report() returns
-print_report(report, "pairs.jsonl")                     # a table of findings, one of lengths, the verdict
+print_report(report)                                    # a table of findings, one of lengths, the verdict
 print(summary(report))                                  # the same in one line
 plot_lengths(report, "data_report.png")                 # how long prompts and answers are; is the longer one chosen?
 """
@@ -22,6 +22,7 @@ from ..common.kept_files import complete_file
 from ..common.safe_text import visible
 
 COLOURS = {"prompt": "tab:blue", "chosen": "tab:green", "rejected": "tab:red"}
+PLAIN = dict(box=None, padding=(0, 2, 0, 0), header_style="bold")  # of a table
 
 
 def show_reports(reports: dict, folder: Path | str) -> None:
@@ -32,25 +33,29 @@ def show_reports(reports: dict, folder: Path | str) -> None:
     if not reports or not PartialState().is_main_process:
         return
     for report in reports.values():
-        print_report(report, report["source"])
+        print_report(report)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with complete_file(Path(folder) / "data_report.json") as file:
         json.dump(reports, file, indent=2, ensure_ascii=True, allow_nan=False)
     plot_lengths(next(reversed(reports.values())), Path(folder) / "data_report.png")
 
 
-def print_report(report: dict, name: str, console: Console | None = None) -> None:
+def print_report(report: dict) -> None:
     """Print the whole report of one split. Texts from the data are printed as they are, without markup."""
-    console = console or Console(highlight=False)
-    console.print(Text(f"\n{_line(name)}: {_line(report['shape'])}", style="bold"))
-    console.print(f"{summary(report)}; {report['distinct_prompts']:,} distinct prompts{_turns(report)}\n")
+    console = Console(highlight=False)
+    console.print(Text(f"\n{_line(report['source'])}: {_line(report['shape'])}", style="bold"))
+    turns = ""
+    if most := report["most_turns_in_a_prompt"]:
+        turns = f", of up to {most} turns, {report['prompts_with_system_turn']:,} with a system turn"
+    console.print(f"{summary(report)}; {report['distinct_prompts']:,} distinct prompts{turns}\n")
     if report["scores"]:
         counts = ", ".join(f"{count:,} of {score}" for score, count in report["scores"].items())
         console.print(Text(f"Scores or labels of the answers (good is 1, bad is 0): {_line(counts)}\n"))
     if report["findings"]:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for column, justify in (("finding", "left"), ("count", "right"), ("share", "right"), ("", "left")):
-            table.add_column(column, justify=justify, no_wrap=column in ("count", "share"))
+        table = Table("finding", **PLAIN)
+        for column in ("count", "share"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column()
         table.add_column("first rows (from 0)")
         for finding in report["findings"].values():
             rows = ", ".join(map(str, finding["rows"][:6])) + (", ..." if finding["count"] > 6 else "")
@@ -59,14 +64,12 @@ def print_report(report: dict, name: str, console: Console | None = None) -> Non
         console.print(table)
         for finding in report["findings"].values():
             if finding["detail"]:
-                text = f"  {_line(finding['first'])}: {_line(finding['detail'])}"
-                console.print(Text(text, style="dim"))
+                console.print(Text(f"  {_line(finding['first'])}: {_line(finding['detail'])}", style="dim"))
     else:
         console.print("No finding.")
     console.print()
     console.print(_length_table(report))
-    if report["longer_is_chosen"]:
-        longer = report["longer_is_chosen"]
+    if longer := report["longer_is_chosen"]:
         console.print(
             f"A judge that prefers the longer answer agrees with {longer['accuracy']:.1%} "
             f"[{longer['ci_low']:.1%}, {longer['ci_high']:.1%}] of the labels."
@@ -99,27 +102,15 @@ def _line(text: str) -> str:
     return visible(text[:160]) + ("..." if len(text) > 160 else "")
 
 
-def _turns(report: dict) -> str:
-    if not report["most_turns_in_a_prompt"]:
-        return ""
-    return f", of up to {report['most_turns_in_a_prompt']} turns, {report['prompts_with_system_turn']:,} with a system turn"
-
-
 def _length_table(report: dict) -> Table:
-    tokens, characters = report["tokens"], report["characters"]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("length")
-    for unit in (["tokens"] if "prompt" in tokens else []) + ["characters"]:
-        for what in ("median", "95%", "longest"):
-            table.add_column(f"{unit}: {what}" if what == "median" else what, justify="right")
-    for part in ("prompt", "chosen", "rejected"):
-        cells = [
-            f"{lengths[part][what]:,.0f}"
-            for lengths in (tokens, characters)
-            if part in lengths
-            for what in ("median", "p95", "longest")
-        ]
-        table.add_row(part, *cells)
+    tokens = report["tokens"]
+    units = ("tokens", "characters") if "prompt" in tokens else ("characters",)
+    table = Table("length", **PLAIN)
+    for column in [title for unit in units for title in (f"{unit}: median", "95%", "longest")]:
+        table.add_column(column, justify="right")
+    for part in COLOURS:
+        lengths = [report[unit][part][what] for unit in units for what in ("median", "p95", "longest")]
+        table.add_row(part, *(f"{length:,.0f}" for length in lengths))
     if "prompt" in tokens and tokens["pairs_looked_at"] < report["pairs_made"]:
         table.caption = f"tokens: of {tokens['pairs_looked_at']:,} of the {report['pairs_made']:,} pairs"
     return table

@@ -106,13 +106,10 @@ def save_cleaned(path: Path, beside: Path, pairs: Dataset, dropped: dict[int, st
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Write rows as JSONL; the file is whole or not there."""
+    """Write rows as JSONL; the file is whole or not there. Letters stand as they are, but for half a character."""
     with complete_file(path) as file:
         for row in rows:
-            file.write(_as_line(row) + "\n")
-
-
-def _as_line(row: dict) -> str:
-    """JSON with its letters as they are; with escapes where half a character (a lone surrogate) cannot be written."""
-    line = json.dumps(row, ensure_ascii=False, default=str)  # of a dropped row: a date in a column that is not used
-    return line if line.isascii() or not SURROGATE.search(line) else json.dumps(row, default=str)
+            line = json.dumps(row, ensure_ascii=False, default=str)  # a date in a column that is not used, say
+            if SURROGATE.search(line):  # which cannot be written but with escapes
+                line = json.dumps(row, default=str)
+            file.write(line + "\n")
