@@ -89,8 +89,7 @@ def train(kind: str) -> tuple[dict, dict]:
     estimate = estimate_memory(trainer)
     memory.reset_peak()
     trainer.train()
-    start = 0 if memory.uses_gpu() else memory.START
-    return estimate, measure_memory(trainer, memory.peak_since_reset(), start)
+    return estimate, measure_memory(trainer)
 
 
 if __name__ == "__main__":

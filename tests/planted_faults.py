@@ -53,7 +53,7 @@ FAULTS = {
         "data",
     ),
     "data: identical answers kept": Planted(
-        "machinery/data/doctor.py", 'if made["chosen"] == made["rejected"]:', "if False:", "data"
+        "machinery/data/doctor.py", '"identical": is_identical,', '"identical": False,', "data"
     ),
     "data: held out by pair, not by prompt": Planted(
         "machinery/data/store.py",

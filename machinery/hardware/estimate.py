@@ -28,27 +28,20 @@ from . import memory
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "runtime")
 STATES_PER_PARAMETER = {"sgd": 0, "lion": 1, "lion_32bit": 1, "adafactor": 0}  # all others as AdamW: two
-ONE_BYTE_STATES = ("8bit",)
 
 
 class MemoryMeter(TrainerCallback):
     """Estimates the memory of a trainer's training when it is made, and measures what the training took."""
 
     def __init__(self, trainer):
-        self.trainer, self.estimate, self.measured = trainer, {}, {}
-        try:
-            self.estimate = estimate_memory(trainer)
-        except (RuntimeError, MemoryError) as error:  # without checkpointing it can need more than the training
-            if not is_out_of_memory(error):
-                raise
+        self.trainer, self.estimate, self.measured = trainer, _estimate_if_it_fits(trainer), {}
         trainer.add_callback(self)
 
     def on_train_begin(self, args, state, control, **kwargs):
         memory.reset_peak()
 
     def on_train_end(self, args, state, control, **kwargs):
-        start = 0 if memory.uses_gpu() else memory.START
-        self.measured = measure_memory(self.trainer, memory.peak_since_reset(), start)
+        self.measured = measure_memory(self.trainer)
 
     def table(self) -> str:
         """Estimate and, after the training, what was measured."""
@@ -69,10 +62,10 @@ def estimate_memory(trainer) -> dict[str, int]:
         return {}
     counted = _count(trainer)
     optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
-    states = STATES_PER_PARAMETER.get(optimizer, 2)
-    trainable = [p for p in trainer.model.parameters() if p.requires_grad]
-    width = 1 if any(mark in optimizer for mark in ONE_BYTE_STATES) else None
-    counted["optimizer"] = sum(states * p.numel() * (width or p.element_size()) for p in trainable)
+    one_state = counted["gradients"]  # which is as large, but in optimizers of 8 bits
+    if "8bit" in optimizer:
+        one_state = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    counted["optimizer"] = STATES_PER_PARAMETER.get(optimizer, 2) * one_state
     lengths = row_lengths(trainer.train_dataset)
     longest = trainer.train_dataset[int(lengths.argmax())]
     per_pair = in_full = kept_for_backward(trainer, [longest], checkpointing=False)
@@ -88,6 +81,16 @@ def estimate_memory(trainer) -> dict[str, int]:
     return counted | {"activations": per_pair * at_once, "runtime": runtime}
 
 
+def _estimate_if_it_fits(trainer) -> dict[str, int]:
+    """Nothing where memory runs out in the trial: without checkpointing it can need more than the training."""
+    try:
+        return estimate_memory(trainer)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return {}
+
+
 def can_be_foreseen(trainer) -> bool:
     """Whether the longest pair and the whole of the weights are at hand."""
     return isinstance(trainer.train_dataset, Dataset) and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
@@ -100,18 +103,12 @@ def choose_checkpointing(trainer) -> str:
     """
     args, why = trainer.args, ""
     if getattr(args, "checkpointing_if_needed", False) and not args.gradient_checkpointing:
-        if not can_be_foreseen(trainer):
-            is_short, why = True, ", because what it would save cannot be foreseen"
-        else:
-            try:
-                estimate = estimate_memory(trainer)
-                needed = sum(estimate[part] for part in ("gradients", "optimizer", "activations"))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                needed = float("inf")
-            free = memory.free_bytes()
-            worst_needed, worst_free = max(gather_object([(needed, free)]), key=lambda pair: pair[0] / pair[1])
+        is_short, why = True, ", because what it would save cannot be foreseen"
+        if can_be_foreseen(trainer):
+            estimate = _estimate_if_it_fits(trainer)
+            needed = sum(estimate.get(part, float("inf")) for part in ("gradients", "optimizer", "activations"))
+            by_process = gather_object([(needed, memory.free_bytes())])
+            worst_needed, worst_free = max(by_process, key=lambda pair: pair[0] / pair[1])
             is_short = worst_needed > 0.9 * worst_free
             why = f": about {worst_needed / 1e9:.1f} GB more would be needed without it, {worst_free / 1e9:.1f} GB are free"
         if is_short:
@@ -121,45 +118,41 @@ def choose_checkpointing(trainer) -> str:
     return f"Gradient checkpointing: {'on' if args.gradient_checkpointing else 'off'}{why}."
 
 
-def measure_memory(trainer, peak: int, start: int) -> dict[str, int]:
-    """Bytes by part after a training; the activations are what the peak held besides all others.
+def measure_memory(trainer) -> dict[str, int]:
+    """Bytes by part after a training, and the peak since `reset_peak`; the activations are what that held besides.
 
-    peak: the most that was in use during it. start: what was in use before the model was loaded.
+    What was in use before the model was loaded does not count.
     """
     counted = _count(trainer)
-    states = trainer.optimizer.state.values() if trainer.optimizer is not None else ()
+    states = trainer.optimizer.state.values()
     counted["optimizer"] = sum(_bytes(value for value in state.values() if torch.is_tensor(value)) for state in states)
-    counted["total"] = peak - start
-    return counted
+    return counted | {"total": memory.peak_since_reset() - (0 if memory.uses_gpu() else memory.START)}
 
 
 def memory_table(estimate: dict[str, int], measured: dict[str, int] | None = None) -> str:
     """Estimate, and what was measured beside it, in MiB."""
     if not estimate:
         return "Memory: not estimated; the pairs are streamed, the weights lie in pieces, or the trial did not fit."
+    estimate = estimate | {"peak": sum(estimate[part] for part in PARTS)}
+    if measured:
+        activations = measured["total"] - sum(measured[part] for part in PARTS[:4])
+        measured = measured | {"activations": activations, "peak": measured["total"]}
     lines = [f"{'Memory, MiB':<14}{'estimated':>10}" + (f"{'measured':>10}" if measured else "")]
-    for part in PARTS:
+    for part in (*PARTS, "peak"):
         line = f"  {part:<12}{estimate[part] / 2**20:>10,.0f}"
         if measured and part in measured:
-            line += f"{measured[part] / 2**20:>10,.0f}"
-        elif measured and part == "activations":
-            rest = measured["total"] - sum(measured[name] for name in PARTS[:4])
-            line += f"{rest / 2**20:>10,.0f}  with the runtime"
+            line += f"{measured[part] / 2**20:>10,.0f}" + "  with the runtime" * (part == "activations")
         lines.append(line)
-    total = f"  {'peak':<12}{sum(estimate[part] for part in PARTS) / 2**20:>10,.0f}"
-    return "\n".join([*lines, total + (f"{measured['total'] / 2**20:>10,.0f}" if measured else "")])
+    return "\n".join(lines)
 
 
 def _count(trainer) -> dict[str, int]:
-    model, names = trainer.model, {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        names[name] = tensor
-    frozen_copy = [tensor for name, tensor in names.items() if ".ref." in name]
-    reference = list(trainer.ref_model.parameters()) if trainer.ref_model is not None else []
+    tensors = [*trainer.model.named_parameters(), *trainer.model.named_buffers()]
+    reference = [] if trainer.ref_model is None else trainer.ref_model.parameters()
     return {
-        "weights": _bytes(tensor for name, tensor in names.items() if ".ref." not in name),
-        "gradients": _bytes(p for p in model.parameters() if p.requires_grad),
-        "reference": _bytes(frozen_copy) + _bytes(reference),
+        "weights": _bytes(tensor for name, tensor in tensors if ".ref." not in name),
+        "gradients": _bytes(p for p in trainer.model.parameters() if p.requires_grad),
+        "reference": _bytes(reference) + _bytes(tensor for name, tensor in tensors if ".ref." in name),  # a frozen copy
     }
 
 
@@ -183,13 +176,12 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
 
     tokens_seen, was_training = trainer._total_train_tokens, model.training
     model.train()
-    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     devices = [] if model.device.type == "cpu" else [model.device]  # whose random numbers go on as if nothing had been
     try:
         with (
             torch.enable_grad(),  # nothing is kept without
             torch.random.fork_rng(devices),
-            hooks,
+            torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
             trainer.compute_loss_context_manager(),
             _without_gathering(trainer.accelerator),
         ):

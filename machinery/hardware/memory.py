@@ -9,6 +9,7 @@ On a GPU it is what PyTorch had allocated there at the most; elsewhere what the 
 
 import ctypes
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -63,10 +64,8 @@ def free_bytes() -> int:
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
-        try:
+        with suppress(OSError, ValueError):  # no such group, or "max"
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
     return max(free, 1)
 
 

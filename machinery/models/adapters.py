@@ -23,13 +23,13 @@ from accelerate import PartialState
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import DPOConfig, ModelConfig, get_peft_config
 
 from ..common.errors import UserError
 from ..common.kept_files import complete_files
 from ..common.safe_text import first_line, say
-from .checks import check_model_folder, check_weights
-from .sharded_weights import keep_new_models_whole
+from .checks import check_model_folder, check_weights, read_object
 
 
 class Base(NamedTuple):
@@ -52,10 +52,8 @@ def check_adapter(name: str) -> Path:
         raise UserError(f"--adapter {name} is no folder")
     files = {file.name for file in folder.iterdir()}
     if "adapter_config.json" not in files:
-        what = (
-            "a full model, not an adapter: name it by --model_name_or_path" if "config.json" in files else "no adapter"
-        )
-        raise UserError(f"--adapter {name} holds {what}")
+        full = "a full model, not an adapter: name it by --model_name_or_path"
+        raise UserError(f"--adapter {name} holds {full if 'config.json' in files else 'no adapter'}")
     if "adapter_model.safetensors" not in files:
         pickled = " (adapter_model.bin can run code when it is loaded)" if "adapter_model.bin" in files else ""
         raise UserError(f"--adapter {name} holds no adapter_model.safetensors{pickled}")
@@ -64,7 +62,7 @@ def check_adapter(name: str) -> Path:
 
 def base_of_adapter(folder: Path) -> str | None:
     """The name or path of the base model, as the adapter has it."""
-    return _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    return _read(folder / "adapter_config.json").get("base_model_name_or_path")
 
 
 def base_of(name: str) -> str | None:
@@ -83,13 +81,9 @@ def base_of(name: str) -> str | None:
     return base
 
 
-def _read_object(path: Path) -> dict:
-    """What a JSON file holds. Raises UserError where it is no object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
+def _read(path: Path) -> dict:
+    content = read_object(path)
+    if content is None:
         raise UserError(f"{path} is no JSON object")
     return content
 
@@ -105,12 +99,12 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     for name, tensor in model.state_dict().items():
         if "lora_" not in name and ".modules_to_save." not in name:
             name = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
-            weights[name] = tensor.detach().reshape(-1), tuple(tensor.shape)
+            weights[name] = tensor.detach()
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(weights):
-        flat, shape = weights[name]
+    for name, tensor in sorted(weights.items()):
+        flat = tensor.reshape(-1)
         some = flat[:: max(1, len(flat) // 64)].float().cpu().to(torch.bfloat16)  # the same for every way to load it
-        digest.update(f"{name} {shape}".encode())
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(some.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
@@ -144,7 +138,7 @@ def check_base(folder: Path, fingerprint: str | None) -> None:
     """Compare a base with the one noted beside the adapter, where one is. Raises UserError where they differ."""
     if not (folder / NOTE).is_file() or fingerprint is None:
         return
-    noted = _read_object(folder / NOTE)
+    noted = _read(folder / NOTE)
     if noted.get("fingerprint") not in (None, fingerprint):
         raise UserError(f"{folder} was trained on another base, {noted.get('name')}: the weights differ")
 
@@ -172,13 +166,13 @@ def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: D
 
     Raises UserError where its target modules are none of the model's.
     """
-    if model_args.use_peft:
-        check_targets(base, model_args.lora_target_modules, model_args.lora_r, model_args.lora_modules_to_save)
-        if model_args.lora_dropout and training_args.disable_dropout:
-            unused = f"--lora_dropout {model_args.lora_dropout}"
-            say(f"{unused} does nothing: TRL switches dropout off (--no_disable_dropout).")
+    if not model_args.use_peft:
+        return None
+    check_targets(base, model_args.lora_target_modules, model_args.lora_r, model_args.lora_modules_to_save)
+    if model_args.lora_dropout and training_args.disable_dropout:
+        say(f"--lora_dropout {model_args.lora_dropout} does nothing: TRL switches dropout off (--no_disable_dropout).")
     config = get_peft_config(model_args)
-    if config is not None and isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
         config.target_modules = {config.target_modules}  # TRL makes one name a string, which PEFT takes for a pattern
     return config
 
@@ -187,22 +181,17 @@ def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, 
     """Accept "all-linear" and names of modules that are there. Raises UserError that lists those there are."""
     if rank < 1:
         raise UserError(f"--lora_r must be at least 1, not {rank}")
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or "Conv1D" in type(module).__name__
-    ]
-    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), "lm_head")
+    modules = dict(model.named_modules())
+    names = [name for name, m in modules.items() if isinstance(m, nn.Linear) or "Conv1D" in type(m).__name__]
+    head = next((name for name, module in modules.items() if module is model.get_output_embeddings()), "lm_head")
     for target in [targets] if isinstance(targets, str) else targets or []:
         if target != "all-linear" and not any(name == target or name.endswith("." + target) for name in names):
-            there = sorted({name.rsplit(".", 1)[-1] for name in names if name != head})
-            raise UserError(
-                f"--lora_target_modules {target} matches nothing; there are {', '.join(there)}, or all-linear"
-            )
+            there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names if name != head}))
+            raise UserError(f"--lora_target_modules {target} matches nothing; there are {there}, or all-linear")
         if target == head:
             raise UserError(f"--lora_target_modules {target}: TRL's DPO trainer takes no adapter on the head")
     for name in saved or []:
-        if not any(module.endswith(name) for module, _ in model.named_modules()):  # as PEFT looks for it
+        if not any(module.endswith(name) for module in modules):  # as PEFT looks for it
             raise UserError(f"--lora_modules_to_save {name}: the model has no such module")
     if head in (saved or []):
         raise UserError(f"--lora_modules_to_save {head}: TRL's DPO trainer takes no adapter on the head")
@@ -216,29 +205,31 @@ def merge_adapter(load_model, base_name: str, folder: Path, tokenizer, rows: lis
     the largest difference; raises UserError, and leaves nothing, where it is more than rounding.
     """
     init_kwargs.pop("quantization_config", None)  # rounded weights are no place to add anything to
-    keep_new_models_whole()  # the first of several processes does this alone
+    # The first of several processes does this alone, so ZeRO-3 must not cut up what is loaded from now on.
+    unset_hf_deepspeed_config()
 
     def load(name: str) -> PreTrainedModel:
         return load_model(name, **init_kwargs)[0]
 
+    def logits_of(model) -> list[torch.Tensor]:
+        return [model(torch.tensor([row], device=model.device)).logits.float().cpu() for row in rows]
+
     out = folder / "merged"
     model = PeftModel.from_pretrained(load(base_name), folder).eval()
-    before = [model(torch.tensor([row], device=model.device)).logits.float().cpu() for row in rows]
+    before = logits_of(model)
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        merged = model.merge_and_unload(safe_merge=True)
-        merged.save_pretrained(unfinished)
+        model.merge_and_unload(safe_merge=True).save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         again = load(str(unfinished)).eval()
-        after = [again(torch.tensor([row], device=again.device)).logits.float().cpu() for row in rows]
-        difference = max((a - b).abs().max().item() for a, b in zip(before, after, strict=True))
+        difference = max((a - b).abs().max().item() for a, b in zip(before, logits_of(again), strict=True))
         largest = max(logits.abs().max().item() for logits in before)
-        tolerance = TOLERANCE.get(again.dtype, 1e-4)
-        if not difference <= tolerance * largest:
+        explained = TOLERANCE.get(again.dtype, 1e-4) * largest
+        if not difference <= explained:
             raise UserError(
                 f"--merge: the merged model is not the base with its adapter: logits differ by up to {difference:.3g}, and rounding "
-                f"explains {tolerance * largest:.3g} in {str(again.dtype).removeprefix('torch.')}"
+                f"explains {explained:.3g} in {str(again.dtype).removeprefix('torch.')}"
             )
         shutil.rmtree(out, ignore_errors=True)
         unfinished.rename(out)

@@ -64,9 +64,8 @@ def check_loaded(model: nn.Module, report: dict, tokenizer) -> None:
     """
     for key, in_file, in_config in sorted(report["mismatched_keys"])[:1]:
         raise ValueError(f"{key} is {tuple(in_file)} in the file, and {tuple(in_config)} by config.json")
-    if report["missing_keys"]:
-        some = sorted(report["missing_keys"])
-        raise ValueError(f"it lacks {len(some)} of the model's weights (first: {some[0]}); they would be random")
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"it lacks {len(missing)} of the model's weights (first: {missing[0]}); they would be random")
     check_weights(model)
     check_vocabulary(model, tokenizer)
 
@@ -83,11 +82,10 @@ def check_model_folder(name: str) -> None:
         if "adapter_config.json" in files:
             raise ValueError(f"{name} holds an adapter without its base model; lora_dpo_training.py takes adapters")
         raise ValueError(f"{name} holds no model: there is no config.json in it")
-    if not isinstance(_read_json(path / "config.json"), dict):
+    if read_object(path / "config.json") is None:
         raise ValueError(f"{name}/config.json is no JSON object")
     if "model.safetensors.index.json" in files:
-        index = _read_json(path / "model.safetensors.index.json")
-        shards = index.get("weight_map") if isinstance(index, dict) else None
+        shards = (read_object(path / "model.safetensors.index.json") or {}).get("weight_map")
         if not isinstance(shards, dict):
             raise ValueError(f"{name}/model.safetensors.index.json has no weight_map")
         for shard in shards.values():
@@ -140,9 +138,10 @@ def is_same_tokenizer(one, other) -> bool:
     return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
 
 
-def _read_json(path: Path):
-    """What a JSON file holds; None where it holds none."""
+def read_object(path: Path) -> dict | None:
+    """The object in a JSON file; None where there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+    return content if isinstance(content, dict) else None

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import wraps
 
 from torch import nn
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
 def on_whole_weights(function: Callable) -> Callable:
@@ -30,8 +29,3 @@ def on_whole_weights(function: Callable) -> Callable:
             return function(model, *args, **kwargs)
 
     return on_whole
-
-
-def keep_new_models_whole() -> None:
-    """Models that are loaded from now on stay whole: a process that loads one alone would wait for the others."""
-    unset_hf_deepspeed_config()

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,19 +34,14 @@ LEAST_KEPT = 2  # the newest, and one in case that its disk block goes bad
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, whole or not, the newest last."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
+    return sorted(found, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
 
 
 def write_manifest(checkpoint: Path, run: dict) -> None:
     """Declare a checkpoint complete: the names, sizes and SHA-256 of its files, and the run it belongs to."""
     files = [path for path in checkpoint.rglob("*") if path.is_file() and MANIFEST not in path.name]
     with ThreadPoolExecutor() as threads:  # hashing gives up Python's lock
-        hashes = list(threads.map(_hash_and_keep, files))
+        hashes = list(threads.map(partial(_hash, is_new=True), files))
     noted = {
         path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256}
         for path, sha256 in sorted(zip(files, hashes, strict=True))
@@ -117,9 +113,8 @@ def delete_older(folder: Path, keep: int, known: set[Path], best: str | None = N
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint inside a run rather than a model: it holds what only a trainer needs."""
-    return (folder / "trainer_state.json").is_file() and any(
-        (folder / name).exists() for name in (MANIFEST, "scheduler.pt", "optimizer.pt")
-    )
+    has_state = (folder / "trainer_state.json").is_file()  # as a finished run has
+    return has_state and any((folder / name).exists() for name in (MANIFEST, "scheduler.pt", "optimizer.pt"))
 
 
 def complete_checkpoints(trainer, run: dict) -> None:
@@ -166,8 +161,8 @@ class CompleteCheckpoints(TrainerCallback):
     def _stop_unless_finite(model, state, checkpoint: Path | None = None):
         trained = [p for p in model.parameters() if p.requires_grad]
         trained = [p.to_local() if isinstance(p, DTensor) else p for p in trained]  # under FSDP2 this process's part
-        trained = [p for p in trained if p.numel()]
-        is_finite = all(torch.stack([p.isfinite().all() for p in trained]).tolist()) if trained else True
+        finite = [p.isfinite().all() for p in trained if p.numel()]
+        is_finite = all(torch.stack(finite).tolist()) if finite else True
         if all(gather_object([is_finite])):
             return
         if checkpoint is not None and state.is_world_process_zero:
@@ -175,13 +170,9 @@ class CompleteCheckpoints(TrainerCallback):
         raise FloatingPointError(f"the weights are no longer finite at step {state.global_step}")
 
 
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash_and_keep(path: Path) -> str:
-    """The hash of a file that was just written, once the disk has it: a full one may say so only now."""
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
+def _hash(path: Path, is_new: bool = False) -> str:
+    """The hash of a file; of one that was just written, once the disk has it: a full one may say so only now."""
+    with open(path, "r+b" if is_new else "rb") as file:
+        if is_new:
+            os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

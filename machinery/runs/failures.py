@@ -13,6 +13,7 @@ import pickle
 import shutil
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -109,11 +110,10 @@ def _is_refusal(error: BaseException) -> bool:
 
 def _way_on(trainer) -> str:
     """Where a run that failed can go on from."""
-    folder = Path(trainer.args.output_dir) if trainer is not None else None
-    checkpoint = newest_complete(folder)[0] if folder is not None else None
+    checkpoint = newest_complete(Path(trainer.args.output_dir))[0] if trainer is not None else None
     if checkpoint is None:
         return "No checkpoint was complete yet."
-    return f"{checkpoint} is complete: go on from it by --output_dir {folder} --resume_from_checkpoint."
+    return f"{checkpoint} is complete: go on from it by --output_dir {checkpoint.parent} --resume_from_checkpoint."
 
 
 def why_write_failed(error: BaseException, folder: Path | None) -> str | None:
@@ -125,18 +125,16 @@ def why_write_failed(error: BaseException, folder: Path | None) -> str | None:
     if isinstance(error, OSError):
         is_ours = folder is not None and bool(error.filename)
         is_ours = is_ours and Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
-        if not is_ours and error.errno not in NO_ROOM:
-            return None
-    elif isinstance(error, SafetensorError) and any(mark in text for mark in SAFETENSORS_MARKS):
-        pass
+        is_write = is_ours or error.errno in NO_ROOM
     elif isinstance(error, RuntimeError) and any(mark in text for mark in TORCH_MARKS):
-        text = "a file of a checkpoint could not be written to its end"
+        text, is_write = "a file of a checkpoint could not be written to its end", True
     else:
+        is_write = isinstance(error, SafetensorError) and any(mark in text for mark in SAFETENSORS_MARKS)
+    if not is_write:
         return None
-    try:
-        return f"{text}, with {shutil.disk_usage(folder or '.').free / 2**20:,.0f} MiB free"
-    except OSError:
-        return text
+    with suppress(OSError):
+        text += f", with {shutil.disk_usage(folder or '.').free / 2**20:,.0f} MiB free"
+    return text
 
 
 def remedies(trainer, error: BaseException) -> str:
@@ -147,16 +145,14 @@ def remedies(trainer, error: BaseException) -> str:
     where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
     if trainer is None:
         if where & {"sample_completions", "sequence_logps"}:
-            return (
-                "It ran out while replies were sampled or scored: --per_device_eval_batch_size, --max_new_tokens and "
-                "--max_length lower."
-            )
-        if "_precompute_ref_logps" in where:
-            return (
-                "It ran out while the reference's log-probs were computed: --precompute_ref_batch_size, --max_length "
-                "and --max_prompt_length lower."
-            )
-        return "Not even the model fits: take a smaller one, or --load_in_4bit in lora_dpo_training.py."
+            doing = "replies were sampled or scored"
+            flags = "--per_device_eval_batch_size, --max_new_tokens and --max_length"
+        elif "_precompute_ref_logps" in where:
+            doing = "the reference's log-probs were computed"
+            flags = "--precompute_ref_batch_size, --max_length and --max_prompt_length"
+        else:
+            return "Not even the model fits: take a smaller one, or --load_in_4bit in lora_dpo_training.py."
+        return f"It ran out while {doing}: {flags} lower."
     args, needs = trainer.args, _needs(trainer)
 
     def less(part: str, **changed) -> str:
@@ -169,9 +165,8 @@ def remedies(trainer, error: BaseException) -> str:
     if "sample_completions" in where:
         steps.append("--num_eval_prompts and --max_new_tokens lower: it ran out while replies were sampled")
     elif "evaluate" in where:
-        steps.append(
-            f"--per_device_eval_batch_size below {args.per_device_eval_batch_size}: it ran out while measuring"
-        )
+        below = f"--per_device_eval_batch_size below {args.per_device_eval_batch_size}"
+        steps.append(f"{below}: it ran out while measuring")
     if budget := getattr(args, "max_tokens_per_batch", None):
         steps.append(f"--max_tokens_per_batch {budget // 2}" + less("activations", max_tokens_per_batch=budget // 2))
     elif size > 1:
@@ -182,42 +177,34 @@ def remedies(trainer, error: BaseException) -> str:
         steps.append("--gradient_checkpointing true" + less("activations", gradient_checkpointing=True))
     if trainer.ref_model is not None:
         steps.append("--precompute_ref_log_probs" + less("reference"))
-    longest = (
-        f" than the longest pair's {int(row_lengths(trainer.train_dataset).max()):,} tokens, prompt and both answers"
-        if needs
-        else ""
-    )
-    steps.append(f"--max_length and --max_prompt_length lower{longest}")
+    lower = "--max_length and --max_prompt_length lower"
+    if needs:
+        longest = int(row_lengths(trainer.train_dataset).max())
+        lower += f" than the longest pair's {longest:,} tokens, prompt and both answers"
+    steps.append(lower)
     if not hasattr(trainer.model, "peft_config"):
         steps.append("an adapter instead of all weights, by lora_dpo_training.py" + less("optimizer"))
     elif not getattr(trainer.model, "is_quantized", False) and torch.cuda.is_available():
         steps.append("--load_in_4bit: the frozen base in half a byte a weight")
     if args.world_size == 1:
         steps.append("several GPUs that share the weights: recipes/accelerate/fsdp2.yaml")
+    expected = "What it needs cannot be estimated here."
+    if needs:
+        listed = ", ".join(f"{part} {size / 2**20:,.0f}" for part, size in needs.items())
+        expected = f"By estimate this run needs {sum(needs.values()) / 2**20:,.0f} MiB: {listed}."
     lines = [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
-    return "\n".join([_expected(needs), "What helps, in this order:", *lines])
+    return "\n".join([expected, "What helps, in this order:", *lines])
 
 
-def _needs(trainer, **changed) -> dict[str, int] | None:
-    """The estimate with some of the arguments changed; None where there is none (a stream, weights in pieces)."""
+def _needs(trainer, **changed) -> dict[str, int]:
+    """The estimate with some of the arguments changed; empty where there is none (a stream, weights in pieces)."""
     before = {name: getattr(trainer.args, name) for name in changed}
     try:
-        for name, value in changed.items():
-            setattr(trainer.args, name, value)
+        vars(trainer.args).update(changed)
         needs = estimate_memory(trainer)
     except Exception:  # not enough memory for one pair either, or a stream that has no longest pair
-        return None
+        return {}
     finally:
-        for name, value in before.items():
-            setattr(trainer.args, name, value)
-    if not needs:
-        return None
-    needs.pop("runtime")  # in the middle of a training it would count the training itself
+        vars(trainer.args).update(before)
+    needs.pop("runtime", None)  # in the middle of a training it would count the training itself
     return needs
-
-
-def _expected(needs: dict[str, int] | None) -> str:
-    if needs is None:
-        return "What it needs cannot be estimated here."
-    listed = ", ".join(f"{part} {size / 2**20:,.0f}" for part, size in needs.items())
-    return f"By estimate this run needs {sum(needs.values()) / 2**20:,.0f} MiB: {listed}."

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from accelerate import PartialState
@@ -42,27 +43,28 @@ def claim_output_dir(training_args, default: str) -> None:
     is_output_dir_given (whether the user does) and overwrite_output_dir. The first process chooses for all. Raises
     UserError where the folder cannot be written.
     """
-    choice = [None, None, [], None]
+    choice = refusal = None
     if PartialState().is_main_process:
         try:
             named = training_args.output_dir if training_args.is_output_dir_given else None
             wanted = Path(named or default)
             missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
             resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
-            choice[:3] = choose_folder(named, default, resume, replace)
+            choice = choose_folder(named, default, resume, replace)
             _made[:] = missing if named else [Path(choice[0]), *missing]
         except (OSError, ValueError) as error:
-            choice[3] = str(error)
-    folder, checkpoint, passed_over, refusal = broadcast_object_list(choice)
+            refusal = str(error)
+    choice, refusal = broadcast_object_list([choice, refusal])
     if refusal is not None:
         raise UserError(f"The output folder: {refusal}.")
-    training_args.output_dir = folder
+    training_args.output_dir, checkpoint, passed_over = choice
     if training_args.resume_from_checkpoint:
         for sentence in passed_over:
             say(sentence)
-        state = Path(checkpoint or "", "trainer_state.json")
-        step = json.loads(state.read_text(encoding="utf-8"))["global_step"] if checkpoint else 0
-        start = "" if checkpoint else ": there is no complete checkpoint yet, so it starts from the beginning"
+        step, start = 0, ": there is no complete checkpoint yet, so it starts from the beginning"
+        if checkpoint:
+            state = Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8")
+            step, start = json.loads(state)["global_step"], ""
         say(f"resumed from step {step}{start}")
         training_args.resume_from_checkpoint = checkpoint
 
@@ -109,14 +111,11 @@ def choose_folder(named: str | None, default: str | None, resume: str | None, re
 
 def free_folder(default: str) -> Path:
     """`default`, or `default-2`, `default-3`, ... where there is one already. The folder is made, so it is ours."""
-    number = 1
-    while True:
+    for number in count(1):
         folder = Path(default if number == 1 else f"{default}-{number}")
-        try:
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
-            number += 1
 
 
 def newest_unfinished(default: str) -> Path | None:

@@ -1,7 +1,7 @@
 """What decides the weights that a run ends with, so that a checkpoint is not gone on with as another run.
 
     keep_checkpoints(trainer)                            # each from now on with the identity of the run
-    run = describe_run(trainer, "demo/model")            # before training: start weights, pairs, settings
+    run = describe_run(trainer)                          # before training: start weights, pairs, settings
     differences(run, run_of_the_checkpoint)              # ["--seed is 43, and was 42"]; empty where it is the same run
 
 What changes nothing but speed, memory, logs or files is not in it, so those may differ: the number of processes too, as
@@ -9,6 +9,7 @@ long as all of them together take as many pairs a step.
 """
 
 import hashlib
+import json
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def keep_checkpoints(trainer) -> None:
     """Record in every checkpoint which run it belongs to. Raises UserError where this one is to go on from another's."""
     checkpoint, found = trainer.args.resume_from_checkpoint, [None, []]
     if PartialState().is_main_process:
-        found[0] = describe_run(trainer, trainer.model.config._name_or_path)
+        found[0] = describe_run(trainer)
         found[1] = differences(found[0], read_manifest(Path(checkpoint))["run"]) if checkpoint else []
     run_now, others = broadcast_object_list(found)
     if others:
@@ -51,10 +52,10 @@ def keep_checkpoints(trainer) -> None:
     complete_checkpoints(trainer, run_now)
 
 
-def describe_run(trainer, model_name: str) -> dict:
-    """The run's identity in plain values, for JSON. Call it before training, on one process.
+def describe_run(trainer) -> dict:
+    """The run's identity, as it will be when it comes back from JSON. Call it before training, on one process.
 
-    trainer: TRL's DPOTrainer. model_name: for the reader; the weights are compared by a hash.
+    trainer: TRL's DPOTrainer. The model's name is for the reader; its weights are compared by a hash.
     """
     args = trainer.args
     settings = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
@@ -63,9 +64,9 @@ def describe_run(trainer, model_name: str) -> dict:
     for config in list(getattr(trainer.model, "peft_config", {}).values())[:1]:
         settings |= {name: getattr(config, name, None) for name in ADAPTER_SETTINGS}
     return {
-        "model": {"name": model_name, "weights": start_weights(trainer.model)},
+        "model": {"name": trainer.model.config._name_or_path, "weights": start_weights(trainer.model)},
         "pairs": pairs_digest(trainer.train_dataset),
-        "settings": {name: _plain(value) for name, value in settings.items()},
+        "settings": json.loads(json.dumps(settings, default=_plain)),
     }
 
 
@@ -129,10 +130,5 @@ def _keywords(loss) -> dict:
 
 
 def _plain(value):
-    """As it will be when it comes back from JSON."""
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set) else value)]
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    value = getattr(value, "value", value)  # an enumeration
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    """What JSON cannot hold, as what it can: a set as a list, an enumeration as its value, all else as text."""
+    return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))

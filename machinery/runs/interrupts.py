@@ -28,8 +28,7 @@ class SaveOnSignal(TrainerCallback):
         heard = [number for number in gather_object([self.signal]) if number is not None]
         if heard:
             self.signal = heard[0]
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
         for number, handler in self._previous.items():

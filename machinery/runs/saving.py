@@ -25,9 +25,9 @@ def save_run(
 ) -> dict:
     """Write the run's files into the trainer's output folder, each complete or not at all; metrics.json is the last.
 
-    about: the names of script, model, reference and dataset. outcome: what `report_change` measured, added to what the trainer knows. replies: prompts, replies before training,
-    replies after it. base: what an adapter belongs to, noted beside it. Returns the metrics. Measures the held-out
-    pairs once more where that was not done at the last step.
+    about: the names of script, model, reference and dataset. outcome: what `report_change` measured, added to what the
+    trainer knows. replies: prompts, replies before training, replies after it. base: what an adapter belongs to, noted
+    beside it. Returns the metrics. Measures the held-out pairs once more where that was not done at the last step.
     """
     last_measured = max((logs["step"] for logs in trainer.state.log_history if "eval_loss" in logs), default=None)
     is_other_model = last_measured != trainer.state.global_step or trainer.args.load_best_model_at_end
@@ -36,27 +36,24 @@ def save_run(
     folder, state = Path(trainer.args.output_dir), trainer.state
     metrics = about | _facts_of_training(trainer) | outcome
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-    if not trainer.args.should_save:  # one of the other processes
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            trainer.save_model(str(folder / UNFINISHED), _internal_call=True)  # its share of the weights is needed
-        if trainer.args.push_to_hub:
-            trainer.push_to_hub(dataset_name=about["dataset"])  # here too
-        return metrics
-    with complete_files(folder) as unfinished:
-        trainer.save_model(str(unfinished), _internal_call=True)  # else it would push what is unfinished
-        shutil.rmtree(unfinished / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter that was trained on
-        if base is not None:
-            note_base(unfinished, base)
-        state.save_to_json(str(unfinished / "trainer_state.json"))
-        plot_training(state.log_history, unfinished / "training_curves.png")
-        (unfinished / "completions.md").write_text(completions_page(*replies), encoding="utf-8")
-        if heard_warnings():
-            lines = [json.dumps({"warning": text}) + "\n" for text in heard_warnings()]
-            (unfinished / "warnings.jsonl").write_text("".join(lines), encoding="utf-8")
-    with complete_file(folder / FINISHED) as file:
-        json.dump(metrics, file, indent=2, allow_nan=False)
+    if trainer.args.should_save:
+        with complete_files(folder) as unfinished:
+            trainer.save_model(str(unfinished), _internal_call=True)  # else it would push what is unfinished
+            shutil.rmtree(unfinished / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter that was trained on
+            if base is not None:
+                note_base(unfinished, base)
+            state.save_to_json(str(unfinished / "trainer_state.json"))
+            plot_training(state.log_history, unfinished / "training_curves.png")
+            (unfinished / "completions.md").write_text(completions_page(*replies), encoding="utf-8")
+            if heard_warnings():
+                lines = [json.dumps({"warning": text}) + "\n" for text in heard_warnings()]
+                (unfinished / "warnings.jsonl").write_text("".join(lines), encoding="utf-8")
+        with complete_file(folder / FINISHED) as file:
+            json.dump(metrics, file, indent=2, allow_nan=False)
+    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # one of the other processes
+        trainer.save_model(str(folder / UNFINISHED), _internal_call=True)  # its share of the weights is needed
     if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=about["dataset"])
+        trainer.push_to_hub(dataset_name=about["dataset"])  # by all processes
     return metrics
 
 

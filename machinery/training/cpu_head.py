@@ -13,7 +13,7 @@ What is rare goes through TRL's own code: logits that are scaled, capped or shif
 of the entropy.
 """
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 import trl.trainer.utils
@@ -23,15 +23,12 @@ TOKENS, ENTRIES = 512, 1024  # a tile: tokens times entries of the vocabulary, 2
 SLOPES = 2**24  # the gradients of so many logits at once: 64 MB in float32
 
 
+@contextmanager
 def cpu_head(device: torch.device):
     """A context in which TRL's fused head is the one of this file, if the device is a CPU."""
-    return _in_place_of_trls() if device.type == "cpu" else nullcontext()
-
-
-@contextmanager
-def _in_place_of_trls():
     stock = trl.trainer.utils._ChunkedLogProbFunction
-    trl.trainer.utils._ChunkedLogProbFunction = CPUHead
+    if device.type == "cpu":
+        trl.trainer.utils._ChunkedLogProbFunction = CPUHead
     try:
         yield
     finally:

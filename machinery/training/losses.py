@@ -52,8 +52,7 @@ def choose_loss(
         raise UserError(f"--loss_weights has {len(weights)} numbers for the {len(names)} names of --loss_type")
     given, settings, limits = _parse(loss_kwargs), settings or {}, limits or {}
     taken = {name: hyperparameters(known[name]) for name in names}
-    unused = set(given).difference(*taken.values())
-    if unused:
+    if unused := set(given).difference(*taken.values()):
         own = sorted({parameter for parameters in taken.values() for parameter in parameters} - set(settings))
         has = f"has {', '.join(own)}" if own else "has no hyperparameters of its own"
         raise UserError(f"--loss_kwargs {min(unused)}: {' + '.join(names)} {has}")
@@ -121,12 +120,12 @@ def hyperparameters(loss: Callable) -> list[str]:
 def _parse(words: list[str]) -> dict[str, float]:
     values = {}
     for word in filter(None, words):
-        name, equals, value = word.partition("=")
+        name, _, value = word.partition("=")
         try:
             values[name] = float(value)
         except ValueError:
-            equals = ""
-        if not equals or not math.isfinite(values[name]):
+            values[name] = math.nan
+        if not math.isfinite(values[name]):
             raise UserError(f"--loss_kwargs {word}: it is written name=number, as in lambda_=5")
     return values
 
@@ -158,8 +157,7 @@ def load_loss(where: str) -> Callable:
 def check_loss(loss: Callable, name: str, beta: float) -> None:
     """Try a loss on made-up pairs, and refuse one that could not train a model."""
     pair = made_up_pairs()
-    for logps in LOGPS[:2]:
-        pair[logps].requires_grad_(True)
+    policy_logps = [pair[logps].requires_grad_() for logps in LOGPS[:2]]
     try:
         losses = loss(beta=beta, **pair)
     except Exception as error:
@@ -167,17 +165,15 @@ def check_loss(loss: Callable, name: str, beta: float) -> None:
             f"The loss {name} cannot be called: {_in_one_line(error)}. It is given {', '.join(GIVEN)} by name; what it does "
             "not need goes into **others"
         ) from error
-    count = pair["chosen_lengths"].shape
-    if not isinstance(losses, torch.Tensor) or losses.shape != count:
+    count = len(pair["chosen_lengths"])
+    if not isinstance(losses, torch.Tensor) or losses.shape != (count,):
         got = f"shape {tuple(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
-        raise UserError(
-            f"The loss {name} returns {got} for {len(pair['chosen_lengths'])} pairs: one number a pair is wanted"
-        )
+        raise UserError(f"The loss {name} returns {got} for {count} pairs: one number a pair is wanted")
     if not losses.isfinite().all():
         raise UserError(f"The loss {name} is not finite for log-ratios between -20 and 20")
     if not losses.requires_grad:
         raise UserError(f"The loss {name} has no gradient: .item(), .detach(), no_grad or a comparison cut it off")
-    slopes = torch.autograd.grad(losses.mean(), [pair[logps] for logps in LOGPS[:2]], allow_unused=True)
+    slopes = torch.autograd.grad(losses.mean(), policy_logps, allow_unused=True)
     for answer, slope in zip(("chosen", "rejected"), slopes, strict=True):
         if slope is None or not slope.any():
             raise UserError(f"The loss {name} does not depend on the {answer} answer's log-prob under the policy")

@@ -32,6 +32,8 @@ from ..common.kept_files import forget_oldest
 from ..common.token_rows import hash_rows, row_lengths
 
 MOST_BYTES = 1_000_000_000
+COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+SETTINGS = ("max_length", "truncation_mode", "ld_alpha", "bf16", "fp16")  # of TRL's that decide a log-prob
 
 
 def reference_key(model: nn.Module, dataset: Dataset, settings: dict, adapter: str | None = None) -> str:
@@ -88,38 +90,28 @@ class CachedReference:
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if not isinstance(dataset, Dataset) or self._is_vision_dataset:
             return super()._precompute_ref_logps(dataset, name, batch_size)
-        folder, key = getattr(self.args, "reference_cache", None), None
-        kept = [None]
+        settings = {setting: getattr(self.args, setting) for setting in SETTINGS}
+        settings |= {"torch": torch.__version__, "transformers": transformers.__version__}
+        folder, key, kept = getattr(self.args, "reference_cache", None), None, None
         if folder and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # whose weights may be in pieces
             if self.accelerator.is_main_process:
-                key = self._reference_key(dataset)
-                kept = [load_logps(Path(folder), key, len(dataset))]
-            broadcast_object_list(kept)
-        if kept[0] is None:
+                model = self.accelerator.unwrap_model(self.ref_model or self.model)
+                adapter = "ref" if self.ref_model is None and "ref" in getattr(model, "peft_config", {}) else None
+                key = reference_key(model, dataset, settings | {"config": model.config.to_dict()}, adapter)
+                kept = load_logps(Path(folder), key, len(dataset))
+            [kept] = broadcast_object_list([kept])
+        if kept is None:
             order = row_lengths(dataset).argsort(descending=True, stable=True)  # too little memory shows at once
             ordered = dataset.select(order.tolist())
             # TRL keeps log-probs too, by rows and weights alone; so the settings become part of the rows' name.
-            ordered._fingerprint = Hasher.hash([ordered._fingerprint, self._reference_settings()])
+            ordered._fingerprint = Hasher.hash([ordered._fingerprint, settings])
             done = super()._precompute_ref_logps(ordered, name, batch_size)
-            kept[0] = tuple(torch.empty(len(dataset)) for _ in range(2))
-            for values, column in zip(kept[0], ("ref_chosen_logps", "ref_rejected_logps"), strict=True):
-                values[order] = torch.tensor(done[column])
+            kept = [torch.tensor(done[column])[order.argsort()] for column in COLUMNS]
             if key is not None:
-                save_logps(Path(folder), key, *kept[0])
-        chosen, rejected = kept[0]
-        dataset = dataset.add_column("ref_chosen_logps", chosen.tolist())
-        return dataset.add_column("ref_rejected_logps", rejected.tolist())
-
-    def _reference_key(self, dataset: Dataset) -> str:
-        model = self.accelerator.unwrap_model(self.ref_model or self.model)
-        adapter = "ref" if self.ref_model is None and "ref" in getattr(model, "peft_config", {}) else None
-        settings = self._reference_settings() | {"config": model.config.to_dict()}
-        return reference_key(model, dataset, settings, adapter)
-
-    def _reference_settings(self) -> dict:
-        names = ("max_length", "truncation_mode", "ld_alpha", "bf16", "fp16")
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        return {name: getattr(self.args, name) for name in names} | versions
+                save_logps(Path(folder), key, *kept)
+        for column, logps in zip(COLUMNS, kept, strict=True):
+            dataset = dataset.add_column(column, logps.tolist())
+        return dataset
 
 
 def _checksum(chosen: torch.Tensor, rejected: torch.Tensor) -> str:

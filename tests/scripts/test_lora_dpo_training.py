@@ -271,7 +271,7 @@ def test_the_parts_that_can_be_counted_are_estimated_exactly(base_model_folder, 
     trainer = trainer_for(base_model_folder, tmp_path)
     estimate = estimate_memory(trainer)
     trainer.train()
-    measured = measure_memory(trainer, memory.peak_since_reset(), memory.START)
+    measured = measure_memory(trainer)
     for part in ("weights", "gradients", "reference"):
         assert estimate[part] == measured[part]
     assert measured["optimizer"] == pytest.approx(estimate["optimizer"], rel=0.05)  # and a step counter a tensor
