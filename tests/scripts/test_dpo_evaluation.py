@@ -379,7 +379,7 @@ def test_what_needs_no_judge_is_kept_when_the_judge_never_answers(call, trained,
     async def no_wait(seconds):
         pass
 
-    monkeypatch.setattr("machinery.evaluation.verdict.EndpointJudge", partial(EndpointJudge, wait=no_wait))
+    monkeypatch.setattr("machinery.evaluation.judges.EndpointJudge", partial(EndpointJudge, wait=no_wait))
     code, _, error = call(
         "dpo_evaluation", "--model_name_or_path", trained, "--judge_url", "http://127.0.0.1:9/v1", "--judge_model", "nobody",
         *FEW, "--output_dir", tmp_path,
@@ -404,7 +404,7 @@ def test_another_tokenizer_is_said_and_log_probs_are_left_out(call, base_model_f
 
 
 def test_without_a_run_the_basic_one_is_trained_first(call, trained, tmp_path, monkeypatch):
-    def train(script):
+    def train():
         note = shutil.copytree(trained, tmp_path / "runs" / "basic") / "metrics.json"
         facts = json.loads(note.read_text())
         facts |= {name: str(PROJECT / facts[name]) for name in ("model", "reference", "dataset")}
