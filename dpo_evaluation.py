@@ -26,13 +26,12 @@ Try next:
     python dpo_evaluation.py --help
 """
 
-import sys
 import time
-from dataclasses import dataclass, field
-from itertools import combinations
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from transformers.hf_argparser import HfArg
 
 from demo.world import is_known, true_reward
 from dpo_utils import (
@@ -50,12 +49,12 @@ from dpo_utils import (
 from machinery.command.flag_help import EVALUATION_FLAGS
 from machinery.common.errors import UserError
 from machinery.common.intervals import bootstrap_mean
-from machinery.common.safe_text import without_secrets
 from machinery.comparing.side_by_side import newest_trained, run_facts, train_basic
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE
+from machinery.evaluation.judges import judge_from_flags
 from machinery.evaluation.metrics import PairLogps, preference_metrics, reply_metrics
 from machinery.evaluation.report import Report
-from machinery.evaluation.verdict import add_scores, choose_judge, compare, decide
+from machinery.evaluation.verdict import Reference, judge_all
 from machinery.models.adapters import base_of
 from machinery.models.checks import is_same_tokenizer
 from machinery.runs.folder import claim_output_dir
@@ -67,27 +66,21 @@ DEMO = dict(dataset_name="demo", max_new_tokens=96)
 
 @dataclass
 class EvaluationArguments(TutorialArguments):
-    models: list[str] = field(
-        default_factory=list, metadata={"help": "several models: one table, and each against each other"}
+    models: list[str] = HfArg(default_factory=list, help="several models: one table, and each against each other")
+    reference: str | None = HfArg(default=None, help="the model they started from (default: what their run has noted)")
+    num_samples: int = HfArg(default=4, help="answers a prompt and model")
+    temperature: float = HfArg(
+        default=1.0, help="1 is what the KL is defined on; lower writes likelier answers, 0 the likeliest"
     )
-    reference: str | None = field(
-        default=None, metadata={"help": "the model they started from (default: what their run has noted)"}
+    judge: str = HfArg(default="auto", help="truth (the demo), reward_model, endpoint, human, none; auto: what fits")
+    judge_model: str | None = HfArg(
+        default=None, help="a reward model; with --judge_url the name of a language model there"
     )
-    num_samples: int = field(default=4, metadata={"help": "answers a prompt and model"})
-    temperature: float = field(
-        default=1.0, metadata={"help": "1 is what the KL is defined on; lower writes likelier answers, 0 the likeliest"}
+    judge_url: str | None = HfArg(
+        default=None, help="an OpenAI-compatible endpoint; its key is read from DPO_JUDGE_API_KEY"
     )
-    judge: str = field(
-        default="auto", metadata={"help": "truth (the demo), reward_model, endpoint, human, none; auto: what fits"}
-    )
-    judge_model: str | None = field(
-        default=None, metadata={"help": "a reward model; with --judge_url the name of a language model there"}
-    )
-    judge_url: str | None = field(
-        default=None, metadata={"help": "an OpenAI-compatible endpoint; its key is read from DPO_JUDGE_API_KEY"}
-    )
-    judge_budget: int | None = field(default=None, metadata={"help": "the most requests to the endpoint"})
-    answers: str | None = field(default=None, metadata={"help": "the blind table of --judge human, filled in"})
+    judge_budget: int | None = HfArg(default=None, help="the most requests to the endpoint")
+    answers: str | None = HfArg(default=None, help="the blind table of --judge human, filled in")
 
 
 def what_to_evaluate(args, model_args):
@@ -112,10 +105,50 @@ def what_to_evaluate(args, model_args):
     return names, reference_name, dataset
 
 
-def write_answers(model, tokenizer, prompts: list, count: int, name: str, **sampling) -> list[list]:
-    """`count` answers to each prompt, sampled with the same seed for every model."""
-    repeated = [prompt for prompt in prompts for _ in range(count)]
-    flat = sample_completions(model, tokenizer, repeated, **sampling, progress=f"{name} answers")
+def measure(name: str, reference: Reference, pairs, prompts: list, args, training_args) -> dict:
+    """What a model writes, and what is found out about it beside the reference, as `Report` takes it."""
+    policy, tokenizer = load_any(name, **args.model_kwargs)
+    policy.to(training_args.device)
+    if tokenizer.chat_template is None and not isinstance(prompts[0], str):
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded
+    answers = write_answers(policy, tokenizer, prompts, name, args, training_args)
+    facts = run_facts(name)
+    beta = training_args.beta or facts.get("beta") or 0.1  # a reward is beta * (log policy - log reference)
+    measured = reply_metrics(answers) | reply_metrics(reference.answers, "_reference")
+    result = dict(model=name, beta=beta, trained_from=facts.get("reference"), answers=answers, measured=measured)
+    if not is_same_tokenizer(tokenizer, reference.tokenizer):
+        say(
+            f"{name} has another tokenizer than {reference.name}: no log-prob can be compared, so rewards and KL are left out."
+        )
+        return result
+
+    chosen, rejected, *_ = pair_logps(policy, pairs, reference.tokenizer, training_args.max_length)
+    result["given"] = PairLogps(*map(np.asarray, (chosen, rejected, *reference.given)))
+    scores = [pairs[column] for column in ("score_chosen", "score_rejected") if column in pairs.column_names]
+    measured |= preference_metrics(result["given"], beta, scores if len(scores) == 2 else None)
+    pad = reference.tokenizer.pad_token_id
+    # Its implicit reward of the reference's answers: the report says how good the one with the highest is
+    result["implicit"] = beta * (logps_of(policy, reference.answers, pad) - reference.logps)
+    if args.temperature == 1:
+        # KL(policy || reference): the mean of log policy - log reference over what the policy itself writes
+        drift = logps_of(policy, answers, pad) - logps_of(reference.model, answers, pad)
+        measured["kl"] = bootstrap_mean(drift.mean(axis=1))
+    return result
+
+
+def write_answers(model, tokenizer, prompts: list, name: str, args, training_args) -> list[list]:
+    """--num_samples answers to each prompt, sampled with the same seed for every model."""
+    count = args.num_samples
+    flat = sample_completions(
+        model,
+        tokenizer,
+        [prompt for prompt in prompts for _ in range(count)],
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=training_args.seed,
+        batch_size=training_args.per_device_eval_batch_size,
+        progress=f"{name} answers",
+    )
     return [flat[start : start + count] for start in range(0, len(flat), count)]
 
 
@@ -135,89 +168,41 @@ def main():
         flags=EVALUATION_FLAGS,
         needs_data=False,
     )
-    started, seed, device = time.time(), training_args.seed, training_args.device
+    started = time.time()
     names, reference_name, dataset = what_to_evaluate(args, model_args)
     say(f"Evaluating {', '.join(names)} against {reference_name} on {dataset}")
 
     # Data: the held-out pairs, and their prompts.
-    reference, tokenizer = load_any(reference_name, **args.model_kwargs)
-    reference.to(device)
+    model, tokenizer = load_any(reference_name, **args.model_kwargs)
+    model.to(training_args.device)
     args.data_kwargs["look_at"] = None  # every pair in tokens: one whose prompt fills max_length has no answer to score
     train_pairs, eval_pairs, _ = load_preferences(dataset, tokenizer, **args.data_kwargs)
     pairs = train_pairs if eval_pairs is None else eval_pairs
     prompts = pick_prompts(pairs, args.num_eval_prompts)
     claim_output_dir(training_args, "runs/evaluation")
     truth = true_reward if all(is_known(prompt) for prompt in prompts) else None
-    judge = choose_judge(
-        args.judge,
-        truth=truth,
-        model=args.judge_model,
-        url=args.judge_url,
-        budget=args.judge_budget,
-        answers=args.answers,
-        folder=Path(training_args.output_dir),
-        seed=seed,
-        device=device,
-    )
+    judge = judge_from_flags(args, training_args, truth)
 
     # The reference: how likely it finds the given answers, what it writes itself, and how likely it finds that.
-    ref_chosen, ref_rejected, *lengths = pair_logps(reference, pairs, tokenizer, training_args.max_length)
-    sampling = dict(
-        count=args.num_samples,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        seed=seed,
-        batch_size=training_args.per_device_eval_batch_size,
-    )
-    ref_answers = write_answers(reference, tokenizer, prompts, name="the reference", **sampling)
-    pad = tokenizer.pad_token_id
-    ref_logps = logps_of(reference, ref_answers, pad)
+    given = pair_logps(model, pairs, tokenizer, training_args.max_length)
+    answers = write_answers(model, tokenizer, prompts, "the reference", args, training_args)
+    logps = logps_of(model, answers, tokenizer.pad_token_id)
+    reference = Reference(reference_name, model, tokenizer, given, answers, logps)
 
     # The models: the same, one after the other.
-    results, written = [], {reference_name: ref_answers}
-    for name in dict.fromkeys(names):
-        policy = None  # one model at a time beside the reference
-        policy, its_tokenizer = load_any(name, **args.model_kwargs)
-        policy.to(device)
-        if its_tokenizer.chat_template is None and not isinstance(prompts[0], str):
-            its_tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded
-        answers = written[name] = write_answers(policy, its_tokenizer, prompts, name=name, **sampling)
-        facts = run_facts(name)
-        beta = training_args.beta or facts.get("beta") or 0.1  # a reward is beta * (log policy - log reference)
-        result = {"model": name, "beta": beta, "trained_from": facts.get("reference")}
-        result["measured"] = reply_metrics(answers) | reply_metrics(ref_answers, "_reference")
-        results.append(result)
-        if not is_same_tokenizer(its_tokenizer, tokenizer):
-            say(
-                f"{name} has another tokenizer than {reference_name}: no log-prob can be compared, so rewards and KL are left out."
-            )
-            continue
-        chosen, rejected, *_ = pair_logps(policy, pairs, tokenizer, training_args.max_length)
-        result["given"] = PairLogps(*map(np.asarray, (chosen, rejected, ref_chosen, ref_rejected, *lengths)))
-        scores = [pairs[column] for column in ("score_chosen", "score_rejected") if column in pairs.column_names]
-        result["measured"] |= preference_metrics(result["given"], beta, scores if len(scores) == 2 else None)
-        # Its implicit reward of the reference's answers: the report says how good the one with the highest is
-        result["implicit"] = beta * (logps_of(policy, ref_answers, pad) - ref_logps)
-        if args.temperature == 1:
-            # KL(policy || reference): the mean of log policy - log reference over what the policy itself writes
-            drift = logps_of(policy, answers, pad) - logps_of(reference, answers, pad)
-            result["measured"]["kl"] = bootstrap_mean(drift.mean(axis=1))
+    results = [measure(name, reference, pairs, prompts, args, training_args) for name in dict.fromkeys(names)]
 
     # The judge: every model against the reference, and each against each other. "Better" and "worse" need a p below
     # 0.05, of a paired test over the prompts, corrected for the number of comparisons; all else is "cannot tell".
-    names = [result["model"] for result in results]
-    matches = [(name, reference_name) for name in names] + [(new, old) for old, new in combinations(names, 2)]
-    outcomes = [compare(judge, prompts, written[old], written[new], model=new, against=old) for new, old in matches]
-    decide(outcomes)  # puts rates, p and verdict into each
-    for result, outcome in zip(results, outcomes, strict=False):  # the first of them are those against the reference
-        add_scores(result, outcome)  # puts the judge's mean scores into each
+    outcomes = judge_all(judge, prompts, reference, results)
 
     # Result: verdicts in words, a table, and report.html with all answers side by side.
-    report = Report(results, outcomes, reference_name, judge, prompts, written, pairs, eval_pairs is not None)
+    report = Report(results, outcomes, reference, judge, prompts, pairs, eval_pairs is not None)
     report.show()
-    made = {"command": " ".join(["python", *without_secrets(sys.argv)]), "seed": str(seed), "dataset": str(dataset)}
-    files = report.write(Path(training_args.output_dir), made | {"seconds": f"{time.time() - started:.0f}"})
-    for problem in {outcome.problem for outcome in outcomes if outcome.problem}:
+    made = {"seed": str(training_args.seed), "dataset": str(dataset), "seconds": f"{time.time() - started:.0f}"}
+    files = report.write(Path(training_args.output_dir), made)
+    problem = next((outcome.problem for outcome in outcomes if outcome.problem), None)
+    if problem:
         raise UserError(f"{problem}. What needs no judge is in {files}.")
     say(f"""
 What to look at   {files}

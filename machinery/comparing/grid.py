@@ -23,14 +23,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..common.errors import UserError
+
 PROJECT = Path(__file__).resolve().parents[2]
 RUNS_AT_A_TIME = 1 if torch.accelerator.is_available() else min(8, os.cpu_count())
 # Student's t for a 95% interval, by the number of values less one, from 1
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-
-
-class GridError(RuntimeError):
-    """A run of a grid failed."""
 
 
 def run_grid(
@@ -39,7 +37,7 @@ def run_grid(
     """The metrics of every case, one dictionary a seed.
 
     cases: {name: (script, its flags)}; "{seed}" in a flag is the seed. stamps: for a case, whatever else its result
-    depends on: with another stamp it is run again.
+    depends on: with another stamp it is run again. Raises UserError for a run that fails.
     """
     jobs = [(case, seed) for seed in seeds for case in cases]
     with ThreadPoolExecutor(max_workers=RUNS_AT_A_TIME) as pool, tqdm(total=len(jobs), desc="runs") as bar:
@@ -55,13 +53,11 @@ def run_grid(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    results = {}
-    for (case, _), outcome in zip(jobs, outcomes, strict=True):
-        results.setdefault(case, []).append(outcome)
-    return results
+    # All cases of a seed stand together.
+    return {case: outcomes[place :: len(cases)] for place, case in enumerate(cases)}
 
 
-def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str = "") -> dict:
+def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str) -> dict:
     """The metrics of one run, made now if it is not there yet."""
     words = ["--seed", str(seed), "--eval_strategy", "no", "--save_strategy", "no"]
     words += [flag.replace("{seed}", str(seed)) for flag in flags]
@@ -74,7 +70,8 @@ def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str 
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
-            raise GridError(f"{' '.join(command[1:])} ended with {done.returncode}: {last[0]}")
+            failure = f"{' '.join(command[1:])} ended with {done.returncode}: {last[0]}"
+            raise UserError(f"A run failed, and those that are finished are kept: {failure}")
         for weights in folder.rglob("*.safetensors"):
             weights.unlink()
         note.write_text(json.dumps(made_by))
@@ -87,14 +84,11 @@ def alone() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
 
 
-def markdown(results: dict[str, list[dict]], columns: dict[str, str], first: str = "case", cell=None) -> str:
-    """A table with a row a case; each cell is the mean over the seeds, and in brackets the lowest and the highest.
-
-    cell(values): another way to write a cell.
-    """
+def markdown(results: dict[str, list[dict]], columns: dict[str, str], first: str = "case") -> str:
+    """A table with a row a case; each cell is the mean over the seeds, and in brackets the lowest and the highest."""
     lines = [f"| {first} | " + " | ".join(columns.values()) + " |", "|---|" + "---|" * len(columns)]
     for label, outcomes in results.items():
-        cells = [(cell or spread)([outcome.get(column) for outcome in outcomes]) for column in columns]
+        cells = [spread([outcome.get(column) for outcome in outcomes]) for column in columns]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

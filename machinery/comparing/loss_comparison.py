@@ -11,16 +11,17 @@ import math
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers.hf_argparser import HfArg
 
 from demo.world import is_known, true_reward
 
 from ..common.errors import UserError
 from ..training.losses import check_names, choose_loss
-from .grid import PROJECT, GridError, markdown, mean_interval, run_grid, without
+from .grid import PROJECT, mean_interval, run_grid, without
 from .loss_figures import plot_frontier, plot_noise, plot_shapes
 
 OWN_FLAGS = {"--compare", "--losses", "--betas", "--seeds", "--output_dir", "--overwrite_output_dir", "--seed"}
@@ -48,24 +49,18 @@ COLUMNS = {
 class CompareArguments:
     """What a script with losses takes besides, to train with more than one."""
 
-    beside: str | None = field(
-        default=None, metadata={"help": "another loss to train too, and put beside; none: no other"}
-    )
-    compare: str | None = field(
+    beside: str | None = HfArg(default=None, help="another loss to train too, and put beside; none: no other")
+    compare: str | None = HfArg(
         default=None,
-        metadata={
-            "nargs": "?",
-            "const": "losses",
-            "help": "train the demo with many losses; noise: with flipped labels; length: with labels that favour length; "
-            "alike: with answers that differ in one word",
-        },
+        metadata={"nargs": "?", "const": "losses"},
+        help="train the demo with many losses; noise: with flipped labels; length: with labels that favour length; "
+        "alike: with answers that differ in one word",
     )
-    losses: list[str] = field(default_factory=list, metadata={"help": "with --compare: these losses"})
-    betas: list[str] = field(
-        default_factory=list,
-        metadata={"help": "with --compare: these values, or x0.3 x3 as multiples of each loss's own"},
+    losses: list[str] = HfArg(default_factory=list, help="with --compare: these losses")
+    betas: list[str] = HfArg(
+        default_factory=list, help="with --compare: these values, or x0.3 x3 as multiples of each loss's own"
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "with --compare: these seeds"})
+    seeds: list[int] = HfArg(default_factory=lambda: [0], help="with --compare: these seeds")
 
 
 def compare(
@@ -95,26 +90,19 @@ def compare(
     check_names(losses, known, "--losses")
     cells = _cells(kind, losses, betas, known, own)
     _write_data(kind, seeds, folder / "data")
-    cases = {
-        case: (script, without(sys.argv[1:], OWN_FLAGS) + _flags(kind, cell, folder)) for case, cell in cells.items()
-    }
-    stamps = {
-        case: inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)
-        for case, cell in cells.items()
-    }
+    cases, stamps = {}, {}
+    for case, cell in cells.items():
+        cases[case] = (script, without(sys.argv[1:], OWN_FLAGS) + _flags(kind, cell, folder))
+        stamps[case] = inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)
     print(f"{len(cases)} settings, {len(seeds)} seed(s); finished runs are kept in {folder / 'cells'}", flush=True)
-    try:
-        results = run_grid(cases, seeds, folder / "cells", stamps)
-    except GridError as error:
-        raise UserError(f"A run failed, and those that are finished are kept: {error}") from error
+    results = run_grid(cases, seeds, folder / "cells", stamps)
+    rows = [cells[case] | {key: [run.get(key) for run in runs] for key in COLUMNS} for case, runs in results.items()]
     report = {
         "kind": kind,
         "seeds": seeds,
         "before": [metrics.get("true_reward_before") for metrics in next(iter(results.values()))],
         "best_of_n": best_of_n(prompts, reply, seeds, folder / "best_of_n.json") if kind == "losses" else {},
-        "runs": [
-            cells[case] | {key: [run.get(key) for run in runs] for key in COLUMNS} for case, runs in results.items()
-        ],
+        "runs": rows,
     }
     (folder / "results.json").write_text(json.dumps(report, indent=1))
     table = noise_table(report) if kind == "noise" else loss_table(report)
@@ -125,8 +113,7 @@ def compare(
         plot_noise(report, folder / "noise.png")
     elif kind == "losses":
         plot_frontier(report, folder / "frontier.png")
-        filled = {name: _filled(name, known, own[name]) for name in losses}
-        plot_shapes(filled, {name: own[name]["beta"] for name in losses}, folder / "shapes.png")
+        plot_shapes(_filled(losses, known, own), {name: own[name]["beta"] for name in losses}, folder / "shapes.png")
     print(f"\nWhat to look at   {', '.join(map(str, [*sorted(folder.glob('*.png')), folder / 'table.md']))}")
 
 
@@ -168,10 +155,13 @@ def _write_data(kind: str, seeds: list[int], folder: Path) -> None:
             write_alike_pairs(folder / f"seed{seed}", seed)
 
 
-def _filled(name: str, known: dict[str, Callable], own: dict) -> Callable:
-    """A loss with the hyperparameters it has on this data."""
-    settings = {"label_smoothing": own.get("label_smoothing", 0.0), "discopop_tau": own.get("discopop_tau", 0.05)}
-    return choose_loss([name], known, loss_kwargs=own.get("loss_kwargs", []), settings=settings)
+def _filled(losses: list[str], known: dict[str, Callable], own: dict[str, dict]) -> dict[str, Callable]:
+    """Losses with the hyperparameters they have on this data."""
+    filled, defaults = {}, {"label_smoothing": 0.0, "discopop_tau": 0.05}
+    for name in losses:
+        settings = {parameter: own[name].get(parameter, value) for parameter, value in defaults.items()}
+        filled[name] = choose_loss([name], known, loss_kwargs=own[name].get("loss_kwargs", []), settings=settings)
+    return filled
 
 
 def _beta(word: str, own: float) -> float:
@@ -251,40 +241,37 @@ def best_of_n(prompts: list, reply: Callable[[int], list[str]], seeds: list[int]
 
 def loss_table(report: dict) -> str:
     """A row a loss and beta."""
-    rows = {_name(run): _by_seed(run) for run in report["runs"]}
-    for outcomes in rows.values():  # of the time the mean alone: how busy the machine was is no draw from anything
-        mean = sum(outcome["train_seconds"] for outcome in outcomes) / len(outcomes)
-        outcomes[:] = [outcome | {"train_seconds": mean} for outcome in outcomes]
-    before = [{"true_reward_after": value, "win_rate": 0.5, "kl": 0.0} for value in report["before"]]
-    head, line, *lines = markdown(
-        {"before training | ": before} | rows, COLUMNS, "loss | beta", with_interval
-    ).splitlines()
-    return "\n".join([head, line + "---|", *lines])
+    rows = {"before training | ": {"true_reward_after": report["before"], "win_rate": [0.5], "kl": [0.0]}}
+    for run in report["runs"]:
+        # Of the time the mean alone: how busy the machine was is no draw from anything.
+        rows[_name(run)] = run | {"train_seconds": [mean_interval(run["train_seconds"])[0]]}
+    return _table(rows, COLUMNS)
 
 
 def noise_table(report: dict) -> str:
     """True reward: a row a loss, a column a share of flipped labels."""
-    columns = {f"{share:g}": f"{share:.0%} flipped" for share in SHARES}
     rows = {}
     for run in report["runs"]:
-        outcomes = rows.setdefault(_name(run), [{} for _ in report["seeds"]])
-        for outcome, value in zip(outcomes, run["true_reward_after"], strict=True):
-            outcome[f"{run['share']:g}"] = value
-    head, line, *lines = markdown(rows, columns, "loss | beta", with_interval).splitlines()
-    return "\n".join([head, line + "---|", *lines])
+        rows.setdefault(_name(run), {})[run["share"]] = run["true_reward_after"]
+    return _table(rows, {share: f"{share:.0%} flipped" for share in SHARES})
 
 
 def _name(run: dict) -> str:
     return f"{run['loss']} | " + ("" if run["beta"] is None else f"{run['beta']:g}")
 
 
-def _by_seed(run: dict) -> list[dict]:
-    return [dict(zip(COLUMNS, values, strict=True)) for values in zip(*(run[key] for key in COLUMNS), strict=True)]
+def _table(rows: dict[str, dict], columns: dict) -> str:
+    """Markdown. rows: by loss and beta, and by column, one value a seed."""
+    lines = ["| loss | beta | " + " | ".join(columns.values()) + " |", "|---|---|" + "---|" * len(columns)]
+    for label, row in rows.items():
+        cells = [with_interval(row.get(column, [None])) for column in columns]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def with_interval(values: list[float | None]) -> str:
     """A table's cell: the mean over seeds and, in brackets, its 95% interval; empty where nothing was measured."""
-    if any(value is None for value in values):
+    if None in values:
         return ""
     mean, half = mean_interval(values)
     digits = 1 if abs(mean) >= 20 else 2

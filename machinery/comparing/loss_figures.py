@@ -35,45 +35,30 @@ def plot_frontier(report: dict, path: Path | str) -> None:
     figure, axes = plt.subplots(figsize=(9, 6))
     losses = list(dict.fromkeys(run["loss"] for run in report["runs"]))
     colours = plt.get_cmap("tab10" if len(losses) <= 10 else "tab20")
-    has_curves, labels = False, []
+    labels = []
     for number, name in enumerate(losses):
         runs = sorted((run for run in report["runs"] if run["loss"] == name), key=lambda run: run["beta"] or 0)
-        has_curves |= len(runs) > 1
-        colour = colours(number % colours.N)
-        points = [[mean_interval(run[key]) for run in runs] for key in ("kl", "true_reward_after")]
-        (kl, kl_half), (reward, reward_half) = (zip(*values, strict=True) for values in points)
-        axes.errorbar(
-            [max(value, 0.01) for value in kl],
-            reward,
-            xerr=_bars(kl_half),
-            yerr=_bars(reward_half),
-            fmt="D" if name == "sft" else "o-",
-            markersize=4,
-            linewidth=1.3,
-            elinewidth=0.4,
-            color=colour,
-            label=name if len(runs) > 1 else None,  # a single point has its name beside it
-        )
-        for run, x, y in zip(runs, kl, reward, strict=True):
-            text, ink = (f"{run['beta']:g}", colour) if len(runs) > 1 else (name, "black")
-            labels.append((text, max(x, 0.01), y, ink))
+        is_curve, colour = len(runs) > 1, colours(number % colours.N)
+        kl, kl_bars = _means(runs, "kl")
+        rewards, reward_bars = _means(runs, "true_reward_after")
+        kl = [max(value, 0.01) for value in kl]
+        label = name if is_curve else None  # a single point has its name beside it
+        style = dict(fmt="D" if name == "sft" else "o-", markersize=4, linewidth=1.3, elinewidth=0.4, color=colour)
+        axes.errorbar(kl, rewards, xerr=kl_bars, yerr=reward_bars, label=label, **style)
+        for run, *point in zip(runs, kl, rewards, strict=True):
+            labels.append((f"{run['beta']:g}", *point, colour) if is_curve else (name, *point, "black"))
     before = mean_interval(report["before"])[0]
     axes.axhline(before, color="grey", linewidth=0.8, linestyle=":", label="before training")
-    if report["best_of_n"]:
-        best = report["best_of_n"].values()
-        rewards = [mean_interval(entry["true_reward"])[0] for entry in best]
-        axes.plot([entry["kl"] for entry in best], rewards, "k^--", markersize=5, label="best of n, by the truth")
-        for n, entry, reward in zip(report["best_of_n"], best, rewards, strict=True):
-            labels.append((f"n={n}", entry["kl"], reward, "black"))
-    means = [mean_interval(run["true_reward_after"])[0] for run in report["runs"]]
+    best = {n: (entry["kl"], mean_interval(entry["true_reward"])[0]) for n, entry in report["best_of_n"].items()}
+    if best:
+        axes.plot(*zip(*best.values(), strict=True), "k^--", markersize=5, label="best of n, by the truth")
+        labels += [(f"n={n}", *point, "black") for n, point in best.items()]
+    means, _ = _means(report["runs"], "true_reward_after")
     axes.set_ylim(min(before, *means) - 0.4, max(means) + 0.7)  # an interval of three seeds can be wider than the scale
     axes.set_xscale("log")
-    scale = "log scale" + ("; the numbers at the points are beta" if has_curves else "")
-    axes.set_xlabel(f"KL from the reference, nats a reply ({scale})")
-    axes.set_ylabel("true reward of held-out replies")
-    axes.set_title(f"What is won, and how far from the reference ({_seeds(report)})")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    scale = "log scale" + ("; the numbers at the points are beta" if len(report["runs"]) > len(losses) else "")
+    x_label = f"KL from the reference, nats a reply ({scale})"
+    _describe(axes, x_label, "What is won, and how far from the reference", report, legend="lower right")
     figure.tight_layout()  # places are found on the finished page
     _place_labels(axes, labels)
     _save(figure, path)
@@ -83,20 +68,13 @@ def _place_labels(axes, labels: list[tuple]) -> None:
     """Write each (text, x, y, colour) beside its point, where it covers neither a point nor another label."""
     renderer, dots = axes.figure.canvas.get_renderer(), axes.transData.transform([label[1:3] for label in labels])
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    style = dict(textcoords="offset points", fontsize=8)
+    style["path_effects"] = [withStroke(linewidth=2, foreground="white")]  # readable across the intervals
     for text, x, y, colour in labels:
         for dx, dy in PLACES:
-            note = axes.annotate(
-                text,
-                (x, y),
-                xytext=(dx, dy),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-                horizontalalignment="left" if dx > 0 else "right",
-                verticalalignment="bottom" if dy > 0 else "top",
-                arrowprops=dict(arrowstyle="-", linewidth=0.4, color="grey") if abs(dx) > 5 else None,
-                path_effects=[withStroke(linewidth=2, foreground="white")],  # readable across the intervals
-            )
+            side = dict(ha="left" if dx > 0 else "right", va="bottom" if dy > 0 else "top")
+            line = dict(arrowstyle="-", linewidth=0.4, color="grey") if abs(dx) > 5 else None
+            note = axes.annotate(text, (x, y), xytext=(dx, dy), color=colour, arrowprops=line, **side, **style)
             note.update_positions(renderer)
             box = Text.get_window_extent(note, renderer)  # without the line to its point
             if not any(box.overlaps(other) for other in taken):
@@ -112,28 +90,29 @@ def plot_noise(report: dict, path: Path | str) -> None:
     losses = list(dict.fromkeys((run["loss"], run["beta"]) for run in report["runs"]))
     for number, (name, beta) in enumerate(losses):
         runs = [run for run in report["runs"] if (run["loss"], run["beta"]) == (name, beta)]
-        mean, half = zip(*(mean_interval(run["true_reward_after"]) for run in runs), strict=True)
+        means, bars = _means(runs, "true_reward_after")
         shares = [run["share"] + 0.004 * (number - len(losses) / 2) for run in runs]  # side by side, to be told apart
         label = name if beta is None else f"{name}, beta {beta:g}"  # sft has none
-        axes.errorbar(shares, mean, yerr=_bars(half), fmt="o-", markersize=4, elinewidth=0.7, label=label)
-    axes.axhline(
-        mean_interval(report["before"])[0], color="grey", linewidth=0.8, linestyle=":", label="before training"
-    )
-    axes.set_xlabel("share of labels flipped, besides the 14% that are wrong anyway")
-    axes.set_ylabel("true reward of held-out replies")
-    axes.set_title(f"Wrong labels ({_seeds(report)})")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        axes.errorbar(shares, means, yerr=bars, fmt="o-", markersize=4, elinewidth=0.7, label=label)
+    before = mean_interval(report["before"])[0]
+    axes.axhline(before, color="grey", linewidth=0.8, linestyle=":", label="before training")
+    _describe(axes, "share of labels flipped, besides the 14% that are wrong anyway", "Wrong labels", report)
     _save(figure, path)
 
 
-def _seeds(report: dict) -> str:
+def _means(runs: list[dict], key: str) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    """The mean of each run over its seeds, and half of its interval; no intervals where there is one seed."""
+    means, halves = zip(*(mean_interval(run[key]) for run in runs), strict=True)
+    return means, None if any(map(math.isnan, halves)) else halves
+
+
+def _describe(axes, x_label: str, title: str, report: dict, legend: str = "best") -> None:
     count = len(report["seeds"])
-    return f"{count} seeds, 95% intervals" if count > 1 else "1 seed"
-
-
-def _bars(halves: tuple[float, ...]) -> list[float] | None:
-    return None if any(math.isnan(half) for half in halves) else list(halves)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("true reward of held-out replies")
+    axes.set_title(f"{title} ({f'{count} seeds, 95% intervals' if count > 1 else '1 seed'})")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc=legend)
 
 
 def plot_shapes(losses: dict[str, Callable], betas: dict[str, float], path: Path | str) -> None:

@@ -55,15 +55,9 @@ def beside_full_run(metrics: dict, folder: Path, make_it: bool) -> str:
         if PartialState().num_processes > 1:
             return f"--compare_full: {ALONE}"
         where = folder / "full"
-        words = {
-            "model_name_or_path": model,
-            "dataset_name": dataset,
-            "seed": metrics["seed"],
-            "beta": metrics["beta"],
-            "output_dir": where / "basic",
-        }
-        named = [str(word) for flag, value in words.items() for word in (f"--{flag}", value)]
-        command = [sys.executable, str(BASIC), *named, "--overwrite_output_dir", *only(sys.argv[1:], IN_COMMON)]
+        words = ["--model_name_or_path", model, "--dataset_name", dataset, "--seed", metrics["seed"]]
+        words += ["--beta", metrics["beta"], "--output_dir", where / "basic", "--overwrite_output_dir"]
+        command = [sys.executable, str(BASIC), *map(str, words), *only(sys.argv[1:], IN_COMMON)]
         print("\nNow all weights, by", BASIC.name, flush=True)
         if subprocess.run(command, env=alone()).returncode:
             return f"The run of all weights failed: {' '.join(command[1:])}"
@@ -80,9 +74,8 @@ def beside_other_loss(other: str | None, metrics: dict, script: str, folder: Pat
         return ""
     print(f"\nNow the same with {other}", flush=True)
     words = ["--loss_type", other, "--loss_weights", "1", "--loss_kwargs", "", "--loss_file", "", "--beside", "none"]
-    return "\n" + side_by_side(
-        {metrics["loss_type"]: metrics, other: run_again(script, words, folder / f"beside-{other}")}
-    )
+    others = run_again(script, words, folder / f"beside-{other}")
+    return "\n" + side_by_side({metrics["loss_type"]: metrics, other: others})
 
 
 def run_again(script: str, words: list[str], folder: Path) -> dict:
@@ -95,33 +88,30 @@ def run_again(script: str, words: list[str], folder: Path) -> dict:
         return {}
     own = without(sys.argv[1:], {"--resume_from_checkpoint", "--overwrite_output_dir"})
     command = [sys.executable, script, *own, *words, "--output_dir", str(folder), "--overwrite_output_dir"]
-    return run_facts(str(folder)) if subprocess.run(command, env=alone()).returncode == 0 else {}
+    return run_facts(folder) if subprocess.run(command, env=alone()).returncode == 0 else {}
 
 
 def newest_run(folder: Path, script: str, model: str, dataset: str) -> tuple[dict, Path] | None:
     """The metrics of the newest finished run of a script on this model and dataset, and its folder."""
-    found = []
-    for path in folder.glob("*/metrics.json"):
-        try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        is_same = all(_same(metrics.get(name), value) for name, value in (("model", model), ("dataset", dataset)))
-        if metrics.get("script") == script and is_same:
-            found.append((path.stat().st_mtime, path.parent, metrics))
-    if not found:
-        return None
-    _, run, metrics = max(found, key=lambda run: run[0])
-    return metrics, run
+    for run in _newest_first(folder):
+        facts = run_facts(run)
+        if facts.get("script") == script and _same(facts.get("model"), model) and _same(facts.get("dataset"), dataset):
+            return facts, run
+    return None
 
 
 def newest_trained(folder: Path) -> str | None:
     """The newest finished run that left a model."""
-    runs = [path for path in folder.glob("*/metrics.json") if any(path.parent.glob("*.safetensors"))]
-    return str(max(runs, key=lambda path: path.stat().st_mtime).parent) if runs else None
+    return next((str(run) for run in _newest_first(folder) if any(run.glob("*.safetensors"))), None)
 
 
-def run_facts(folder: str) -> dict:
+def _newest_first(folder: Path) -> list[Path]:
+    """The folders of all finished runs in this one."""
+    notes = sorted(folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [note.parent for note in notes]
+
+
+def run_facts(folder: str | Path) -> dict:
     """What a run's metrics.json says about it; nothing where there is none."""
     try:
         facts = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))

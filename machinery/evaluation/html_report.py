@@ -13,7 +13,7 @@
         "made": {"command": "python evaluate.py", "seed": "42"},
     })
 
-A part that is missing or empty is left out of the page. Every text is shown as it is and nothing in it is obeyed,
+A part that is missing or empty is left out of the page; a table, a figure or a pair of answers is whole. Every text is shown as it is and nothing in it is obeyed,
 except `svg`, which is trusted: take it from the functions below. The page works without JavaScript too, but shows only
 the first 20 pairs of generations then.
 """
@@ -22,13 +22,14 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
 import unicodedata
 from html import escape
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+
+from ..common.kept_files import complete_file
 
 STATIC_PAIRS = 20  # in the page for readers without JavaScript
 MOST_POINTS = 2000  # of a series in a scatter plot: more cannot be told apart
@@ -46,13 +47,9 @@ def write_report(path: Path | str, report: dict) -> None:
     is that of the second against it. Cells of tables are texts; the first column heads its row. `made` says how the
     report was made, in any words.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(_page(report), encoding="utf-8", newline="\n")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    page = _page(report).encode()
+    with complete_file(Path(path), "wb") as file:
+        file.write(page)
 
 
 def _page(report: dict) -> str:
@@ -127,7 +124,7 @@ def _verdicts(verdicts: list[dict]) -> str:
     articles = ""
     for verdict in verdicts:
         kind = verdict["word"] if verdict["word"] in ("better", "worse") else "unclear"
-        sentences = "".join(f"<p>{_text(sentence)}</p>" for sentence in verdict.get("sentences", ()))
+        sentences = "".join(f"<p>{_text(sentence)}</p>" for sentence in verdict["sentences"])
         word = f'<span class="word {kind}">{_text(verdict["word"])}</span>'
         heading = f'<h3><span class="model">{_text(verdict["model"])}</span> {word}</h3>'
         articles += f"<article>{heading}<div>{sentences}</div></article>"
@@ -140,19 +137,19 @@ def _caveats(caveats: list[str]) -> str:
 
 
 def _table(number: int, table: dict) -> str:
-    columns, rows = table.get("columns", []), table.get("rows", [])
-    width = max(map(len, [columns, *rows]))
-    cells = [[*map(str, row), *[""] * (width - len(row))] for row in [columns, *rows]]
+    rows = [table["columns"], *table["rows"]]
+    width = max(map(len, rows))
+    cells = [[*row, *[""] * (width - len(row))] for row in rows]
     kinds = [' class="words"'] * width  # of the columns
     for place, column in enumerate(zip(*cells[1:], strict=True)):
         if place and any(map(str.strip, column)) and all(NUMBER.fullmatch(cell.strip()) for cell in column):
             kinds[place] = ' class="number"'
     head = "".join(f'<th scope="col"{kind}>{_text(c)}</th>' for c, kind in zip(cells[0], kinds, strict=True))
     body = ""
-    for first, *others in cells[1:] if width else []:
+    for first, *others in cells[1:]:
         data = "".join(f"<td{kind}>{_text(cell)}</td>" for cell, kind in zip(others, kinds[1:], strict=True))
         body += f'<tr><th scope="row">{_text(first)}</th>{data}</tr>'
-    caption = f"<p>{_text(table['caption'])}</p>" if table.get("caption") else ""
+    caption = f"<p>{_text(table['caption'])}</p>" if table["caption"] else ""
     # The box can be scrolled with the arrow keys once it has the focus.
     return (
         f'<h3 id="table-{number}">{_text(table["title"])}</h3>{caption}<div class="scroll" tabindex="0" role="region" '
@@ -162,7 +159,7 @@ def _table(number: int, table: dict) -> str:
 
 
 def _figure(figure: dict) -> str:
-    caption = f"<p>{_text(figure['caption'])}</p>" if figure.get("caption") else ""
+    caption = f"<p>{_text(figure['caption'])}</p>" if figure["caption"] else ""
     return f"<figure><figcaption><h3>{_text(figure['title'])}</h3>{caption}</figcaption>{figure['svg']}</figure>\n"
 
 
@@ -173,9 +170,13 @@ def _made(made: dict) -> str:
 
 def _pair(number: int, pair: dict) -> dict:
     """What is shown of a pair, as texts, and what it is sorted and filtered by, for page and script alike."""
-    answers = pair.get("answers") or []
-    scores = [answer["score"] if _is_finite(answer.get("score")) else None for answer in answers[:2]]
-    win, second = pair.get("win"), _visible(answers[1]["model"]) if len(answers) > 1 else ""
+    win, answers = pair["win"], []
+    for answer in pair["answers"]:
+        tokens, score = answer["tokens"], answer["score"]
+        facts = f"{tokens:,} token{'s' * (tokens != 1)}" + (f", score {score:.4g}" if _is_finite(score) else "")
+        answers.append({"model": _visible(answer["model"]), "text": _visible(answer["text"]), "facts": facts})
+    second = answers[1]["model"] if len(answers) > 1 else ""
+    scores = [answer["score"] for answer in pair["answers"][:2]]
     if not _is_finite(win):
         kind, outcome = "unjudged", "not judged"
     elif win == 0.5:
@@ -186,22 +187,13 @@ def _pair(number: int, pair: dict) -> dict:
         "number": number,
         "kind": kind,
         "outcome": outcome,
-        "category": _visible(pair.get("category") or ""),
+        "category": _visible(pair["category"] or ""),
         "prompt": _visible(pair["prompt"]),
-        "answers": [
-            {"model": _visible(answer["model"]), "text": _visible(answer["text"]), "facts": _facts(answer)}
-            for answer in answers
-        ],
-        "reason": _visible(pair.get("reason") or ""),
-        "longest": max((int(answer.get("tokens") or 0) for answer in answers), default=0),
-        "difference": float(abs(scores[1] - scores[0])) if len(scores) == 2 and None not in scores else None,
+        "answers": answers,
+        "reason": _visible(pair["reason"] or ""),
+        "longest": max((answer["tokens"] for answer in pair["answers"]), default=0),
+        "difference": float(abs(scores[1] - scores[0])) if len(scores) == 2 and _is_finite(*scores) else None,
     }
-
-
-def _facts(answer: dict) -> str:
-    tokens = int(answer.get("tokens") or 0)
-    score = f", score {answer['score']:.4g}" if _is_finite(answer.get("score")) else ""
-    return f"{tokens:,} token{'s' * (tokens != 1)}{score}"
 
 
 def _generations(pairs: list[dict]) -> str:
@@ -294,13 +286,11 @@ def histogram_svg(series: dict[str, list[float]], x_label: str, bins: int = 20) 
     for (style, *_), column in zip(legend, columns, strict=True):
         steps = "".join(f"V{y(share)}H{x((first + n) * step)}" for n, share in enumerate(column, start=1))
         drawn.append(_path(f"M{x(edges[0])} {y(0)}{steps}V{y(0)}", style))
-    return _svg(x_label, _described(legend), height, [_legend(legend), frame, *drawn])
+    return _svg(x_label, [f"{name}: {facts}" for *_, name, facts in legend], height, [_legend(legend), frame, *drawn])
 
 
-def scatter_svg(
-    points: dict[str, list[tuple[float, float]]], x_label: str, y_label: str, zero_line: bool = True
-) -> str:
-    """Draw points, a series a model, with a line at y = 0 unless zero_line is False.
+def scatter_svg(points: dict[str, list[tuple[float, float]]], x_label: str, y_label: str) -> str:
+    """Draw points, a series a model, with a line at y = 0.
 
     Colours begin with the second, which `histogram_svg` gives to the first policy. Of a series of more than MOST_POINTS
     an even choice is drawn, and the legend says how many.
@@ -309,34 +299,33 @@ def scatter_svg(
     together = [pair for pairs in kept.values() for pair in pairs]
     if not together:
         return _nothing(f"{y_label} by {x_label}")
-    xs, ys = ([pair[axis] for pair in together] for axis in (0, 1))
-    ranges = (xs, [*ys, 0.0] if zero_line else ys)
-    x_range, y_range = (_widened(min(values), max(values), share=0.04) for values in ranges)
+    xs, ys = zip(*together, strict=True)
+    x_range, y_range = (_widened(min(values), max(values), share=0.04) for values in (xs, (*ys, 0.0)))
     frame, x, y, height = _frame(x_range, y_range, x_label, y_label, len(kept))
-    legend, drawn = [], []
+    legend, drawn, words = [], [], []
     for number, (name, pairs) in enumerate(kept.items(), start=1):
         some = pairs[:: max(1, math.ceil(len(pairs) / MOST_POINTS))]
         facts = _counted(pairs, points[name]) + (f", {len(some):,} drawn" if len(some) < len(pairs) else "")
-        if zero_line and pairs:
+        if pairs:
             facts += f", {sum(b > 0 for _, b in pairs) / len(pairs):.0%} above 0"
         dot = 'stroke-width="5" stroke-linecap="round"' if MARKS[number % 4] == "h0" else 'stroke-width="1.2"'
         style = f'fill="none" stroke="{COLOURS[number % 4]}" {dot}'
         legend.append((style, MARKS[number % 4], name, facts))
+        words.append(f"{name}: {facts}")
         marks = "".join(_path(f"M{x(a)} {y(b)}{MARKS[number % 4]}") for a, b in some)
         drawn.append(f'<g {style} stroke-opacity="{1 if len(some) <= 100 else 0.6}">{marks}</g>')
-    if zero_line:
-        drawn.append(_path(f"M{x.start} {y(0)}H{x.end}", 'stroke="currentColor"'))
-    return _svg(f"{y_label} by {x_label}", _described(legend), height, [_legend(legend), frame, *drawn])
+    drawn.append(_path(f"M{x.start} {y(0)}H{x.end}", 'stroke="currentColor"'))
+    return _svg(f"{y_label} by {x_label}", words, height, [_legend(legend), frame, *drawn])
 
 
 def calibration_svg(bins: list[dict]) -> str:
     """Draw how often what was predicted came true, against the diagonal on which the two agree.
 
-    bins: dictionaries with low, high, count, predicted (mean), observed (share), ci_low, ci_high; empty ones are left
-    out. The bars at the foot show how many pairs each holds. The axis begins at 0.5 where all bins lie above it.
+    bins: dictionaries with low, high, count, predicted (mean), observed (share), ci_low, ci_high. The bars at the foot
+    show how many pairs each holds. The axis begins at 0.5 where all bins lie above it.
     """
-    title, names = "Observed share by predicted probability", ("low", "high", "predicted", "observed", "count")
-    kept = [b for b in bins if _is_finite(*(b.get(name) for name in names)) and b["count"] > 0]
+    title = "Observed share by predicted probability"
+    kept = [b for b in bins if _is_finite(b["predicted"], b["observed"])]
     if not kept:
         return _nothing(title)
     most = max(b["count"] for b in kept)
@@ -354,12 +343,12 @@ def calibration_svg(bins: list[dict]) -> str:
     for b in kept:
         place, foot = x(b["predicted"]), y(0) - 28 * b["count"] / most
         marks = _path(f"M{x(b['low']) + 1:.1f} {y(0)}V{foot:.1f}H{x(b['high']) - 1:.1f}V{y(0)}z", legend[2][0])
-        interval, said = _interval(b.get("ci_low"), b.get("ci_high"))
+        interval, said = _interval(b["ci_low"], b["ci_high"])
         marks += _path(f"M{place} {y(interval[0])}V{y(interval[1])}", legend[0][0]) if interval else ""
         marks += f'<circle cx="{place}" cy="{y(b["observed"])}" r="4" fill="{COLOURS[1]}"/>'
         words.append(f"predicted {b['predicted']:.2f}: observed {b['observed']:.2f}{said} of {b['count']:,}")
         drawn.append(f"<g><title>{_text(words[-1])}</title>{marks}</g>")
-    return _svg(title, "; ".join(words), height, [_legend(legend), frame, *drawn])
+    return _svg(title, words, height, [_legend(legend), frame, *drawn])
 
 
 def bars_svg(rows: list[tuple[str, float, float, float, int]], x_label: str, reference: float = 0.5) -> str:
@@ -391,7 +380,7 @@ def bars_svg(rows: list[tuple[str, float, float, float, int]], x_label: str, ref
         text = _label(0, top, _short(label, 24), "start") + _label(WIDTH, top, facts, "end")
         drawn.append(f"<g><title>{_text(words[-1])}</title>{text}{marks}</g>")
     axis = _x_axis(x, height, f"{x_label}; upright line: {reference:g}")
-    return _svg(x_label, "; ".join(words), height + 44, [*drawn, axis])
+    return _svg(x_label, words, height + 44, [*drawn, axis])
 
 
 def _is_finite(*values) -> bool:
@@ -435,9 +424,8 @@ def _frame(x_range, y_range, x_label: str, y_label: str, lines: int) -> tuple[st
     x, y = Scale(*x_range, left, WIDTH - 10), Scale(*y_range, top + PLOT, top)
     parts = [_label(0, top - 10, _short(y_label, 56), "start")]
     for value, tick in y_ticks:
-        parts.append(
-            _path(f"M{left} {y(value)}H{x.end}", f'stroke="{RULE}"') + _label(left - 6, y(value) + 4, tick, "end")
-        )
+        parts.append(_path(f"M{left} {y(value)}H{x.end}", f'stroke="{RULE}"'))
+        parts.append(_label(left - 6, y(value) + 4, tick, "end"))
     return "".join(parts) + _x_axis(x, y.start, x_label), x, y, top + PLOT + 44
 
 
@@ -467,10 +455,6 @@ def _legend(entries: list[tuple[str, str, str, str]]) -> str:
     return "".join(lines)
 
 
-def _described(entries: list[tuple[str, str, str, str]]) -> str:
-    return "; ".join(f"{name}: {facts}" for _, _, name, facts in entries)
-
-
 def _short(text: str, most: int) -> str:
     """A text on one line that takes the place of at most so many letters; those of East Asia take that of two."""
     text, room = " ".join(_visible(text).split()), most
@@ -482,14 +466,15 @@ def _short(text: str, most: int) -> str:
 
 
 def _nothing(title: str) -> str:
-    return _svg(title, "Nothing to draw", 40, [_label(0, 24, "Nothing to draw: no finite values.", "start")])
+    return _svg(title, ["Nothing to draw"], 40, [_label(0, 24, "Nothing to draw: no finite values.", "start")])
 
 
-def _svg(title: str, description: str, height: float, parts: list[str]) -> str:
+def _svg(title: str, words: list[str], height: float, parts: list[str]) -> str:
+    """A figure of these parts; the words are what a screen reader says of it."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" fill="currentColor" '
         f'font-family="system-ui, sans-serif" font-size="{TEXT}"><title>{_text(title)}</title>'
-        f"<desc>{_text(description)}</desc>{''.join(parts)}</svg>"
+        f"<desc>{_text('; '.join(words))}</desc>{''.join(parts)}</svg>"
     )
 
 

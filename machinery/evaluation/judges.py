@@ -1,7 +1,7 @@
 """Judges that say which of two answers to a prompt is better: a score, a reward model, a chat model, a person.
 
     judge = ScoreJudge("true reward", score)                        # score(prompts, answers) -> one number an answer
-    judge = ScoreJudge("reward model", reward_model_score(model, tokenizer))
+    judge = ScoreJudge("reward model", load_reward_model("my/reward-model", "cpu"))
     judge = EndpointJudge("http://localhost:8000", "my-model", key_from_environment(), Path("judged.jsonl"))
     verdicts = judge.judge([Comparison("Why?", "Because.", "Since it rained."), ...])        # win of the second answer
     write_blind_csv(Path("blind.csv"), Path("key.json"), comparisons, seed=0)       # a person fills in the last column
@@ -24,6 +24,8 @@ import os
 import random
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -31,10 +33,12 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub.utils import httpx  # the package is called httpx or httpx2, and comes with the hub's client
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.errors import UserError
+from ..common.safe_text import first_line
 
 Prompt = str | list[dict]  # a text, or turns {"role": "user", "content": "..."}
 Score = Callable[[list[Prompt], list[str]], list[float]]
@@ -66,13 +70,12 @@ def as_text(prompt: Prompt) -> str:
 # --- Scores ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class ScoreJudge:
     """Prefers the answer with the higher score, for example the true reward; equal scores are a tie."""
 
-    def __init__(self, name: str, score: Score):
-        """name: as it is to be shown. score(prompts, answers): one number an answer, higher is better."""
-        self.name = name
-        self.score = score
+    name: str  # as it is to be shown
+    score: Score  # of prompts and answers: one number an answer, higher is better
 
     def judge(self, comparisons: list[Comparison], progress: str | None = None) -> list[Verdict]:
         """One verdict a comparison, with both scores; None where a score is not a number."""
@@ -122,36 +125,45 @@ def reward_model_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         return tokenizer(text, **cut)["input_ids"]
 
     @torch.inference_mode()
-    def score_batch(rows: list[list[int]]) -> list[float]:
-        # The model reads its score at the last token that is not config.pad_token_id. Where its configuration has none,
-        # any token will do that ends no row: the mask hides it.
-        own = config.pad_token_id
-        ends = {row[-1] for row in rows}
-        pad = own if own is not None else next(token for token in range(len(rows) + 1) if token not in ends)
-        lengths = torch.tensor([len(row) for row in rows])
-        width = int(lengths.max())
-        tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows])  # (B, L)
-        mask = (torch.arange(width) < lengths[:, None]).long()  # (B, L)
-        config.pad_token_id = pad
+    def score(prompts: list[Prompt], answers: list[str]) -> list[float]:
+        rows = [torch.tensor(encode(prompt, answer)) for prompt, answer in zip(prompts, answers, strict=True)]
+        longest_first = sorted(range(len(rows)), key=lambda n: -len(rows[n]))  # too little memory shows at once
+        scores, own = torch.zeros(len(rows)), config.pad_token_id
         try:
-            logits = model(input_ids=tokens.to(model.device), attention_mask=mask.to(model.device)).logits  # (B, 1)
+            for start in range(0, len(rows), batch_size):
+                numbers = longest_first[start : start + batch_size]
+                batch = [rows[n] for n in numbers]
+                # The model reads its score at the last token that is not config.pad_token_id. Where its configuration
+                # has none, any token will do that ends no row: the mask hides it.
+                ends = {int(row[-1]) for row in batch}
+                pad = own if own is not None else next(token for token in range(len(batch) + 1) if token not in ends)
+                config.pad_token_id = pad
+                tokens = pad_sequence(batch, batch_first=True, padding_value=pad).to(model.device)  # (B, L)
+                mask = pad_sequence([torch.ones_like(row) for row in batch], batch_first=True).to(model.device)
+                logits = model(input_ids=tokens, attention_mask=mask).logits  # (B, 1)
+                scores[numbers] = logits[:, 0].float().cpu()
         finally:
             config.pad_token_id = own
-        return logits[:, 0].float().tolist()
-
-    def score(prompts: list[Prompt], answers: list[str]) -> list[float]:
-        rows = [encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        longest_first = sorted(
-            range(len(rows)), key=lambda number: -len(rows[number])
-        )  # too little memory shows at once
-        scores = [0.0] * len(rows)
-        for start in range(0, len(rows), batch_size):
-            numbers = longest_first[start : start + batch_size]
-            for number, value in zip(numbers, score_batch([rows[number] for number in numbers]), strict=True):
-                scores[number] = value
-        return scores
+        return scores.tolist()
 
     return score
+
+
+def load_reward_model(name: str, device) -> Score:
+    """The score function of a reward model in a folder or on the hub. Raises JudgeError where it is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a broken file makes the libraries fail anywhere
+        raise JudgeError(f"--judge_model {name} cannot be loaded: {first_line(error)}") from error
+    missing = report["missing_keys"]
+    if missing:
+        raise JudgeError(f"--judge_model {name} is no reward model: its head ({min(missing)}) is missing")
+    return reward_model_score(model.to(device), tokenizer)
 
 
 # --- A chat model behind an endpoint ---------------------------------------------------------------------------------
@@ -168,6 +180,7 @@ Verdict: tie"""
 VERDICT = re.compile(
     r"(?<![^\W_])verdict[\s*_]*[:\uff1a=-][\W_]*(?:answer|response)?[\W_]*(a\s+tie|tie|a|b)(?![^\W_])", re.IGNORECASE
 )
+WINS = {"A": 0.0, "B": 1.0, "tie": 0.5}  # of the second answer, by the verdict on the two
 JSON = {"Content-Type": "application/json"}
 REFUSALS = {
     401: "the key was refused, or one is needed (HTTP 401); check DPO_JUDGE_API_KEY, or OPENAI_API_KEY without it",
@@ -263,15 +276,13 @@ class EndpointJudge:
         if self._key:
             client.headers["Authorization"] = f"Bearer {self._key}"  # no local variable: tracebacks can show those
         cached = sum(digest in answers for digest in orders)
-        bar = tqdm(total=len(orders), initial=cached, desc=progress, disable=progress is None, leave=False)
-        try:
-            async with client, asyncio.TaskGroup() as group:
-                for _ in range(self.concurrency):
-                    group.create_task(work())
-        except ExceptionGroup as group:  # the first worker's error has stopped the others
-            raise group.exceptions[0] from None
-        finally:
-            bar.close()
+        with tqdm(total=len(orders), initial=cached, desc=progress, disable=progress is None, leave=False) as bar:
+            try:
+                async with client, asyncio.TaskGroup() as group:
+                    for _ in range(self.concurrency):
+                        group.create_task(work())
+            except ExceptionGroup as group:  # the first worker's error has stopped the others
+                raise group.exceptions[0] from None
         if last_failure and all(self._verdict(both, answers, failed).win is None for both in differing):
             raise JudgeError(f"{self.name} never answered: {last_failure}")
         return [self._verdict(both, answers, failed) for both in comparisons]
@@ -356,24 +367,22 @@ class EndpointJudge:
             raise JudgeError(f"the judge's answers cannot be kept in {self.cache}: {error.strerror}") from error
         answers = {}
         for line in text.split("\n"):
-            try:
+            with suppress(ValueError, LookupError, TypeError, AttributeError):
                 entry = json.loads(line)
                 if _read_verdict(entry["answer"]):
                     answers[entry["key"]] = entry["answer"]
-            except (ValueError, LookupError, TypeError, AttributeError):
-                continue
         return answers
 
     def _verdict(self, comparison: Comparison, answers: dict[str, str], failed: dict[str, str]) -> Verdict:
         if comparison.first == comparison.second:
             return Verdict(0.5, "the answers are the same", None)
         digests = [self._digest(comparison), self._digest(_swapped(comparison))]
-        for digest in digests:
-            if digest in failed:
-                return Verdict(None, failed[digest], None)
+        reasons = [failed[digest] for digest in digests if digest in failed]
+        if reasons:
+            return Verdict(None, reasons[0], None)
         (there, reason), (back, _) = (_read_verdict(answers[digest]) for digest in digests)
-        if there == {"A": "B", "B": "A", "tie": "tie"}[back]:
-            return Verdict({"A": 0.0, "B": 1.0, "tie": 0.5}[there], reason, None)
+        if WINS[there] == 1 - WINS[back]:
+            return Verdict(WINS[there], reason, None)
         return Verdict(0.5, f"the order decided: {there} as given, {back} with the answers swapped", None)
 
 
@@ -429,14 +438,11 @@ def _read_verdict(answer: str) -> tuple[str, str] | None:
 def _retry_after(response: httpx.Response) -> float:
     """Seconds that the header Retry-After asks to wait, given as a number or a date; 0 without one."""
     value = response.headers.get("Retry-After", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return 0.0
-    return seconds if seconds > 0 else 0.0
+    with suppress(ValueError):
+        return max(0.0, float(value))
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    return 0.0
 
 
 # --- A person --------------------------------------------------------------------------------------------------------
@@ -452,18 +458,18 @@ def write_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison], s
     for file in (path, key_path):
         if file.exists():
             raise JudgeError(f"{file} is there already, and may hold verdicts: move it away")
-    key = {"answers": digest_of(comparisons)}
     generator = random.Random(seed)
     numbers = generator.sample(range(len(comparisons)), len(comparisons))
-    key["rows"] = [{"comparison": number, "swapped": generator.random() < 0.5} for number in numbers]
+    rows = [{"comparison": number, "swapped": generator.random() < 0.5} for number in numbers]
     # Excel needs the mark at the start to read UTF-8; half a character (a lone surrogate) cannot be written.
     with open(path, "w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for row, entry in enumerate(key["rows"], start=1):
+        for row, entry in enumerate(rows, start=1):
             prompt, first, second = comparisons[entry["comparison"]]
             answers = (second, first) if entry["swapped"] else (first, second)
             writer.writerow([row, *map(_defused, (as_text(prompt), *answers)), ""])
+    key = {"answers": digest_of(comparisons), "rows": rows}
     key_path.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
 
 
@@ -512,15 +518,72 @@ def read_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison]) ->
                 if number not in places or number in seen:
                     problem = f"is in {seen[number]} too" if number in seen else f"is not in {key_path}"
                     raise JudgeError(f"{where}: the number '{number}' {problem}")
-                if verdict not in ("1", "2", "tie", ""):
+                seen[number] = where
+                comparison, swapped = places[number]
+                wins = {"1": float(swapped), "2": float(not swapped), "tie": 0.5}
+                if verdict in wins:
+                    verdicts[comparison] = Verdict(wins[verdict], None, None)
+                elif verdict:
                     raise JudgeError(
                         f"{where}, number {number}: '{verdict}' is no verdict; write 1, 2 or tie, or nothing"
                     )
-                seen[number] = where
-                comparison, swapped = places[number]
-                if verdict:
-                    win = {"1": float(swapped), "2": float(not swapped), "tie": 0.5}[verdict]
-                    verdicts[comparison] = Verdict(win, None, None)
     except (OSError, csv.Error) as error:
         raise JudgeError(f"{path} cannot be read as a table: {error}") from error
     return verdicts
+
+
+class HumanJudge:
+    """Writes a blind table for a person, or reads the one that was filled in."""
+
+    name = "a person"
+
+    def __init__(self, folder: Path, filled: str | None, seed: int):
+        self.folder, self.filled, self.seed = folder, filled, seed
+        if filled is not None and not Path(filled).is_file():
+            raise JudgeError(f"--answers {filled}: there is no such file")
+
+    def judge(self, comparisons: list[Comparison], progress: str | None = None) -> list[Verdict]:
+        """What the person decided; nothing yet where the table is only now written."""
+        if self.filled is None:
+            table = self.folder / "blind.csv"
+            write_blind_csv(table, self.folder / "blind_key.json", comparisons, self.seed)
+            print(
+                f"To judge: fill the column verdict of {table} with 1, 2 or tie, then run the same command with --answers"
+            )
+            return [Verdict(None, None, None) for _ in comparisons]
+        table = Path(self.filled)
+        return read_blind_csv(table, table.with_name("blind_key.json"), comparisons)
+
+
+# --- Which of them ---------------------------------------------------------------------------------------------------
+
+JUDGES = ("auto", "truth", "reward_model", "endpoint", "human", "none")
+KEPT_ANSWERS = Path("runs/.cache/judge_answers.jsonl")  # of an endpoint, across evaluations
+
+
+def judge_from_flags(args, training_args, truth: Callable[[Prompt, str], float] | None):
+    """The judge that --judge names, or None. "auto": what the other flags speak for, and else the truth.
+
+    truth(prompt, answer): the true reward, where it is known. A blind table goes to training_args.output_dir.
+    """
+    kind, model, url = args.judge, args.judge_model, args.judge_url
+    if kind not in JUDGES:
+        raise JudgeError(f"--judge {kind}: there are {', '.join(JUDGES)}")
+    if kind == "auto":
+        asked = [("human", args.answers), ("endpoint", url), ("reward_model", model), ("truth", truth)]
+        kind = next((name for name, value in asked if value is not None), "none")
+    if kind == "human":
+        return HumanJudge(Path(training_args.output_dir), args.answers, training_args.seed)
+    if kind == "truth":
+        if truth is None:
+            raise JudgeError("--judge truth: the true reward is known in the demo only")
+        return ScoreJudge("the true reward", lambda prompts, answers: list(map(truth, prompts, answers)))
+    if kind == "reward_model":
+        if model is None:
+            raise JudgeError("--judge reward_model needs --judge_model, a folder or a hub name")
+        return ScoreJudge(f"the reward model {model}", load_reward_model(model, training_args.device))
+    if kind == "endpoint":
+        if url is None or model is None:
+            raise JudgeError("--judge endpoint needs --judge_url and --judge_model")
+        return EndpointJudge(url, model, key_from_environment(), KEPT_ANSWERS, args.judge_budget)
+    return None

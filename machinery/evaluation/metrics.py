@@ -8,6 +8,7 @@ All of it is about the answers that are in the file. A model can rank those well
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,17 +77,17 @@ def half_for_ties(values) -> np.ndarray:
     return (np.sign(values) + 1) / 2
 
 
-def calibration_bins(margin: np.ndarray, bins: int = BINS) -> list[dict]:
+def calibration_bins(margin: np.ndarray) -> list[dict]:
     """How often the label is right where the policy claims sigmoid(|margin|) for the answer it prefers.
 
     Returns low, high, count, predicted, observed, ci_low, ci_high a bin; empty bins are left out.
     """
     confidence = 1 / (1 + np.exp(-np.abs(margin).clip(max=500)))
     is_right = half_for_ties(margin)
-    edges = np.linspace(0.5, 1, bins + 1)
-    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    edges = np.linspace(0.5, 1, BINS + 1)
+    place = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
     found = []
-    for number in range(bins):
+    for number in range(BINS):
         inside = place == number
         if inside.any():
             observed, count = float(is_right[inside].mean()), int(inside.sum())
@@ -98,19 +99,21 @@ def calibration_bins(margin: np.ndarray, bins: int = BINS) -> list[dict]:
     return found
 
 
-def calibration_error(margin: np.ndarray, bins: int = BINS) -> float:
+def calibration_error(margin: np.ndarray) -> float:
     """The expected calibration error: |observed - predicted| averaged over the bins by their counts (arXiv:1706.04599, Eq. 3).
 
     It is above 0 by chance alone, the more the fewer pairs there are, so it has no interval here.
     """
-    found = calibration_bins(margin, bins)
-    return sum(b["count"] * abs(b["observed"] - b["predicted"]) for b in found) / len(margin)
+    return sum(b["count"] * abs(b["observed"] - b["predicted"]) for b in calibration_bins(margin)) / len(margin)
 
 
-def by_category(outcomes, categories: list[str]) -> list[tuple[str, float, float, float, int]]:
-    """A rate in each category, (name, value, low, high, count), the lowest first. outcomes: 0 to 1, one a row."""
-    outcomes, found = np.asarray(outcomes, dtype=float), []
-    for category in sorted(set(categories)):
+def by_category(outcomes: np.ndarray, categories: Sequence) -> list[tuple[str, float, float, float, int]]:
+    """A rate in each category, (name, value, low, high, count), the lowest first.
+
+    outcomes: 0 to 1, one a row. categories: of each row, None where it has none.
+    """
+    found = []
+    for category in sorted(set(categories) - {None}):
         inside = np.array([name == category for name in categories])
         found.append((category, *rate(outcomes[inside]), int(inside.sum())))
     return sorted(found, key=lambda row: row[1])
@@ -124,24 +127,23 @@ def reply_metrics(answers: list[list], suffix: str = "") -> dict[str, tuple[floa
 
     answers: by prompt, completions with ids and is_finished. suffix: put behind each name. Intervals are over prompts.
     """
-    flat = [list(answer.ids) for row in answers for answer in row]
     by_prompt = {
         "reply_tokens": [[len(answer.ids) for answer in row] for row in answers],
         "stopped_share": [[answer.is_finished for answer in row] for row in answers],
-        "repeated_share": [[repeated_share(list(answer.ids)) for answer in row] for row in answers],
+        "repeated_share": [[repeated_share(answer.ids) for answer in row] for row in answers],
     }
     measured = {name: bootstrap_mean([np.mean(row) for row in rows]) for name, rows in by_prompt.items()}
-    measured["distinct_share"] = (distinct_share(flat), *NO_INTERVAL)  # of all answers together
+    together = [answer.ids for row in answers for answer in row]
+    measured["distinct_share"] = (distinct_share(together), *NO_INTERVAL)
     return {name + suffix: values for name, values in measured.items()}
 
 
-def distinct_share(texts: list[list[int]], size: int = 3) -> float:
-    """The share of n-grams over all texts that are different ones (distinct-n, arXiv:1510.03055); nan without any."""
-    grams = [tuple(ids[start : start + size]) for ids in texts for start in range(len(ids) - size + 1)]
+def distinct_share(texts: list[list[int]]) -> float:
+    """The share of trigrams over all texts that are different ones (distinct-3, arXiv:1510.03055); nan without any."""
+    grams = [gram for ids in texts for gram in zip(ids, ids[1:], ids[2:], strict=False)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def repeated_share(ids: list[int], size: int = 3) -> float:
-    """The share of a text's n-grams that it has said before; 0 for a text that is too short."""
-    grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+def repeated_share(ids: list[int]) -> float:
+    """The share of a text's trigrams that it has said before; 0 for a text that is too short."""
+    return 0.0 if len(ids) < 3 else 1 - distinct_share([ids])

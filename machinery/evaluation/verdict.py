@@ -1,22 +1,19 @@
 """From answers and a judge to verdicts in words: who won, how sure that is, and what it would take to be surer.
 
-    judge = choose_judge("auto", truth=true_reward)
-    outcome = compare(judge, prompts, answers_of_reference, answers_of_policy, "runs/basic", "reference")
-    decide([outcome])                      # p-values corrected for all comparisons, a verdict in each outcome
-    print(outcome.verdict, outcome.sentences)
+    outcomes = judge_all(judge, prompts, reference, [{"model": "runs/basic", "answers": answers, "measured": {}}])
+    print(outcomes[0].word, outcomes[0].sentences)
 
 Wins are averaged over a prompt's answers before anything else: prompts are what was drawn from the world. Glue between
 judges.py and intervals.py.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.errors import is_out_of_memory
 from ..common.intervals import (
@@ -29,20 +26,20 @@ from ..common.intervals import (
     smallest_difference,
 )
 from ..common.safe_text import first_line
-from .judges import (
-    Comparison,
-    EndpointJudge,
-    JudgeError,
-    ScoreJudge,
-    Verdict,
-    key_from_environment,
-    read_blind_csv,
-    reward_model_score,
-    write_blind_csv,
-)
+from .judges import Comparison, JudgeError, ScoreJudge, Verdict
 
 SURE = 0.05
-JUDGES = ("auto", "truth", "reward_model", "endpoint", "human", "none")
+
+
+class Reference(NamedTuple):
+    """What every model is held against: the one they started from, and what it makes of the pairs and the prompts."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    given: tuple  # of each pair: log-probs of the chosen and of the rejected answer, and the lengths of both
+    answers: list[list]  # by prompt, what it writes itself
+    logps: np.ndarray  # of these, (prompts, answers)
 
 
 @dataclass
@@ -61,86 +58,22 @@ class Outcome:
     problem: str | None = None  # why the judge could not judge
 
 
-class HumanJudge:
-    """Writes a blind table for a person, or reads the one that was filled in."""
+def judge_all(judge, prompts: list, reference: Reference, results: list[dict]) -> list[Outcome]:
+    """Every model against the reference, then each against each other.
 
-    name = "a person"
-
-    def __init__(self, folder: Path, filled: str | None, seed: int):
-        self.folder, self.filled, self.seed = folder, filled, seed
-        if filled is not None and not Path(filled).is_file():
-            raise JudgeError(f"--answers {filled}: there is no such file")
-
-    def judge(self, comparisons: list[Comparison], progress: str | None = None) -> list[Verdict]:
-        """What the person decided; nothing yet where the table is only now written."""
-        if self.filled is None:
-            table = self.folder / "blind.csv"
-            write_blind_csv(table, self.folder / "blind_key.json", comparisons, self.seed)
-            print(
-                f"To judge: fill the column verdict of {table} with 1, 2 or tie, then run the same command with --answers"
-            )
-            return [Verdict(None, None, None) for _ in comparisons]
-        table = Path(self.filled)
-        return read_blind_csv(table, table.with_name("blind_key.json"), comparisons)
-
-
-def choose_judge(
-    kind: str,
-    *,
-    truth: Callable | None = None,
-    model: str | None = None,
-    url: str | None = None,
-    budget: int | None = None,
-    answers: str | None = None,
-    folder: Path = Path("."),
-    cache: Path = Path("runs/.cache/judge_answers.jsonl"),
-    seed: int = 0,
-    device=None,
-):
-    """The judge that is asked for, or None. "auto": what the other arguments speak for, and else the truth.
-
-    truth(prompt, answer): the true reward, where it is known. model: a reward model, or with url the name of a language
-    model behind it. folder: where a blind table goes. cache: where an endpoint's answers are kept, across evaluations.
+    results: of each model its name as "model", its "answers" by prompt, and what was "measured". It gets its "outcome"
+    against the reference, and among what was measured the rates of that and the mean scores of the judge.
     """
-    if kind not in JUDGES:
-        raise JudgeError(f"--judge {kind}: there are {', '.join(JUDGES)}")
-    if kind == "auto":
-        asked = [("human", answers), ("endpoint", url), ("reward_model", model), ("truth", truth)]
-        kind = next((name for name, value in asked if value is not None), "none")
-    if kind == "none":
-        return None
-    if kind == "human":
-        return HumanJudge(folder, answers, seed)
-    if kind == "truth":
-        if truth is None:
-            raise JudgeError("--judge truth: the true reward is known in the demo only")
-        return ScoreJudge(
-            "the true reward", lambda prompts, texts: [truth(*pair) for pair in zip(prompts, texts, strict=True)]
-        )
-    if kind == "reward_model":
-        if model is None:
-            raise JudgeError("--judge reward_model needs --judge_model, a folder or a hub name")
-        return ScoreJudge(f"the reward model {model}", _load_reward_model(model, device))
-    if url is None or model is None:
-        raise JudgeError("--judge endpoint needs --judge_url and --judge_model")
-    return EndpointJudge(url, model, key_from_environment(), cache, budget)
-
-
-def _load_reward_model(name: str, device) -> Callable:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True
-        )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # a broken file makes the libraries fail anywhere
-        raise JudgeError(f"--judge_model {name} cannot be loaded: {first_line(error)}") from error
-    if report["missing_keys"]:
-        raise JudgeError(
-            f"--judge_model {name} is no reward model: its head ({min(report['missing_keys'])}) is missing"
-        )
-    return reward_model_score(model.to(device), tokenizer)
+    written = {reference.name: reference.answers} | {result["model"]: result["answers"] for result in results}
+    names = [result["model"] for result in results]
+    matches = [(name, reference.name) for name in names] + [(new, old) for old, new in combinations(names, 2)]
+    outcomes = [compare(judge, prompts, written[old], written[new], model=new, against=old) for new, old in matches]
+    decide(outcomes)
+    for result, outcome in zip(results, outcomes, strict=False):  # the first of them are those against the reference
+        result["outcome"] = outcome
+        add_scores(result, outcome)
+        result["measured"] |= outcome.measured
+    return outcomes
 
 
 def compare(judge, prompts: list, first: list[list], second: list[list], model: str, against: str) -> Outcome:
@@ -151,7 +84,8 @@ def compare(judge, prompts: list, first: list[list], second: list[list], model: 
     """
     count = min(map(len, first)) if isinstance(judge, ScoreJudge) else 1
     first, second = ([answers[:count] for answers in side] for side in (first, second))
-    longer_by = np.array([_mean_length(new) - _mean_length(old) for old, new in zip(first, second, strict=True)])
+    lengths = [[[len(answer.ids) for answer in answers] for answers in side] for side in (first, second)]
+    old_length, new_length = np.array(lengths).mean(axis=2)  # (prompts,) each
     verdicts, problem = [[] for _ in prompts], None
     if judge is not None:
         comparisons = [
@@ -170,11 +104,7 @@ def compare(judge, prompts: list, first: list[list], second: list[list], model: 
             problem = f"the judge ran out of memory: {first_line(error)}"
     judged = [[verdict.win for verdict in row if verdict.win is not None] for row in verdicts]
     wins = np.array([np.mean(row) if row else math.nan for row in judged])
-    return Outcome(model, against, verdicts, wins, longer_by, problem=problem)
-
-
-def _mean_length(completions: list) -> float:
-    return sum(len(completion.ids) for completion in completions) / len(completions)
+    return Outcome(model, against, verdicts, wins, longer_by=new_length - old_length, problem=problem)
 
 
 def decide(outcomes: list[Outcome]) -> None:
@@ -236,9 +166,8 @@ def add_scores(result: dict, outcome: Outcome) -> None:
         return
     old, new = np.moveaxis(np.array(pairs, dtype=float), 2, 0)  # (prompts, answers) each
     result["scores"] = old, new
-    result["measured"]["score_reference"] = bootstrap_mean(old.mean(axis=1))
-    result["measured"]["score"] = bootstrap_mean(new.mean(axis=1))
-    result["measured"]["score_change"] = bootstrap_mean((new - old).mean(axis=1))
+    by_name = {"score_reference": old, "score": new, "score_change": new - old}
+    result["measured"] |= {name: bootstrap_mean(scores.mean(axis=1)) for name, scores in by_name.items()}
     if "implicit" in result:
         picked = result["implicit"].argmax(axis=1)
         result["measured"]["score_best_of_n"] = bootstrap_mean(old[np.arange(len(old)), picked])

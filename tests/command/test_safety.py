@@ -20,8 +20,7 @@ from transformers import dynamic_module_utils
 from dpo_utils import load_model, load_preferences, parse_args
 from machinery.common.errors import UserError
 from machinery.common.safe_text import completions_page, printable, without_secrets
-from machinery.evaluation.judges import JudgeError
-from machinery.evaluation.verdict import choose_judge
+from machinery.evaluation.judges import JudgeError, load_reward_model
 from machinery.models.adapters import load_adapter
 
 DEMO_MODEL = PROJECT / "demo" / "model"
@@ -129,7 +128,7 @@ def test_pickled_weights_are_not_even_opened(tmp_path):
     with pytest.raises(UserError, match="pickled"):
         load_model(str(tmp_path / "m"))
     with pytest.raises(JudgeError, match="--judge_model"):
-        choose_judge("reward_model", model=str(tmp_path / "m"))
+        load_reward_model(str(tmp_path / "m"), "cpu")
     with pytest.raises(UserError, match="can run code"):
         load_adapter(load_model(str(DEMO_MODEL))[0], str(tmp_path / "a"))
     assert not (tmp_path / "trace").exists()

@@ -220,7 +220,7 @@ def test_odd_numbers_are_drawn_or_left_out_with_a_word(values):
         histogram_svg({"a": values}, "x"),
         histogram_svg({"empty": [], "a": values}, "x", bins=0),
         scatter_svg({"a": list(zip(values, values, strict=True))}, "x", "y"),
-        scatter_svg({"empty": [], "a": [(v, 1) for v in values]}, "x", "y", zero_line=False),
+        scatter_svg({"empty": [], "a": [(v, 1) for v in values]}, "x", "y"),
         calibration_svg(bins),
         bars_svg([("row", v, v, v, 3) for v in values], "x"),
     ]

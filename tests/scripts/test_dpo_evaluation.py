@@ -382,7 +382,7 @@ def test_what_needs_no_judge_is_kept_when_the_judge_never_answers(call, trained,
     async def no_wait(seconds):
         pass
 
-    monkeypatch.setattr("machinery.evaluation.verdict.EndpointJudge", partial(EndpointJudge, wait=no_wait))
+    monkeypatch.setattr("machinery.evaluation.judges.EndpointJudge", partial(EndpointJudge, wait=no_wait))
     code, _, error = call(
         "dpo_evaluation", "--model_name_or_path", trained, "--judge_url", "http://127.0.0.1:9/v1", "--judge_model", "nobody",
         *FEW, "--output_dir", tmp_path,
