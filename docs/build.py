@@ -265,7 +265,7 @@ def run(command: str) -> tuple[str, str, Path]:
         shutil.copytree(left, scratch)
     else:
         printed = warned = ""
-        shutil.copytree(PROJECT, scratch, ignore=shutil.ignore_patterns(".*", "runs", "venv", "__pycache__"))
+        shutil.copytree(PROJECT, scratch, ignore=_what_is_made)
     program, *words = shlex.split(last)
     if program != "python":
         raise BuildError(f"a block's command begins with python, not with {program}")
@@ -276,6 +276,12 @@ def run(command: str) -> tuple[str, str, Path]:
         raise BuildError(f"{last} ended with {done.returncode}: {told[0]}")
     warned += re.sub(r"[^\n]*\r", "", done.stderr)  # a progress bar goes back to the start of its line
     return printed + done.stdout, warned, scratch
+
+
+def _what_is_made(folder: str, names: list[str]) -> list[str]:
+    """What a copy of the project goes without: hidden folders, caches, and at the top runs and environments."""
+    at_top = ("runs", "venv") if Path(folder) == PROJECT else ()
+    return [name for name in names if name.startswith(".") or name == "__pycache__" or name in at_top]
 
 
 @functools.cache

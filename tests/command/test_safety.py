@@ -179,6 +179,7 @@ def test_a_saved_dataset_cannot_name_files_outside_its_folder(place, tmp_path):
 # --- Network and secrets ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_run_of_the_demo_asks_the_network_for_nothing(tmp_path):
     """Not even a name is looked up, with every switch of the environment as a newcomer has it, TRL's usage report too."""
     assert "HF_HUB_DISABLE_TELEMETRY=0" in (PROJECT / "README.md").read_text()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from conftest import PROJECT
 
-from machinery.common import intervals as statistics
 from machinery.common.intervals import (
     bootstrap_mean,
     correlation,
@@ -23,7 +22,9 @@ sys.path.insert(0, str(PROJECT / "benchmarks"))
 from interval_coverage import KINDS, coverage
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.thorough) if "length" in kind else kind for kind in KINDS]
+)
 def test_a_95_percent_interval_holds_the_truth_in_about_95_of_100_evaluations(kind):
     # 200 here, 2,000 in benchmarks/interval_coverage.py: three standard errors of 200 draws are 0.046
     held, estimate, truth = coverage(KINDS[kind], repetitions=200, prompts=200)
@@ -93,6 +94,7 @@ def test_that_many_prompts_find_it_four_times_out_of_five():
     assert np.mean(found) == pytest.approx(0.8, abs=0.1)
 
 
+@pytest.mark.thorough
 def test_a_planted_liking_for_length_is_taken_out():
     rng = np.random.default_rng(0)
     longer_by = rng.normal(20, 20, size=5000)  # this model writes more

@@ -46,7 +46,14 @@ MISTAKEN_FLAGS = {"--bata", "--evaluation_strategy"}  # shown with the error tha
 WRITTEN_BY_RUNS = {"base_model.json", "blind.csv", "cleaned.jsonl", "cleaned.dropped.jsonl", "completions.md",
                    "data_report.json", "data_report.png", "generations.jsonl", "judge_answers.jsonl", "manifest.json", "metrics.json", "report.html",
                    "trainer_state.json", "training_curves.png", "warnings.jsonl", "results.json"}  # fmt: skip
-EXAMPLES = {"my_pairs.jsonl", "my_losses.py", "mine.py", "my_pairs.csv"}  # the reader's own files
+EXAMPLES = {
+    "my_pairs.jsonl",
+    "my_losses.py",
+    "mine.py",
+    "my_pairs.csv",
+    "mine/formulas.py",
+    "mine/sampling.py",
+}  # the reader's own files
 
 
 def visible(page) -> str:
@@ -191,9 +198,13 @@ def test_each_page_that_has_entries_is_a_page():
 
 
 def blocks():
-    for page, names in docs_build.read_entries().items():
-        for name in names:
-            yield pytest.param(PROJECT / page, name, id=f"{page}: {name}")
+    for page, entries in docs_build.read_entries().items():
+        for name, entry in entries.items():
+            takes_long = (
+                entry.get("speed") == "quick" and "--show" not in entry["run"]
+            )  # seconds, and a command's start
+            marks = [pytest.mark.thorough] if takes_long else []
+            yield pytest.param(PROJECT / page, name, id=f"{page}: {name}", marks=marks)
 
 
 @pytest.mark.parametrize(("page", "name"), blocks())

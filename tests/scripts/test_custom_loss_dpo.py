@@ -355,6 +355,7 @@ def test_the_sigmoid_beside_is_the_basic_script_s_run(short_run, tmp_path):
         assert basic[name] == pytest.approx(beside[name], abs=1e-5), name
 
 
+@pytest.mark.thorough
 def test_a_reference_free_run_reports_the_change_since_the_start(call, tmp_path):
     code, output, error = call(
         "custom_loss_dpo", "--loss_type", "simpo", "--beside", "none", *SHORT, "--output_dir", tmp_path
@@ -366,6 +367,7 @@ def test_a_reference_free_run_reports_the_change_since_the_start(call, tmp_path)
     assert 0 < abs(metrics["chosen_logp_change"]) < 5  # not the log-prob itself, which is about -40
 
 
+@pytest.mark.thorough
 def test_an_adapter_trains_with_a_formula_of_one_s_own(call, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     code, _, error = call(
@@ -620,6 +622,7 @@ def test_limits_name_hyperparameters_that_exist():
     assert set(LIMITS) <= {parameter for formula in LOSSES.values() for parameter in hyperparameters(formula)}
 
 
+@pytest.mark.thorough
 def test_the_script_runs_from_elsewhere(tmp_path):
     done = run_forked(
         Path(PROJECT, "custom_loss_dpo.py"), *SHORT, "--beside", "none", "--loss_type", "your_loss", cwd=tmp_path

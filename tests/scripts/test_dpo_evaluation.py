@@ -313,6 +313,7 @@ def test_pairs_of_ones_own_without_a_judge(call, tmp_path):
     assert "Reward accuracy by category" in page
 
 
+@pytest.mark.thorough
 def test_an_adapter_is_evaluated_on_its_base_and_needs_it(call, tmp_path):
     run = run_forked("lora_dpo_training.py", *SHORT, "--output_dir", tmp_path / "lora")
     assert run.returncode == 0, run.stderr
@@ -406,6 +407,7 @@ def test_another_tokenizer_is_said_and_log_probs_are_left_out(call, base_model_f
     assert "win_rate" in metrics
 
 
+@pytest.mark.thorough
 def test_without_a_run_the_basic_one_is_trained_first(call, trained, tmp_path, monkeypatch):
     def train():
         note = shutil.copytree(trained, tmp_path / "runs" / "basic") / "metrics.json"
