@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT
 
+from machinery.common import intervals
 from machinery.common.intervals import (
     bootstrap_mean,
     correlation,
@@ -48,7 +49,7 @@ def test_draws_in_small_parts_are_the_same_draws(monkeypatch):
         lambda: paired_test(values),
     )
     at_once = [measure() for measure in measures]
-    monkeypatch.setattr(statistics, "MOST_DRAWS", 1_000)  # 16 repetitions at a time
+    monkeypatch.setattr(intervals, "MOST_DRAWS", 1_000)  # 16 repetitions at a time
     assert [measure() for measure in measures] == at_once
 
 
