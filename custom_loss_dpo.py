@@ -45,7 +45,7 @@ from dpo_utils import (
     watch,
 )
 from machinery.comparing.loss_comparison import CompareArguments, compare
-from machinery.comparing.side_by_side import beside_other_loss
+from machinery.comparing.side_by_side import show_other_loss
 from machinery.models.adapters import describe_base, new_adapter
 from machinery.runs.folder import claim_output_dir
 from machinery.runs.saving import save_run
@@ -415,8 +415,7 @@ def main():
     about["reference"] = name if needs_reference else "none"  # NEW
     metrics = save_run(trainer, about, outcome, replies=(prompts, before, after), base=base)
     folder = Path(training_args.output_dir)
-    if trainer.accelerator.is_main_process:  # NEW: the same once more with another loss, and both side by side
-        say(beside_other_loss(args.beside, metrics, __file__, folder))
+    show_other_loss(args.beside, metrics, __file__, folder)  # NEW: the same once more with another loss
     say(
         f"""
 What to look at   {folder}/training_curves.png, completions.md, metrics.json

@@ -68,14 +68,14 @@ def beside_full_run(metrics: dict, folder: Path, make_it: bool) -> str:
     return side_by_side({name: m | {"size_on_disk_bytes": model_size(path)} for name, (m, path) in runs.items()})
 
 
-def beside_other_loss(other: str | None, metrics: dict, script: str, folder: Path) -> str:
-    """This run beside one of the same command with another loss, made now, as a table; nothing where none is asked for."""
-    if other in (None, "none", metrics["loss_type"]):
-        return ""
+def show_other_loss(other: str | None, metrics: dict, script: str, folder: Path) -> None:
+    """Print this run beside one of the same command with another loss, made now; nothing where none is asked for."""
+    if other in (None, "none", metrics["loss_type"]) or not PartialState().is_main_process:
+        return
     print(f"\nNow the same with {other}", flush=True)
     words = ["--loss_type", other, "--loss_weights", "1", "--loss_kwargs", "", "--loss_file", "", "--beside", "none"]
     others = run_again(script, words, folder / f"beside-{other}")
-    return "\n" + side_by_side({metrics["loss_type"]: metrics, other: others})
+    print("\n" + side_by_side({metrics["loss_type"]: metrics, other: others}), flush=True)
 
 
 def run_again(script: str, words: list[str], folder: Path) -> dict:
