@@ -9,10 +9,6 @@ plot_lengths(report, "data_report.png")                 # how long prompts and a
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # draw into files; there may be no screen
-import matplotlib.pyplot as plt
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
@@ -118,10 +114,13 @@ def _length_table(report: dict) -> Table:
 
 def plot_lengths(report: dict, path: Path | str) -> None:
     """Write a PNG with two panels: the three lengths, and chosen minus rejected. The last bars hold the outliers."""
+    from matplotlib.figure import Figure  # here: the import takes half a second, and --help draws nothing
+
     drawn = report["histograms"]
     unit = drawn["unit"]
     described = report[unit]
-    figure, (sizes, differences) = plt.subplots(1, 2, figsize=(10, 3.8))
+    figure = Figure(figsize=(10, 3.8))
+    sizes, differences = figure.subplots(1, 2)
     for part, colour in COLOURS.items():
         label = f"{part}, median {described[part]['median']:.0f}"
         sizes.stairs(drawn[part], drawn["edges"], color=colour, linewidth=1.8, label=label)
@@ -136,4 +135,3 @@ def plot_lengths(report: dict, path: Path | str) -> None:
         axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110, format="png")
-    plt.close(figure)

@@ -7,23 +7,20 @@ log_history is the list of dictionaries that Transformers also keeps in trainer_
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # draw into files; there may be no screen
-import matplotlib.pyplot as plt
-
 CHOSEN, REJECTED, TRAINING, HELD_OUT = "tab:green", "tab:red", "tab:blue", "tab:orange"
 
 
 def plot_training(log_history: list[dict], path: Path | str) -> None:
     """Write a PNG with four panels over the training step."""
+    from matplotlib.figure import Figure  # here: the import takes half a second, and --help draws nothing
 
     def line(axes, key: str, label: str, colour: str, style: str) -> None:
         points = [(logs["step"], logs[key]) for logs in log_history if key in logs]
         if points:
             axes.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.5, markersize=4)
 
-    figure, ((loss, rewards), (margin, accuracy)) = plt.subplots(2, 2, figsize=(10, 6.5), sharex=True)
+    figure = Figure(figsize=(10, 6.5))
+    (loss, rewards), (margin, accuracy) = figure.subplots(2, 2, sharex=True)
     for axes, key, title in (
         (loss, "loss", "loss"),
         (margin, "rewards/margins", "margin: chosen reward - rejected reward"),
@@ -45,4 +42,3 @@ def plot_training(log_history: list[dict], path: Path | str) -> None:
             axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110, format="png")
-    plt.close(figure)
