@@ -104,7 +104,7 @@ FAULTS = {
         "machinery/hardware/estimate.py",
         "STATES_PER_PARAMETER.get(optimizer, 2)",
         "STATES_PER_PARAMETER.get(optimizer, 1)",
-        "scripts/test_lora_dpo_training.py",
+        "hardware",
     ),
     "watching: displacement unseen": Planted(
         "machinery/watching/watcher.py", "DISPLACED = 0.3", "DISPLACED = 30", "watching"
@@ -126,7 +126,7 @@ FAULTS = {
         "scripts/test_lora_dpo_training.py",
     ),
     "comparing: a tail of 90%": Planted(
-        "machinery/comparing/grid.py", "T_95 = (12.71, 4.30,", "T_95 = (6.31, 2.92,", "scripts/test_custom_loss_dpo.py"
+        "machinery/comparing/grid.py", "T_95 = (12.71, 4.30,", "T_95 = (6.31, 2.92,", "comparing"
     ),
     "evaluation: margins turned around": Planted(
         "machinery/evaluation/metrics.py",

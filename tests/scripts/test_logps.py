@@ -147,3 +147,16 @@ def test_greedy_sampling_takes_the_most_likely_token(base_model_folder, base_tok
     [completion] = sample_completions(model, base_tokenizer, ["the cat"], temperature=0, max_new_tokens=1)
     prompt = torch.tensor([base_tokenizer("the cat")["input_ids"]])
     assert completion.ids == [model(prompt).logits[0, -1].argmax().item()]
+
+
+def test_a_reply_does_not_depend_on_the_others_of_its_batch(base_model_folder, base_tokenizer):
+    model = GPT2LMHeadModel.from_pretrained(base_model_folder)
+    for parameter in model.parameters():
+        parameter.data.mul_(4)  # so that what comes before a token decides about it
+    base_tokenizer.pad_token = base_tokenizer.eos_token
+    prompts = ["a dog ran over the hill", "the cat", "what is it?"]
+    together = sample_completions(model, base_tokenizer, prompts, temperature=0, max_new_tokens=8)
+    alone = [
+        sample_completions(model, base_tokenizer, [prompt], temperature=0, max_new_tokens=8)[0] for prompt in prompts
+    ]
+    assert [reply.ids for reply in together] == [reply.ids for reply in alone]

@@ -54,7 +54,7 @@ SYMPTOMS = {
     ],
     "out of memory (trl #3168 #2452 #1667)": [
         "faults: test_out_of_memory_names_the_need_and_what_is_left_to_do",
-        "lora_dpo_training: test_the_parts_that_can_be_counted_are_estimated_exactly",
+        "estimate: test_the_parts_that_can_be_counted_are_estimated_exactly",
         "token_budget: test_activations_shrink_with_the_budget",
     ],
     "wrong loss with a DPO adapter on an SFT adapter (LLaMA-Factory #8974 #3198, torchtune #2272, trl #1193)": [
@@ -65,7 +65,7 @@ SYMPTOMS = {
     ],
     "merged model is bad (alignment-handbook #99 #188, peft #2368)": [
         "lora_dpo_training: test_the_merged_model_is_the_base_with_its_adapter",
-        "lora_dpo_training: test_a_merge_that_changes_the_model_is_refused_and_leaves_nothing",
+        "adapters: test_a_merge_that_changes_the_model_is_refused_and_leaves_nothing",
     ],
     "loss jumps on resume (transformers #33336)": [
         "faults: test_a_checkpoint_as_the_model_is_refused_and_a_finished_run_is_not",

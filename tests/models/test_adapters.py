@@ -1,0 +1,71 @@
+"""An adapter belongs to one base and to modules that are there; merged, it is the base with it."""
+
+import pytest
+import torch
+from lora_trainers import sft_adapter
+from peft import LoraConfig, PeftModel, get_peft_model
+from trl import DPOConfig, ModelConfig
+
+from dpo_utils import load_any, load_model, load_tokenizer
+from machinery.common.errors import UserError
+from machinery.models.adapters import check_targets, merge_adapter, new_adapter, weights_fingerprint
+
+
+def test_a_merge_that_changes_the_model_is_refused_and_leaves_nothing(base_model_folder, tmp_path):
+    adapter = sft_adapter(base_model_folder, tmp_path)
+
+    def load(name):
+        model, tokenizer = load_model(name)
+        if name != str(base_model_folder):
+            model.lm_head.weight.data *= 1.5
+        return model, tokenizer
+
+    tokenizer = load_tokenizer(str(base_model_folder))
+    with pytest.raises(UserError, match="not the base with its adapter"):
+        merge_adapter(load, str(base_model_folder), adapter, tokenizer, [[1, 2, 3]])
+    assert not any("merged" in path.name for path in adapter.iterdir())
+
+
+def test_the_fingerprint_of_a_base_is_the_same_with_an_adapter_on_it(base_model_folder):
+    base, _ = load_model(str(base_model_folder))
+    alone = weights_fingerprint(base)
+    config = LoraConfig(target_modules=["c_attn"], modules_to_save=["ln_f"], use_dora=True, task_type="CAUSAL_LM")
+    assert weights_fingerprint(get_peft_model(base, config)) == alone
+    other, _ = load_model(str(base_model_folder))
+    other.transformer.ln_f.weight.data += 1
+    assert weights_fingerprint(other) != alone
+    other.transformer.ln_f.weight.data = torch.empty(0)  # as ZeRO-3 leaves it
+    assert weights_fingerprint(other) is None
+
+
+def test_a_single_target_is_a_name_and_no_pattern(base_model_folder):
+    base, _ = load_model(str(base_model_folder))
+    model_args = ModelConfig(use_peft=True, lora_target_modules=["c_attn"])
+    config = new_adapter(base, model_args, DPOConfig(output_dir="unused", bf16=False, use_cpu=True))
+    names = [name for name, _ in get_peft_model(base, config).named_parameters() if "lora_A" in name]
+    assert len(names) == base.config.n_layer
+
+
+def test_a_module_to_save_that_is_not_there_is_refused(base_model_folder):
+    base, _ = load_model(str(base_model_folder))
+    check_targets(base, None, 8, ["wte"])
+    with pytest.raises(UserError, match="--lora_modules_to_save wteX: the model has no such module"):
+        check_targets(base, None, 8, ["wteX"])
+
+
+def test_on_a_quantised_base_an_adapter_stays_beside_it(base_model_folder, tmp_path, monkeypatch):
+    def load_quantised(name, **kwargs):
+        model, tokenizer = load_model(name, **kwargs)
+        model.is_quantized = True  # rounded weights are no place to add anything to
+        return model, tokenizer
+
+    monkeypatch.setattr("dpo_utils.load_model", load_quantised)
+    model, _ = load_any(str(sft_adapter(base_model_folder, tmp_path)))
+    assert isinstance(model, PeftModel)
+
+
+def test_targets_that_match_nothing_are_named_with_those_there_are(base_model_folder):
+    model, _ = load_model(str(base_model_folder))
+    with pytest.raises(ValueError, match="q_porj matches nothing; there are c_attn, c_fc, c_proj, or all-linear"):
+        check_targets(model, ["c_attn", "q_porj"], 8)
+    check_targets(model, "all-linear", 8)
