@@ -71,7 +71,7 @@ FAULTS = {
         "machinery/models/adapters.py",
         'if noted.get("fingerprint") not in (None, fingerprint):',
         "if False:",
-        "scripts/test_lora_dpo_training.py",
+        "command/test_bad_input.py",
     ),
     "models: NaN among the weights": Planted(
         "machinery/models/checks.py",
