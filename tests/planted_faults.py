@@ -113,7 +113,7 @@ FAULTS = {
         "machinery/watching/log_lines.py",
         "if not math.isfinite(loss):",
         "if False:",
-        "scripts/test_basic_dpo_training.py",
+        "watching/test_log_lines.py",
     ),
     "runs: a damaged checkpoint is whole": Planted(
         "machinery/runs/checkpoints.py", 'if _hash(path) != noted["sha256"]:', "if False:", "runs"
