@@ -265,7 +265,7 @@ def run(command: str) -> tuple[str, str, Path]:
         shutil.copytree(left, scratch)
     else:
         printed = warned = ""
-        shutil.copytree(PROJECT, scratch, ignore=_what_is_made)
+        shutil.copytree(PROJECT, scratch, ignore=what_is_made)
     program, *words = shlex.split(last)
     if program != "python":
         raise BuildError(f"a block's command begins with python, not with {program}")
@@ -278,7 +278,7 @@ def run(command: str) -> tuple[str, str, Path]:
     return printed + done.stdout, warned, scratch
 
 
-def _what_is_made(folder: str, names: list[str]) -> list[str]:
+def what_is_made(folder: str, names: list[str]) -> list[str]:
     """What a copy of the project goes without: hidden folders, caches, and at the top runs and environments."""
     at_top = ("runs", "venv") if Path(folder) == PROJECT else ()
     return [name for name in names if name.startswith(".") or name == "__pycache__" or name in at_top]
@@ -480,6 +480,7 @@ def main() -> int:
 
 
 def build(options: argparse.Namespace) -> int:
+    """Check or make the blocks that the options ask for; 1 where something is wrong."""
     todo, old, start = [], [], time.monotonic()
     wrong = [f"{ENTRIES}: {name} is no page" for name in read_entries() if name not in map(path_of, PAGES)]
     for page in PAGES:

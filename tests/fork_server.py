@@ -1,8 +1,8 @@
 """Run scripts in forks of one process that has imported everything: a start costs a moment instead of seconds.
 
-    server = ForkServer(threads=1)
-    done = server.run("basic_dpo_training", ["--max_steps", "4"], log="out.txt", errors="err.txt")   # exit codes
-    pids = server.start("basic_dpo_training", [...], log="out.txt"); codes = server.wait()
+    server = ForkServer()
+    pids = server.start("basic_dpo_training", ["--max_steps", "4"], log="out.txt", errors="err.txt")
+    codes = server.wait()
     server.close()
 
 The server reads one request a line and answers with the process ids, and with the exit codes (minus the signal, as

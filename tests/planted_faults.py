@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+from docs.build import what_is_made
 
 
 class Planted(NamedTuple):
@@ -177,7 +179,7 @@ def found_by(fault: Planted) -> str | None:
     """The test that fails with a fault in the project; None where all pass. Raises ValueError where it cannot be planted."""
     with tempfile.TemporaryDirectory(prefix="dpo-planted-") as folder:
         copy = Path(folder) / "project"
-        shutil.copytree(PROJECT, copy, ignore=_not_of_the_project)
+        shutil.copytree(PROJECT, copy, ignore=what_is_made)
         file = copy / fault.file
         text = file.read_text(encoding="utf-8")
         if text.count(fault.right) != 1:
@@ -187,11 +189,6 @@ def found_by(fault: Planted) -> str | None:
         done = subprocess.run(command, cwd=copy, env=dict(os.environ), capture_output=True, text=True)
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
         return failed[0].split(" ", 1)[1].split(" - ")[0] if failed else None
-
-
-def _not_of_the_project(folder: str, names: list[str]) -> list[str]:
-    is_top = Path(folder) == PROJECT
-    return [name for name in names if name == "__pycache__" or (is_top and name in (".git", "runs", "venv", ".venv"))]
 
 
 def main() -> int:

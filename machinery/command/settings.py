@@ -1,6 +1,6 @@
 """From a command line to settings: defaults in layers, what the machine asks for, and refusals before any work.
 
-    args, training_args, model_args = settle((Arguments, Config, Model), parser_text, flags, demo, argv)
+    args, training_args, model_args = settle((Arguments, Config, Model), __doc__, flags, demo, argv)
 
 Each layer overrides the one before it: TRL's defaults, those of the script for every model, those of the demo where the
 model is the demo's, those of the demo with one loss, the recipe, the command line. What would fail late, or pass in

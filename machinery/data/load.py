@@ -172,10 +172,8 @@ def _load_whole(
             if tokenizer is not None and sound:
                 as_turns, said = form_for(tokenizer, checkup.kinds, rows.name, keep_plain)
                 notes += said
-                key = [
-                    digest,
-                    sound,
-                ]  # which of the pairs that were read: the same file may come with other findings kept
+                # sound: which of the pairs that were read; the same file may come with other findings kept
+                key = [digest, sound]
                 step = 1 if look_at is None else max(1, len(found) // look_at)
                 found, facts = format_pairs(
                     found, key, rows.name, checkup.kinds, tokenizer, format_pair, as_turns, step, num_proc, **lengths
