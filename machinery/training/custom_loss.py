@@ -8,19 +8,30 @@ A loss takes beta, four log-probs and two lengths by name, see losses.py, and re
 no place for one: its losses are branches of a method that also runs the model and logs every metric.
 """
 
-from .losses import uses_reference
+from trl import DPOConfig
+
+from ..common.errors import UserError
+from .losses import name_of, only_in_trl, uses_reference
 
 
 class CustomLoss:
     """Before TRL's DPOTrainer among a class's bases: its `loss` takes the place of TRL's own."""
 
-    def __init__(self, *, args, loss=None, **kwargs):
-        """loss: a function with its hyperparameters filled in; None leaves the loss to TRL too."""
+    def __init__(self, model, ref_model=None, args=None, *others, loss, **kwargs):
+        """loss: a function with its hyperparameters filled in; None leaves the loss to TRL too.
+
+        The rest is TRL's. UserError for an option of `args` that only TRL's own losses follow.
+        """
+        args = args or DPOConfig("trainer_output")
         self.loss, self.needs_reference = loss, uses_reference(loss)
+        if loss is not None and (options := only_in_trl(args)):
+            raise UserError(f"--{options[0]} is TRL's, for its own losses, and {name_of(loss)} would not follow it")
         if not self.needs_reference:
             args.precompute_ref_log_probs = True  # zeros, see below: no reference is loaded or run
-        super().__init__(args=args, **kwargs)
+        super().__init__(model, ref_model, args, *others, **kwargs)
         if loss is not None:
+            if args.loss_type == ["sigmoid"]:  # TRL's default: nobody has said what the loss is called
+                args.loss_type = [name_of(loss)]
             self.loss_types, self.loss_weights = ["sigmoid"], [1.0]  # TRL's metrics come with a loss; it is not used
 
     def _precompute_ref_logps(self, dataset, name, batch_size):

@@ -89,12 +89,17 @@ def loss_from_flags(args, training_args, known: dict[str, Callable], limits: dic
         raise UserError(f"--max_tokens_per_batch splits batches, and the loss {names[0]} couples the pairs of one")
     if training_args.label_smoothing == 0 and {"cdpo", "robust"} & set(names):
         logger.warning("--label_smoothing is 0, with which cdpo and robust are sigmoid.")
-    for option in ("f_divergence_type", "ld_alpha", "use_weighting"):
-        if getattr(training_args, option) not in ("reverse_kl", None, False):
-            if not set(names) <= set(TRL_LOSSES):
-                raise UserError(f"--{option} is TRL's, for its own losses: {', '.join(TRL_LOSSES)}")
-            return None
+    if options := only_in_trl(training_args):
+        if not set(names) <= set(TRL_LOSSES):
+            raise UserError(f"--{options[0]} is TRL's, for its own losses: {', '.join(TRL_LOSSES)}")
+        return None
     return loss
+
+
+def only_in_trl(training_args) -> list[str]:
+    """The options set to what only TRL's own code of its losses follows."""
+    options = ("f_divergence_type", "ld_alpha", "use_weighting")
+    return [name for name in options if getattr(training_args, name, None) not in ("reverse_kl", None, False)]
 
 
 def check_names(names: list[str], known, flag: str = "--loss_type") -> None:
@@ -197,6 +202,11 @@ def _check_start(loss: Callable, name: str, beta: float) -> None:
         raise UserError(f"The loss {name} has no finite gradient where policy and reference are equal, as at the start")
     if not any(slope.any() for slope in slopes):
         raise UserError(f"The loss {name} is flat where policy and reference are equal: training would never begin")
+
+
+def name_of(loss: Callable) -> str:
+    """What a loss is called, with its hyperparameters filled in or not."""
+    return getattr(getattr(loss, "func", loss), "__name__", "your_loss")
 
 
 def uses_reference(loss: Callable | None) -> bool:

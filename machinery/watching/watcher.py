@@ -54,6 +54,7 @@ TOUCHED_VALUES, PEEKED_PAIRS = 256, 256
 
 # Losses in which beta multiplies sums over tokens, and which flatten where the rewards pass 1.
 SUMMED = set("sigmoid hinge nca_pair bco_pair aot aot_unpaired apo_zero apo_down discopop cdpo dpop".split())
+NO_REFERENCE = {"sft", "simpo", "orpo"}  # losses in which none occurs
 
 
 class StoppedOnWarning(Exception):
@@ -63,7 +64,7 @@ class StoppedOnWarning(Exception):
 def first_loss(loss_type: str, beta: float, label_smoothing: float = 0.0) -> float | None:
     """The loss while policy and reference are equal and all log-ratios 0; None where it depends on the pair."""
     ln2 = math.log(2)
-    if loss_type == "exo_pair":
+    if loss_type == "exo_pair" and label_smoothing:
         return -ln2 - (math.log1p(-label_smoothing) + math.log(label_smoothing)) / 2
     known = dict.fromkeys(("sigmoid", "robust", "cdpo", "aot", "aot_unpaired", "sigmoid_norm", "dpop"), ln2)
     known |= dict.fromkeys(("nca_pair", "bco_pair"), 2 * ln2) | dict.fromkeys(("hinge", "apo_zero", "apo_down"), 1.0)
@@ -76,12 +77,13 @@ class Watcher(TrainerCallback):
 
     def __init__(
         self,
-        has_reference: bool = True,
+        has_reference: bool | None = None,
         stop_on_warning: bool = False,
         sample: Callable[[nn.Module], list[tuple[list[int], bool]]] | None = None,
         sample_at: tuple[float, ...] = (0.5, 1.0),
     ):
-        """has_reference: whether the loss uses one; without, rewards say nothing, and held-out log-probs are compared.
+        """has_reference: whether the loss uses one (None: by its name); without, rewards say nothing, and held-out
+        log-probs are compared.
         sample(model): a few replies, each its token ids and whether it came to an end; it must leave the random
         generators as they are. It is asked before training and at these shares of the steps.
         """
@@ -95,6 +97,8 @@ class Watcher(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         self.args, self.state = args, state
+        if self.has_reference is None:
+            self.has_reference = not set(args.loss_type) <= NO_REFERENCE
         self.begun_at = state.global_step  # above 0 in a resumed run
         self.warm_at = max(self.begun_at, args.get_warmup_steps(state.max_steps))  # from here the rate is the full one
         self.step_zero = self._first_loss()

@@ -6,9 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from conftest import PATIENCE, PROJECT
+
+from custom_loss_dpo import LOSSES
+from machinery.training.losses import hyperparameters, made_up_pairs, name_of, uses_reference
+from machinery.watching.watcher import NO_REFERENCE, first_loss
 
 PAGE = (PROJECT / "docs" / "pieces.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
@@ -84,6 +89,19 @@ def test_a_piece_works_in_an_empty_folder_under_another_name(title, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert re.search(SEEN[title], done.stdout + done.stderr, flags=re.MULTILINE), done.stdout + done.stderr
+
+
+def test_every_formula_can_be_cut_out_as_the_page_says():
+    section = SECTIONS["Any loss on TRL's own trainer"]
+    head = "\n".join(re.findall(r"^    ((?:import|from) .*)$", section, flags=re.MULTILINE))
+    for name in LOSSES:
+        cut, given = {}, {"label_smoothing": 0.1, "discopop_tau": 0.05}
+        exec(f"{head}\n{cut_out(PROJECT / 'custom_loss_dpo.py', ['logratios', name])}", cut)
+        loss = partial(cut[name], **{key: given[key] for key in hyperparameters(cut[name]) if key in given})
+        assert loss(beta=0.1, **made_up_pairs()).isfinite().all()
+        assert uses_reference(loss) == (name not in NO_REFERENCE)
+        assert name_of(loss) == name
+        first_loss(name, beta=0.1)  # a number or None, whatever the name
 
 
 def test_every_piece_of_the_page_is_tried_and_short():

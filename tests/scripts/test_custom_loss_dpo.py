@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PATIENCE, PROJECT, SHORT, run_forked, run_script
+from datasets import Dataset
 from peft import LoraConfig
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,7 +19,9 @@ from trl import DPOConfig, DPOTrainer
 
 from custom_loss_dpo import LIMITS, LOSSES, CustomLossDPOTrainer
 from machinery.common.errors import UserError
+from machinery.training.custom_loss import CustomLoss
 from machinery.training.losses import TRL_LOSSES, check_loss, choose_loss, load_loss, made_up_pairs, uses_reference
+from machinery.watching.watcher import Watcher
 
 SMOOTHING = dict.fromkeys(("exo_pair", "robust", "cdpo", "aot", "aot_unpaired"), 0.1)
 SETTINGS = {"label_smoothing": 0.1, "discopop_tau": 0.05}
@@ -233,8 +236,6 @@ ROWS = [
 
 
 def trainer_for(model_folder, tmp_path, loss=None, kind=CustomLossDPOTrainer, peft_config=None, **options):
-    from datasets import Dataset
-
     settings = dict(
         output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False, max_steps=3, per_device_train_batch_size=4,
         learning_rate=1e-3, logging_steps=1, save_strategy="no", report_to=[], gradient_checkpointing=False,
@@ -286,6 +287,27 @@ def test_training_with_a_formula_is_training_with_trls(name, how, base_model_fol
     if how == "two_rows":
         ours.args.shared_prompt = False
     assert history(ours, *metrics) == pytest.approx(expected, abs=5e-4, rel=1e-3)
+
+
+class OnPlainTRL(CustomLoss, DPOTrainer): ...
+
+
+@pytest.mark.parametrize("name", ["ipo", "simpo"])
+def test_on_trls_own_trainer_the_watcher_learns_the_loss_by_its_name(name, base_model_folder, tmp_path):
+    args = trainer_for(base_model_folder, tmp_path, loss_named(name)).args
+    args.loss_type, args.precompute_ref_log_probs = ["sigmoid"], False  # as in a config that says nothing of the loss
+    rows, model = Dataset.from_list(ROWS), AutoModelForCausalLM.from_pretrained(base_model_folder)
+    trainer = OnPlainTRL(model, None, args, train_dataset=rows, loss=LOSSES[name],
+                         processing_class=AutoTokenizer.from_pretrained(base_model_folder))  # fmt: skip
+    trainer.add_callback(watcher := Watcher())
+    trainer.train()
+    assert args.loss_type == [name] and not watcher.said
+    assert watcher.has_reference == (name != "simpo")
+
+
+def test_what_only_trls_losses_follow_is_refused_beside_another(base_model_folder, tmp_path):
+    with pytest.raises(UserError, match="--ld_alpha is TRL's, for its own losses, and ipo would not follow it"):
+        trainer_for(base_model_folder, tmp_path, LOSSES["ipo"], ld_alpha=0.5)
 
 
 @pytest.mark.parametrize("name", ["sft", "simpo", "orpo"])
