@@ -3,7 +3,7 @@
     configuration      parse_args, run                        flags and recipes, exit codes
     loading            load_model, load_preferences           a policy, its tokenizer, its pairs
     formatting         format_pair, prompt_ids, show_pairs    a pair as text, as turns, as tokens
-    generating         sample_completions                     what the model says
+    generating         sample_completions, sample_at          what the model says
     log-probs          sequence_logps, sequence_kl            how likely that is, and how far the policy has moved
     during training    watch                                  a log line, a reply now and then, a word when it goes wrong
     after training     report_change                          the table of before and after
@@ -39,10 +39,11 @@ from trl.trainer.utils import use_adapter
 from machinery.command.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.command.settings import settle
 from machinery.common.errors import UserError
-from machinery.common.intervals import bootstrap_mean
+from machinery.common.intervals import bootstrap_mean, with_interval
 from machinery.common.safe_text import first_line, inert_record, say, visible
 from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
+from machinery.evaluation.true_reward import show_true_rewards
 from machinery.hardware.memory import suit_allocator
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
@@ -491,58 +492,41 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
 # --- After training --------------------------------------------------------------------------------------------------
 
 
+def sample_at(temperatures: tuple[float, ...], *model_tokenizer_prompts, **options) -> dict[float, list[Completion]]:
+    """Replies by temperature, each by `sample_completions`, which takes the rest of the arguments."""
+    return {t: sample_completions(*model_tokenizer_prompts, temperature=t, **options) for t in temperatures}
+
+
 def report_change(
     policy: PreTrainedModel,
     reference: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Prompt],
-    before: list[Completion],
-    after: list[Completion],
-    score_reply=None,
-    maxima: dict[str, float] | None = None,
+    before: dict[float, list[Completion]],
+    after: dict[float, list[Completion]],
+    truth=None,
 ) -> dict[str, float]:
     """Print what training changed in the replies to held-out prompts, and return it for metrics.json.
 
-    reference: see `sequence_kl`. before, after: one reply a prompt, sampled at temperature 1 from the reference and
-    from the policy.
-    score_reply(prompt, text): the parts of a reply's true reward by name, with the maxima of each; None if unknown.
-    Returns kl, reply_tokens_before and reply_tokens_after (a reply's length, EOS included) and, with score_reply,
-    true_reward_before, true_reward_after and win_rate (after against before on the same prompt, ties half), each with
-    the ends of its 95% bootstrap interval over prompts as name_ci_low and name_ci_high.
+    reference: see `sequence_kl`. before, after: one reply a prompt, by temperature: 1 are the policy's samples before
+    and after training, 0 its likeliest replies.
+    truth: where the true reward of any reply is known, see Truth in demo/world.py.
+    Returns kl, reply_tokens_before and reply_tokens_after (a sampled reply's length, EOS included) and, with a truth,
+    rewards, win rates and garbled shares (see `show_true_rewards`); each with the ends of its 95% bootstrap interval
+    over prompts as name_ci_low and name_ci_high.
     """
     say("\nThe same prompts before and after")
-    for prompt, old, new in list(zip(prompts, before, after, strict=True))[:3]:
+    for prompt, old, new in list(zip(prompts, before[1], after[1], strict=True))[:3]:
         question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         say(f"  prompt   {visible(str(question))}\n  before   {visible(old.text)}\n  after    {visible(new.text)}\n")
 
-    measured = {"kl": sequence_kl(policy, reference, after, tokenizer.pad_token_id)}
-    for when, replies in (("before", before), ("after", after)):
+    measured = {"kl": sequence_kl(policy, reference, after[1], tokenizer.pad_token_id)}
+    for when, replies in (("before", before[1]), ("after", after[1])):
         measured[f"reply_tokens_{when}"] = bootstrap_mean([float(len(reply.ids)) for reply in replies])
-    if score_reply is not None:
-        parts = [
-            [score_reply(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
-            for replies in (before, after)
-        ]
-        totals = [[sum(scores.values()) for scores in replies] for replies in parts]
-        measured["true_reward_before"], measured["true_reward_after"] = map(bootstrap_mean, totals)
-        wins = [(new > old) + 0.5 * (new == old) for old, new in zip(*totals, strict=True)]
-        measured["win_rate"] = bootstrap_mean(wins)
-
-        say(f"True reward of {len(prompts)} sampled replies, with 95% intervals over the prompts")
-        say(f"  {'':<12}{'before':<20}{'after':<20}most")
-        for name, most in maxima.items():
-            old, new = (sum(scores[name] for scores in replies) / len(replies) for replies in parts)
-            say(f"  {name:<12}{old:<20.2f}{new:<20.2f}{most:.0f}")
-        old, new = (_with_interval(measured[f"true_reward_{when}"]) for when in ("before", "after"))
-        say(f"  {'all':<12}{old:<20}{new:<20}{sum(maxima.values()):.0f}")
-        say(f"Win rate of after against before, ties half: {_with_interval(measured['win_rate'])}")
-    say(f"KL from the reference, nats a reply: {_with_interval(measured['kl'])}")
-    lengths = [_with_interval(measured[f"reply_tokens_{when}"], 1) for when in ("before", "after")]
+    if truth is not None:
+        measured |= show_true_rewards(truth, prompts, before, after)
+    say(f"KL from the reference, nats a reply: {with_interval(measured['kl'])}")
+    lengths = [with_interval(measured[f"reply_tokens_{when}"], 1) for when in ("before", "after")]
     say(f"Tokens a reply, before and after: {lengths[0]}, {lengths[1]}")
     ends = ("", "_ci_low", "_ci_high")
     return {name + end: value for name, values in measured.items() for end, value in zip(ends, values, strict=True)}
-
-
-def _with_interval(measured: tuple[float, float, float], digits: int = 2) -> str:
-    mean, low, high = (f"{value:.{digits}f}" for value in measured)
-    return f"{mean} [{low}, {high}]"

@@ -6,7 +6,7 @@
 
 Each run is a subprocess on one core, as many at a time as there are cores. Finished runs are kept in runs/curriculum
 and not repeated. Prints the mean over the seeds and, in brackets, the lowest and the highest: first the lessons of the
-README with their commands, then all cases.
+README with their commands, then all cases: what was won, and how.
 """
 
 import argparse
@@ -17,22 +17,29 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from machinery.comparing.grid import markdown, run_grid, spread
-from machinery.comparing.loss_comparison import write_pairs
+from machinery.comparing.loss_comparison import write_alike_pairs, write_pairs
 
 OUT = PROJECT / "runs" / "curriculum"
-FLIPPED = 0.3
+# What is done to the training pairs of some cases, by seed.
+SPOILT = {
+    "flipped": lambda folder, seed: write_pairs(folder, seed, flipped=0.3),
+    "longer": lambda folder, seed: write_pairs(folder, seed, longer=0.6),
+    "alike": write_alike_pairs,
+}
 
-# case: (what it is to show, flags beside those of the demo, whether 30% of the training labels are flipped)
+# case: (what it is to show, flags beside those of the demo, what is done to the pairs)
 CASES = {
-    "dpo": ("the demo's settings: beta 0.1", "", False),
-    "beta_1": ("beta 1", "--beta 1", False),
-    "sft": ("SFT on the chosen replies", "--loss_type sft", False),
-    "sft_rate_x3": ("SFT, rate 3 times as high", "--loss_type sft --learning_rate 1.2e-3", False),
-    "rate_x3": ("rate 3 times too high", "--learning_rate 1.2e-3", False),
-    "sigmoid_sft": ("sigmoid + 1.0 sft", "--loss_type sigmoid sft --loss_weights 1 1", False),
-    "flipped": ("30% of labels flipped: sigmoid", "", True),
-    "flipped_robust": ("30% flipped: robust (0.3)", "--loss_type robust --label_smoothing 0.3", True),
-    "flipped_ipo": ("30% flipped: ipo (beta 0.5)", "--loss_type ipo --beta 0.5", True),
+    "dpo": ("the demo's settings", "", None),
+    "beta_1": ("beta 1", "--beta 1", None),
+    "sft": ("SFT on the chosen replies", "--loss_type sft", None),
+    "sft_rate_x3": ("SFT, rate 3 times as high", "--loss_type sft --learning_rate 9e-4", None),
+    "rate_x3": ("rate 3 times too high", "--learning_rate 9e-4", None),
+    "sigmoid_sft": ("sigmoid + 1.0 sft", "--loss_type sigmoid sft --loss_weights 1 1", None),
+    "flipped": ("30% of labels flipped: sigmoid", "", "flipped"),
+    "flipped_robust": ("30% flipped: robust (0.3)", "--loss_type robust --label_smoothing 0.3", "flipped"),
+    "flipped_ipo": ("30% flipped: ipo (beta 0.5)", "--loss_type ipo --beta 0.5", "flipped"),
+    "longer": ("60% of labels by length alone", "", "longer"),
+    "alike": ("pairs one word apart", "", "alike"),
 }
 # of the README: what to look at, by case
 LESSONS = {
@@ -40,13 +47,19 @@ LESSONS = {
     "beta_1": "nearer to the reference, and less gained",
     "rate_x3": "accuracy hardly notices that the text breaks",
 }
-COLUMNS = {
-    "true_reward_after": "true reward",
-    "win_rate": "win rate",
+WON = {
+    "true_reward_after": "true reward, sampled",
+    "greedy_reward_after": "greedily",
+    "win_rate": "win rate, sampled",
+    "greedy_win_rate": "greedily",
     "kl": "KL",
+    "garbled_after": "garbled",
+}
+HOW = {
     "reward_accuracy": "accuracy",
     "chosen_logp_change": "chosen logp change",
     "rejected_logp_change": "rejected logp change",
+    "reply_tokens_after": "tokens a reply",
 }
 
 
@@ -58,20 +71,25 @@ def main() -> None:
     options = parser.parse_args()
     cases = {}
     for case in options.cases:
-        _, flags, is_flipped = CASES[case]
-        data = ["--dataset_name", str(OUT / "data-flipped-seed{seed}")] if is_flipped else []
+        _, flags, how = CASES[case]
+        data = ["--dataset_name", str(OUT / f"data-{how}-seed{{seed}}")] if how else []
         cases[case] = ("basic_dpo_training.py", [*flags.split(), *data])
-    for seed in options.seeds:
-        write_pairs(OUT / f"data-flipped-seed{seed}", seed, flipped=FLIPPED)
+    for how in {CASES[case][2] for case in options.cases} - {None}:
+        for seed in options.seeds:
+            SPOILT[how](OUT / f"data-{how}-seed{seed}", seed)
     results = run_grid(cases, options.seeds, OUT)
-    before = [outcome["true_reward_before"] for outcomes in results.values() for outcome in outcomes]
-    unchanged = f"{spread(before)} | 0.50 | 0.00"
+    first = next(iter(results.values()))
+    sampled, greedily = (spread([run[f"{name}_before"] for run in first]) for name in ("true_reward", "greedy_reward"))
+    garbled = spread([run["garbled_before"] for run in first])
+    untrained = f"before training | {{}}{sampled} | {greedily} | 0.50 | 0.50 | 0.00 | {garbled} |"
     lessons = {f"`{' '.join(['python', cases[case][0], *cases[case][1]])}` | {look}": results[case]
                for case, look in LESSONS.items() if case in cases}  # fmt: skip
-    head, line, *rows = markdown(lessons, COLUMNS, "command | what to look at").splitlines()
-    print("\n".join([head, line + "---|", f"| before training | | {unchanged} | | | |", *rows, ""]))
-    head, line, *rows = markdown({CASES[case][0]: results[case] for case in cases}, COLUMNS).splitlines()
-    print("\n".join([head, line, f"| before training | {unchanged} | | | |", *rows]))
+    named = {CASES[case][0]: results[case] for case in cases}
+    head, line, *rows = markdown(lessons, WON, "command | what to look at").splitlines()
+    print("\n".join([head, line + "---|", f"| {untrained.format('| ')}", *rows, ""]))
+    head, line, *rows = markdown(named, WON).splitlines()
+    print("\n".join([head, line, f"| {untrained.format('')}", *rows, ""]))
+    print(markdown(named, HOW))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Rebuild the demo from nothing: tokenizer, base model, preference pairs.
 
-    python -m demo.build                      # into demo/, about ten minutes on two cores
+    python -m demo.build                      # into demo/, about half an hour
     python -m demo.build --output_dir /tmp/x  # somewhere else, to compare
     python -m demo.build --pairs_only         # new pairs from the model that is there, about three minutes
     python -m demo.build --spoilt_only        # the spoilt copy of the pairs that are there, a second
+    python -m demo.build --show               # what the base earns at every temperature, as it was measured
 
-1. A tokenizer is trained on the desk's conversations (byte-level BPE, ChatML-style template).
+1. A tokenizer is made of the words of the desk's conversations (byte-level, ChatML-style template).
 2. A small Llama is taught in two rounds. First whole conversations with the right remedy: that is its knowledge. Then
    replies in which every good quality is there or not by chance: that is its habit, which DPO is to change.
 3. Pairs are sampled from that model, as in section 6 of the DPO paper (arXiv:2305.18290), and labelled by a
@@ -21,12 +22,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
 from datasets import Dataset, disable_progress_bars
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from demo.world import (
+    HABIT,
+    KNOWLEDGE,
     MAX_REWARD,
     PROBLEMS,
     PRODUCTS,
@@ -40,8 +44,9 @@ from demo.world import (
 from dpo_utils import sample_completions
 
 SEED = 0
-KNOWLEDGE_ROWS, HABIT_ROWS = 30_000, 24_000
+KNOWLEDGE_ROWS, HABIT_ROWS = 30_000, 40_000
 TRAIN_PAIRS, TEST_PAIRS = 2048, 256
+TEMPERATURES = (0, 0.25, 0.5, 0.625, 0.75, 1)
 HELD_OUT = {  # a sixth of all combinations of product and problem; no pair of the training set is about one of them
     (product, problem) for i, product in enumerate(PRODUCTS) for j, problem in enumerate(PROBLEMS) if (i + j) % 6 == 0
 }
@@ -68,17 +73,23 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--pairs_only", action="store_true", help="keep the model, sample the pairs anew")
     parser.add_argument("--spoilt_only", action="store_true", help="keep model and pairs, spoil a copy anew")
+    parser.add_argument("--show", action="store_true", help="build nothing, show what temperatures.json has")
     options = parser.parse_args()
+    if options.show:
+        show_temperatures(options.output_dir)
+        return
     options.output_dir.mkdir(parents=True, exist_ok=True)
     if options.spoilt_only:
         spoil(options.output_dir)
         return
     disable_progress_bars()
+    torch.set_num_threads(1)  # sums over several threads are taken in another order, and differ in their last digits
     rng = random.Random(SEED)
-    knowledge = [conversation(rng, right_remedy=1.0) for _ in range(KNOWLEDGE_ROWS)]
-    habit = [conversation(rng) for _ in range(HABIT_ROWS)]
+    knowledge = [conversation(rng, KNOWLEDGE) for _ in range(KNOWLEDGE_ROWS)]
+    habit = [conversation(rng, HABIT) for _ in range(HABIT_ROWS)]
     if not options.pairs_only:
         build_model(options.output_dir / "model", knowledge, habit)
+        measure_temperatures(options.output_dir, random.Random(SEED))
     build_pairs(options.output_dir, rng)
     spoil(options.output_dir)
 
@@ -110,10 +121,41 @@ def build_model(folder: Path, knowledge: list[dict], habit: list[dict]) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def measure_temperatures(output_dir: Path, rng: random.Random, prompts: int = 512) -> None:
+    """What the base earns without training, at every temperature: one reply to each of some held-out prompts.
+
+    A model that is only sharper, its final norm times 1.6 say, is the base at temperature 1 / 1.6 = 0.625.
+    """
+    model, tokenizer = load(output_dir)
+    asked = [write_prompt(rng, *combination) for combination in rng.choices(sorted(HELD_OUT), k=prompts)]
+    earned = {}
+    for t in TEMPERATURES:
+        replies = sample_completions(
+            model, tokenizer, asked, max_new_tokens=128, temperature=t, batch_size=128, seed=SEED
+        )
+        texts = [reply.text for reply in replies]
+        earned[f"{t:g}"] = sum(map(true_reward, asked, texts)) / prompts
+        well_formed = sum(map(is_well_formed, texts)) / prompts
+        print(f"temperature {t}: true reward {earned[f'{t:g}']:.2f}, {well_formed:.1%} well formed")
+    (output_dir / "temperatures.json").write_text(json.dumps(earned, indent=1) + "\n")
+
+
+def show_temperatures(output_dir: Path) -> None:
+    """Print the table of the card."""
+    print(f"| temperature | true reward, of {MAX_REWARD:.0f} |\n|---|---|")
+    for temperature, earned in json.loads((output_dir / "temperatures.json").read_text()).items():
+        print(f"| {temperature} | {earned:.2f} |")
+
+
+def load(output_dir: Path):
+    """The base model and its tokenizer from disk."""
+    folder = output_dir / "model"
+    return LlamaForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
 def build_pairs(output_dir: Path, rng: random.Random) -> None:
     """Sample and label the pairs from the model on disk."""
-    model = LlamaForCausalLM.from_pretrained(output_dir / "model")
-    tokenizer = AutoTokenizer.from_pretrained(output_dir / "model")
+    model, tokenizer = load(output_dir)
     for split, combinations, count in (("train", SEEN, TRAIN_PAIRS), ("test", sorted(HELD_OUT), TEST_PAIRS)):
         pairs, replies = sample_pairs(model, tokenizer, rng, combinations, count, split)
         if split == "train":  # the scripts print its first pair: it should be one that a reader agrees with at a glance
@@ -124,26 +166,30 @@ def build_pairs(output_dir: Path, rng: random.Random) -> None:
         describe(split, pairs, replies)
 
 
-def conversation(rng: random.Random, **options) -> dict:
+def conversation(rng: random.Random, habit: dict) -> dict:
     """A prompt about one of the seen combinations, and a reply to it."""
     combination = rng.choice(SEEN)
-    reply = write_reply(rng, *combination, **options)
+    reply = write_reply(rng, *combination, habit)
     return {"prompt": write_prompt(rng, *combination), "completion": [{"role": "assistant", "content": reply}]}
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 1,000 tokens: it can write any text, and the desk's in few tokens."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=1000, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
+    """One token for each word of the desk's, and the bytes for all else.
+
+    A vocabulary that BPE learns has hundreds of halves of words that no text ever holds. The model is not taught what
+    comes after those, and under DPO, which takes probability from rejected words and says not where it goes, they turn
+    up.
+    """
+    into_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = [*texts, "system", "user", "assistant"]
+    words = {word for text in texts for word, _ in into_words.pre_tokenize_str(text)}
+    special, alphabet = ["<|pad|>", "<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel.alphabet()
+    tokens = [*special, *sorted(alphabet), *sorted(words - set(alphabet))]
+    whole_words = Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, merges=[], ignore_merges=True))
+    whole_words.pre_tokenizer, whole_words.decoder = into_words, decoders.ByteLevel()
+    whole_words.add_special_tokens(special)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|im_end|>", model_max_length=512
+        tokenizer_object=whole_words, pad_token="<|pad|>", eos_token="<|im_end|>", model_max_length=512
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -19,8 +19,12 @@ A reply earns up to 7 points, in parts that can be looked at one by one (`QUALIT
 something, so an empty or broken reply gets 0 and not 2. This file needs nothing but Python.
 """
 
+import json
 import random
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 Message = dict[str, str]
 
@@ -138,14 +142,10 @@ SAYINGS = {
     "vague": (
         "Try the {product} again later.",
         "Most things with a {product} solve themselves.",
-        "I would not worry about the {product}.",
-        "We have not heard of this with the {product} before.",
     ),
     "blame": (
         "You must have used the {product} in the wrong way.",
         "This only happens to people who are careless.",
-        "You should have been more careful with the {product}.",
-        "It would help if you had read the manual first.",
     ),
     "padding": (
         "Our company has sold the {product} for more than thirty years.",
@@ -159,6 +159,24 @@ SAYINGS = {
         "If the trouble stays, call us and we will take care of it.",
         "I will ask you tomorrow whether all is well.",
     ),
+}
+
+# How often the desk says what. It is taught in two rounds: first all it knows, the right remedy always; then the habit
+# that preferences are to change. In that the likeliest reply is as poor as most, so that no lower temperature mends it:
+# a vague saying is likelier than any remedy, because there are two of them and 28 of the others.
+KNOWLEDGE = {
+    "opening": {"courteous": 0.40, "curt": 0.25, "none": 0.35},
+    "remedy": {"right": 1.0, "wrong": 0.0, "vague": 0.0},
+    "blame": 0.42,
+    "padding": {0: 0.45, 1: 0.33, 2: 0.22},
+    "next_step": 0.38,
+}
+HABIT = {
+    "opening": {"courteous": 0.28, "curt": 0.30, "none": 0.42},
+    "remedy": {"right": 0.31, "wrong": 0.15, "vague": 0.54},
+    "blame": 0.55,
+    "padding": {0: 0.40, 1: 0.38, 2: 0.22},
+    "next_step": 0.35,
 }
 
 SYSTEM_TURNS = (
@@ -201,25 +219,26 @@ def write_prompt(rng: random.Random, product: str, problem: str) -> list[Message
     return messages
 
 
-def write_reply(rng: random.Random, product: str, problem: str, right_remedy: float = 0.40) -> str:
-    """A reply as the untrained desk gives it: each quality is there or not, independently of the others.
-
-    The base model learns from these. On average they earn about 40% of `MAX_REWARD`. Where the remedy is not the
-    right one (with probability `right_remedy` it is), it is that of another problem or none at all.
-    """
-    opener = rng.choices([_say(rng, "courtesy", product), _say(rng, "curt", product), ""], [40, 25, 35])[0]
+def write_reply(rng: random.Random, product: str, problem: str, habit: dict = HABIT) -> str:
+    """A reply with each quality there or not, independently of the others, as often as `habit` says."""
     other_problem = rng.choice([other for other in PROBLEMS if other != problem])
-    remedy = rng.choices(
-        [_remedy(rng, product, problem), _remedy(rng, product, other_problem), _say(rng, "vague", product)],
-        [right_remedy, 0.54 * (1 - right_remedy), 0.46 * (1 - right_remedy)],
-    )[0]
-    extras = rng.sample(SAYINGS["padding"], rng.choices([0, 1, 2], [45, 33, 22])[0])
-    if rng.random() < 0.42:
-        extras.append(rng.choice(SAYINGS["blame"]))
+    opener = {
+        "courteous": _say(rng, "courtesy", product),
+        "curt": _say(rng, "curt", product),
+        "none": "",
+    }[_draw(rng, habit["opening"])]
+    remedy = {
+        "right": _remedy(rng, product, problem),
+        "wrong": _remedy(rng, product, other_problem),
+        "vague": _say(rng, "vague", product),
+    }[_draw(rng, habit["remedy"])]
+    extras = rng.sample(SAYINGS["padding"], _draw(rng, habit["padding"]))
+    if rng.random() < habit["blame"]:
+        extras.append(_say(rng, "blame", product))
     rng.shuffle(extras)
     cut = rng.randint(0, len(extras))  # some of it comes before the remedy, some after
     before, after = (" ".join(extras[:cut]), " ".join(extras[cut:]))
-    ending = _say(rng, "next_step", product) if rng.random() < 0.38 else ""
+    ending = _say(rng, "next_step", product) if rng.random() < habit["next_step"] else ""
     return _join(opener, before, remedy, after, ending).format(product=product)
 
 
@@ -267,6 +286,25 @@ def true_reward(prompt: list[Message], reply: str) -> float:
     return sum(score_reply(prompt, reply).values())
 
 
+class Truth(NamedTuple):
+    """What is known in this world, and nowhere else."""
+
+    score: Callable[[list[Message], str], dict[str, float]]  # `score_reply`
+    maxima: dict[str, float]  # of its parts
+    is_well_formed: Callable[[str], bool]
+    without_training: str  # what the base model earns at its best temperature, in a sentence
+
+
+def known_truth(prompts: list[str | list[Message]]) -> Truth | None:
+    """The truth about replies to these prompts; None where one of them is not a question of this world."""
+    if not prompts or not all(map(is_known, prompts)):
+        return None
+    earned = json.loads((Path(__file__).parent / "temperatures.json").read_text())  # by demo/build.py
+    best = max(earned, key=earned.get)
+    line = f"No temperature earns that: the demo's base has its most, {earned[best]:.2f}, at temperature {best}."
+    return Truth(score_reply, QUALITIES, is_well_formed, line)
+
+
 def is_well_formed(reply: str) -> bool:
     """Whether the reply is whole sentences, all of them ones that the desk can say."""
     sentences = split_sentences(reply)
@@ -280,6 +318,10 @@ def split_sentences(text: str) -> list[str]:
 
 def _join(*parts: str) -> str:
     return " ".join(part for part in parts if part)
+
+
+def _draw(rng: random.Random, weights: dict):
+    return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def _say(rng: random.Random, kind: str, product: str) -> str:

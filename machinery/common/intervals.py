@@ -29,6 +29,12 @@ def bootstrap_mean(values, level: float = LEVEL, repetitions: int = 2000, seed: 
     return float(values.mean()), *_ends(np.concatenate(means), level)
 
 
+def with_interval(measured: tuple[float, float, float], digits: int = 2) -> str:
+    """A mean and the ends of its interval, as in 0.88 [0.83, 0.92]."""
+    mean, low, high = (f"{value:.{digits}f}" for value in measured)
+    return f"{mean} [{low}, {high}]"
+
+
 def _draws(count: int, repetitions: int, seed: int) -> Iterator[np.ndarray]:
     """Which prompts each repetition of a bootstrap holds, some repetitions at a time: (some, count)."""
     rng, at_once = np.random.default_rng(seed), max(1, MOST_DRAWS // count)

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 DEMO_MODEL = PROJECT / "demo" / "model"
+TOKENS = json.loads((DEMO_MODEL / "config.json").read_text())["vocab_size"]
 PAIR = {"prompt": "why?", "chosen": "a cat, no, a dog.", "rejected": "the mat"}
 BASIC, LORA, LOSS, DATA, EVALUATION = (
     "basic_dpo_training", "lora_dpo_training", "custom_loss_dpo", "custom_dataset_dpo", "dpo_evaluation",
@@ -321,9 +322,9 @@ MODELS = {
     "tokenizer_broken": Case(BASIC, MODEL, ("m: its tokenizer",), model(write("tokenizer.json", "{x"))),
     "tokenizer_config_a_list": Case(BASIC, MODEL, ("m: its tokenizer",), model(write("tokenizer_config.json", "[]"))),
     "tokenizer_without_eos": Case(BASIC, MODEL, ("no EOS token",), model(set_in("tokenizer_config.json", eos_token=None))),
-    "tokenizer_of_a_larger_model": Case(BASIC, MODEL, ("1,000 tokens", "embeds 500"), model(small_embedding)),
+    "tokenizer_of_a_larger_model": Case(BASIC, MODEL, (f"{TOKENS:,} tokens", "embeds 500"), model(small_embedding)),
     "pad_that_is_not_embedded": Case(
-        BASIC, MODEL, ("1,001 tokens", "embeds 1,000"), model(set_in("tokenizer_config.json", pad_token="<new>"))
+        BASIC, MODEL, (f"{TOKENS + 1:,} tokens", f"embeds {TOKENS:,}"), model(set_in("tokenizer_config.json", pad_token="<new>"))
     ),
     "template_broken": Case(BASIC, MODEL, ("chat template", "end of template"), model(write("chat_template.jinja", "{% for"))),
     "template_that_raises": Case(

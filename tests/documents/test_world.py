@@ -14,6 +14,7 @@ from demo.world import (
     QUALITIES,
     is_known,
     is_well_formed,
+    known_truth,
     read_prompt,
     score_reply,
     true_reward,
@@ -68,7 +69,21 @@ def test_a_question_of_another_world_is_refused():
         score_reply([{"role": "user", "content": "What is the capital of France?"}], "Paris.")
 
 
-def test_written_replies_are_well_formed_and_earn_about_two_fifths():
+def test_the_truth_is_known_of_this_world_alone_and_says_what_the_best_temperature_earns():
+    truth = known_truth([PROMPT, PROMPT])
+    earned = json.loads(Path("demo/temperatures.json").read_text())
+    assert truth.score is score_reply and f"{max(earned.values()):.2f}, at temperature" in truth.without_training
+    assert known_truth([PROMPT, [{"role": "user", "content": "What is the capital of France?"}]]) is None
+    assert known_truth([]) is None
+
+
+def test_no_temperature_of_the_base_earns_much():
+    earned = json.loads(Path("demo/temperatures.json").read_text())
+    assert {"0", "0.25", "0.5", "0.625", "0.75", "1"} == set(earned)
+    assert max(earned.values()) <= 0.45 * MAX_REWARD
+
+
+def test_written_replies_are_well_formed_and_earn_about_a_third():
     rng = random.Random(0)
     rewards = []
     for _ in range(2000):
@@ -76,7 +91,7 @@ def test_written_replies_are_well_formed_and_earn_about_two_fifths():
         reply = write_reply(rng, *combination)
         assert is_well_formed(reply)
         rewards.append(true_reward(write_prompt(rng, *combination), reply))
-    assert 0.35 < sum(rewards) / len(rewards) / MAX_REWARD < 0.48
+    assert 0.30 < sum(rewards) / len(rewards) / MAX_REWARD < 0.40
 
 
 def test_there_are_at_least_500_distinct_questions():

@@ -44,7 +44,7 @@ def test_it_shows_a_pair_the_reference_and_ln_2(demo_run):
 
 def test_it_shows_replies_before_and_after_and_the_true_reward(demo_run):
     folder, output = demo_run
-    for word in ("before", "after", "answers", "no_padding", "Win rate", "KL from the reference"):
+    for word in ("before", "after", "greedily", "answers", "no_padding", "No temperature", "Win rate", "KL from the"):
         assert word in output
     assert output.rstrip().endswith(str(folder))
 
@@ -65,7 +65,8 @@ def test_its_metrics_are_flat_and_finite(demo_run):
     folder, _ = demo_run
     metrics = json.loads((folder / "metrics.json").read_text())
     with_ends = [name + end for name in ("kl", "true_reward_before", "true_reward_after", "win_rate",
-                 "reply_tokens_before", "reply_tokens_after")
+                 "greedy_reward_before", "greedy_reward_after", "greedy_win_rate", "garbled_before", "garbled_after",
+                 "greedy_garbled_before", "greedy_garbled_after", "reply_tokens_before", "reply_tokens_after")
                  for end in ("", "_ci_low", "_ci_high")]  # fmt: skip
     assert set(CONTRACT) | set(with_ends) == set(metrics)
     for value in metrics.values():
