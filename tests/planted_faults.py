@@ -49,7 +49,7 @@ FAULTS = {
         "machinery/data/files.py", "enumerate(file, start=1)", "enumerate(file, start=0)", "data"
     ),
     "data: scored answers turned around": Planted(
-        "machinery/data/shapes.py",
+        "machinery/data/pairs.py",
         "order = sorted(range(len(scores)), key=lambda number: -scores[number])",
         "order = sorted(range(len(scores)), key=lambda number: scores[number])",
         "data",

@@ -10,6 +10,8 @@ FLAGS = {
     "dataset_test_split": "the split to hold out, for the held-out metrics and the replies shown",
     "dataset_format": "the shape of the rows, where it is not recognised rightly",
     "columns": "your names for ours: prompt=question,chosen=good,rejected=bad (a.b for b inside a)",
+    "verdict": "what each value of a verdict or label means: 0=response_a,1=response_b,2=tie",
+    "encoding": "of text files that are not UTF-8: utf-16, cp1252, ...",
     "pairing": "of several scored answers: best_worst, best_random, or all pairs (more, and less clear)",
     "min_margin": "the least difference of two scores that makes a pair: higher is fewer and clearer pairs",
     "held_out_share": "the share of prompts to hold out where there is no test split",

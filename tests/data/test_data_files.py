@@ -257,7 +257,7 @@ def test_types_may_differ_from_row_to_row(tmp_path):
         ("a.txt", LINES.encode(), ".jsonl"),
         ("a.jsonl.gz", LINES.encode(), "unpacked"),
         ("a.csv", b"prompt,prompt\na,b\n", "stands twice"),
-        ("a.csv", "prompt,chosen\na,b\n".encode("utf-16"), "not UTF-8"),
+        ("a.csv", "prompt,chosen\na,b\n".encode("utf-16"), "--encoding utf-16"),
         ("a.csv", b"prompt,chosen,rejected\n", "no rows"),
         ("a.csv", b'prompt,"cho"sen,rejected\na,b,c\n', "line 1"),
         ("a.parquet", b"PAR1 but no more", "cannot be read as Parquet"),
