@@ -138,6 +138,19 @@ CHAT_MARKS = (
     "<\uff5cAssistant\uff5c>", "### Response:", "### Instruction:", "### Assistant:", "### Human:", "\n\nHuman:", "\n\nAssistant:",
     "\n\nUser:", "\nHuman: ", "\nAssistant: ", "\nASSISTANT: ",
 )  # fmt: skip
+# Each of these marks has one of these in it, which are quicker to rule out.
+IN_CHAT_MARKS = (
+    "<|",
+    "INST]",
+    "<<SYS>>",
+    "_of_turn>",
+    "\uff5c",
+    "### ",
+    "\nHuman:",
+    "\nAssistant:",
+    "\nUser:",
+    "\nASSISTANT:",
+)
 FEW = 20  # so many pairs to one text, or more, are many
 MOST_COUNTED = 5000  # different texts; more are not few
 # Findings that keep data from being called sound wherever they are more than a slip.
@@ -146,6 +159,9 @@ SERIOUS = ("chat_marks", "scores_contradict", "few_prompts", "few_chosen", "few_
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 # Letters keep their marks.
 SPACE_AND_PUNCTUATION = re.compile("[\\s!-/:-@\\[-`{-~\u2000-\u206f\u3000-\u303f\uff01-\uff0f]+")
+WITHOUT_THEM = {
+    code: None for code in range(128) if SPACE_AND_PUNCTUATION.match(chr(code))
+}  # for ASCII: ten times as fast
 WORD = re.compile(r"\w+")
 
 
@@ -223,7 +239,7 @@ class Checkup:
             "control_characters": CONTROL.search(texts),
             "empty_answer": _is_empty(made["chosen"], chosen) or _is_empty(made["rejected"], rejected),
             "null_word": chosen.strip() in NULL_WORDS or rejected.strip() in NULL_WORDS,
-            "chat_marks": not self.is_plain and any(mark in text for mark in CHAT_MARKS for text in words),
+            "chat_marks": not self.is_plain and _has_chat_marks(texts),
             "scores_contradict": made.get("score_chosen", 0.0) < made.get("score_rejected", float("-inf")),
             "empty_prompt": not prompt.strip(),
             "answer_is_prompt": prompt.strip() and (prompt in words[1:] or question in words[1:]),
@@ -430,6 +446,10 @@ def _words_of(text: str | list[dict]) -> str:
     return text if isinstance(text, str) else "\n".join([turn["content"] for turn in text])
 
 
+def _has_chat_marks(text: str) -> bool:
+    return any(part in text for part in IN_CHAT_MARKS) and any(mark in text for mark in CHAT_MARKS)
+
+
 def _last_question(prompt: str | list[dict]) -> str | None:
     if isinstance(prompt, str) or prompt[-1]["role"] != "user":
         return None
@@ -442,7 +462,8 @@ def _is_empty(answer: str | list[dict], words: str) -> bool:
 
 def _loose(text: str) -> str:
     """A text without case, space and punctuation; one of nothing else stays as it is."""
-    return SPACE_AND_PUNCTUATION.sub("", text).casefold() or text
+    bare = text.translate(WITHOUT_THEM) if text.isascii() else SPACE_AND_PUNCTUATION.sub("", text)
+    return bare.casefold() or text
 
 
 def _share_in_common(first: str, second: str) -> float:

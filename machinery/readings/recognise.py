@@ -135,6 +135,8 @@ def _by_names(look: Names, kind: str | None, verdict: dict[str, str]) -> Reading
             pairs = []  # response_j and response_k with a verdict about them
         elif len(outputs) == 1 and _differ(pairs[0], outputs[0], look.rows):
             raise ValueError(_two_ways([pairs[0], outputs[0]], look.rows))
+    if pairs and not outputs and _nearly(look, tuple(pairs[0].parts[part] for part in ("chosen", "rejected"))):
+        pairs = []  # a verdict about response_j and response_k that nobody understands
     fitting = pairs or outputs
     if len(fitting) > 1 and any(_differ(fitting[0], other, look.rows, faults=True) for other in fitting[1:]):
         raise ValueError(_two_ways(fitting, look.rows))
@@ -150,15 +152,20 @@ def _by_names(look: Names, kind: str | None, verdict: dict[str, str]) -> Reading
     )
 
 
-def _nearly(look: Names) -> str:
-    """What is missing, where two answers or several are there and nothing says which is better."""
+def _nearly(look: Names, but: tuple[str, str] | None = None) -> str:
+    """What is missing, where two answers or several are there and nothing says which is better.
+
+    but: two columns for which only a verdict that is there and not understood counts.
+    """
     for paths, _ in look.pairs("two_outputs", (FIRST, SECOND)):
+        if but not in (None, paths):
+            continue
         for column in look.all("verdict"):
             if column not in paths and (values := look.values(column)):
                 said = f"{column} holds {values[0]!r:.40}, which names neither {paths[0]} nor {paths[1]}"
                 return f": {said}; say what its values mean by --verdict VALUE={paths[0]},..."
-        return f": nothing says which of {paths[0]} and {paths[1]} is better"
-    if answers := look.first("answers"):
+        return f": nothing says which of {paths[0]} and {paths[1]} is better" if but is None else ""
+    if but is None and (answers := look.first("answers")):
         return f": there are no scores for the answers in {answers}"
     return ""
 

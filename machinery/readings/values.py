@@ -21,6 +21,7 @@ TIES = (
 GOOD_WORDS = "true 1 good desirable chosen yes up thumbs_up like positive accept accepted preferred".split()
 BAD_WORDS = "false 0 -1 bad undesirable rejected no down thumbs_down dislike negative reject dispreferred".split()
 WHAT = ("model", "response", "output", "answer", "assistant", "completion", "candidate", "option", "conversation")
+ENOUGH = 20  # values, among which one of three would have turned up
 # rank, pos_rank, answerRank, RANK_1; and no reranker's score, nor a rank_score
 RANK = re.compile(
     r"((?<![A-Za-z])rank|(?<![A-Za-z])RANK|(?<![A-Z])Rank)(s|ed|ing|ings|S|ED|ING|INGS)?(?![a-z])"
@@ -114,14 +115,14 @@ def meanings(values: list, names: tuple[str, str], column: str, other_names=None
     named = sum(word in words and not is_number(word) for word in seen)
     if named >= len(seen) / 2:
         return [{word: side for word, side in words.items() if not is_number(word)}]
-    if {"true", "false"} >= set(seen):
+    if sum(word in ("true", "false") for word in seen) >= len(seen) / 2:
         return _both({"true": FIRST, "false": SECOND})
     if sum(map(is_number, seen)) < len(seen) / 2:
         return []
-    return _readings_of_numbers(numbers, names, column)
+    return _readings_of_numbers(numbers, len(seen), names, column)
 
 
-def _readings_of_numbers(numbers: set[float], names: tuple[str, str], column: str) -> list[dict[str, str]]:
+def _readings_of_numbers(numbers: set[float], count: int, names: tuple[str, str], column: str) -> list[dict[str, str]]:
     marks, is_label = marks_of(names), canonical(column).startswith(("label", "target", "class"))
     from_0, from_1 = {"0": FIRST, "1": SECOND, "0.5": TIE}, {"1": FIRST, "2": SECOND, "1.5": TIE}
     if numbers <= {0.0, 0.5, 1.0}:
@@ -131,9 +132,10 @@ def _readings_of_numbers(numbers: set[float], names: tuple[str, str], column: st
             return [from_0, from_1]  # as at the head of a file that is sorted by its verdict
         return [from_0, {"1": FIRST, "0": SECOND, "0.5": TIE}]
     if numbers <= {1.0, 1.5, 2.0}:
-        if marks in (("0", "1"), ("1", "0")):
-            return [from_1, {"0": FIRST, "1": SECOND, "2": TIE}]
-        return [from_1]
+        is_named = marks == ("1", "2") and not is_label
+        if numbers == {1.5} or is_named or (marks != ("0", "1") and not is_label and count >= ENOUGH):
+            return [from_1]
+        return [from_1, {"0": FIRST, "1": SECOND, "2": TIE}]  # of which no 0 has turned up
     if numbers <= {0.0, 1.0, 2.0}:
         return [{"0": FIRST, "1": SECOND, "2": TIE}, {"0": TIE, "1": FIRST, "2": SECOND}]
     if numbers <= {1.0, 2.0, 3.0}:

@@ -280,7 +280,7 @@ def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
     [
         ([1, "2", 2.0], ("output_1", "output_2"), ["first", "second", "second"]),
         ([0, 1, 1.0], ("response_0", "response_1"), ["first", "second", "second"]),
-        ([1, 2, 1.5], ("answer_a", "answer_b"), ["first", "second", "tie"]),
+        ([1, 2, 1.5] * 10, ("answer_a", "answer_b"), ["first", "second", "tie"] * 10),
         (["A", "answer_b", "model_a", "Response B"], ("answer_a", "answer_b"), ["first", "second", "first", "second"]),
         (["j", "response_k"], ("response_j", "response_k"), ["first", "second"]),
         (["A>B", "B>>A", "A=B"], ("response_A", "response_B"), ["first", "second", "tie"]),
