@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,7 +33,8 @@ from machinery.readings.values import canonical, lowest_is_best, marks_of
 KEPT = PROJECT / "benchmarks" / "results" / "reading_draws.json"
 HEAD = 6  # so many first rows are looked at, where the scripts look at a hundred
 TIED = ("tie", "Tie", "both_bad")
-ODD = ("", None, "?", "unknown", "both are fine", 7, "A or B", [], True)
+FORMS = ("text", "text", "text", "json", "pretty", "turn", "messages")
+ODD = ("", None, "?", "unknown", "both are fine", 7, "A or B", [])
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def main() -> None:
 
 def judge(rng: random.Random) -> tuple[str | None, int]:
     """What is wrong with the pairs of one draw, None if nothing is, and how many were made of it as it is."""
-    rows, truth, parts, meaning = draw(rng)
+    rows, truth, parts, meaning, needed = draw(rng)
     made, _ = read(rows)
     if problem := wrong(made, truth, rows):
         return problem, 0
@@ -66,8 +68,8 @@ def judge(rng: random.Random) -> tuple[str | None, int]:
         flagged, refusal = read(renamed, columns, meaning)
         if problem := wrong(flagged, truth, renamed):
             return f"with flags {columns} {meaning}: {problem}", 0
-        missing = sum(pair is not None for pair in truth.values()) - sum("fault" not in pair for pair in flagged)
-        if missing:
+        missing = needed - sum("fault" not in pair for pair in flagged)
+        if missing > 0:
             faults = [pair for pair in flagged if "fault" in pair]
             return (
                 f"with flags {columns} {meaning}: {missing} pairs are missing: {refusal or faults[:3]} of {renamed[:2]}",
@@ -101,25 +103,42 @@ def wrong(made: list[dict], truth: dict[str, tuple | None], rows: list[dict]) ->
 # --- Drawing ---------------------------------------------------------------------------------------------------------
 
 
-def draw(rng: random.Random) -> tuple[list[dict], dict, dict | None, dict | None]:
-    """Rows, the pair that each question must give (None: no pair), and the parts and meaning that flags would say."""
-    reading = rng.choice((_public, _two_outputs, _two_outputs, _pair, _references, _scored))(rng)
-    truth, groups = {}, []
-    form = rng.choice(("text", "text", "text", "json", "pretty", "turn", "messages"))
-    for number in range(rng.randint(2, 14)):
+def draw(rng: random.Random) -> tuple[list[dict], dict, dict | None, dict | None, int]:
+    """Rows, the pair that each question may give (None: no pair), the parts and meaning that flags would say, and how
+    many questions must give their pair."""
+    kind = rng.choice((_public, _two_outputs, _two_outputs, _pair, _references, _scored))
+    reading, form = kind(rng), rng.choice(FORMS)
+    truth, groups, needed = {}, [], 0
+    count = rng.randint(2, 14)
+    late = rng.randint(HEAD, count) if count > HEAD and rng.random() < 0.3 else count  # from here on all is otherwise
+    other = Reading(reading.parts, reading.meaning, reading.schema)
+    if reading.kind == "two_outputs" and not reading.schema and "other" not in reading.parts:
+        said = {canonical(value): meant for value, meant in reading.meaning.items()}
+        others = _encodings(reading.parts["first"], reading.parts["second"])
+        others = [e for e in others if all(said.get(canonical(value), meant) == meant for value, meant in e.items())]
+        other = Reading(reading.parts, rng.choice(others))
+    other_form = rng.choice(FORMS)
+    for number in range(count):
+        is_late = number >= late
         question, good, bad = f"Question {number}?", _answer(rng, "good", number), _answer(rng, "bad", number)
-        made, is_sound = _rows(rng, reading, form, question, good, bad)
+        made, is_sound = _rows(rng, other if is_late else reading, other_form if is_late else form, question, good, bad)
+        if is_late and kind is _pair and rng.random() < 0.5:  # names of columns where answers were
+            [row] = made
+            row |= {"response_a": good, "response_b": bad}
+            word = rng.choice(("response_{}", "{}", "Response_{}"))
+            row |= {reading.parts["chosen"]: word.format("a"), reading.parts["rejected"]: word.format("b")}
         truth[question] = (good, bad) if is_sound else None
+        needed += is_sound and not is_late
         groups.append(made)
-    if rng.random() < 0.4 and reading.verdict:
+    if late == count and rng.random() < 0.4 and reading.verdict:  # sorted by verdict
         groups.sort(key=lambda group: str(_top(group[0], reading.verdict)))
     rows = [row for group in groups for row in group]
     is_flat = not any(mark in path for path in reading.parts.values() for mark in ".[|")
-    return rows, truth, reading.parts if is_flat else None, _flags_for(reading)
+    return rows, truth, reading.parts if is_flat else None, _flags_for(reading), needed
 
 
 def _flags_for(reading: Reading) -> dict | None:
-    return {value: meant for value, meant in reading.meaning.items()} or None
+    return dict(reading.meaning) or None
 
 
 def _public(rng) -> Reading:
@@ -143,6 +162,12 @@ def _two_outputs(rng) -> Reading:
     if rng.random() < 0.2:
         return Reading(parts | {"score_first": f"score_{one}", "score_second": f"score_{two}"})
     column = rng.choice([name for name in names("verdict") if name not in parts.values()])
+    return Reading(parts | {"verdict": column}, rng.choice(_encodings(first, second)))
+
+
+def _encodings(first: str, second: str) -> list[dict]:
+    """What the values of a verdict on two columns may mean."""
+    one, two = marks_of((first, second))
     encodings = [
         {first: "first", second: "second", "tie": "tie"},
         {f"model_{one}": "first", f"model_{two}": "second", "tie": "tie"},
@@ -162,7 +187,7 @@ def _two_outputs(rng) -> Reading:
     if one.isdigit():  # columns that are numbered say what their numbers mean
         numbered = [e for e in encodings if not isinstance(next(iter(e)), (str, bool))]
         encodings = [e for e in encodings if e not in numbered] + [{int(one): "first", int(two): "second"}]
-    return Reading(parts | {"verdict": column}, rng.choice(encodings))
+    return encodings
 
 
 def _pair(rng) -> Reading:
@@ -321,7 +346,7 @@ def _put(row: dict, path: str, value) -> None:
         row[path] = value
         return
     steps = path.split(".")
-    for step, following in zip(steps, steps[1:], strict=False):
+    for step, following in pairwise(steps):
         kind = list if following.isdigit() else dict
         if isinstance(row, list):
             while len(row) <= int(step):

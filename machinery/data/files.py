@@ -193,7 +193,7 @@ def _guess(content: bytes) -> str:
         content.decode("cp1252")
     except UnicodeDecodeError:
         foreign = len(content)
-    if foreign < len(content) / 10:  # accents here and there
+    if foreign < len(content) / 4:  # accents here and there
         return "; it may be Windows-1252: --encoding cp1252"
     return "; say which encoding it is by --encoding (gb18030, cp932, cp1251, ...)"
 

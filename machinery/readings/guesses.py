@@ -164,22 +164,20 @@ def answer_pairs(look: Names, verdicts: set, has_meaning: bool = False) -> list[
         if sum(cell in columns for cell in cells) > len(cells) / 2:
             meaning = dict.fromkeys(TIES, TIE) | columns
             found.append(Reading(_prompt_parts(look) | parts, meaning, is_guess=True))
-        elif _hold_names(look, paths):
-            of_names.append(paths)
         else:
             scores = _score_columns(look, paths, ("chosen", "rejected")) or {}
-            found.append(Reading(_prompt_parts(look, paths) | parts | scores, is_guess=True))
+            reading = Reading(_prompt_parts(look, paths) | parts | scores, is_guess=True)
+            (of_names if _hold_names(look, paths) else found).append(reading)
     if of_names and not found:
-        paths = of_names[0]
-        beside = [key for key in _columns_of_texts(look, paths) if key not in _prompt_parts(look).values()]
+        read = of_names[0].parts
+        beside = [key for key in _columns_of_texts(look, ()) if key not in read.values()]
         if len(beside) > 1 and not look.columns:
+            name = look.values(read["chosen"])[0]
             raise ValueError(
-                f"{paths[0]} and {paths[1]} hold names ({look.values(paths[0])[0]!r:.30}), and {', '.join(beside)} hold texts: "
+                f"{read['chosen']} and {read['rejected']} hold names ({name!r:.30}), and {', '.join(beside)} hold texts: "
                 "say which are the answers by --columns chosen=...,rejected=..., or first=...,second=...,verdict=..."
             )
-        parts = {"chosen": paths[0], "rejected": paths[1]}
-        found.append(Reading(_prompt_parts(look, paths) | parts, is_guess=True))
-    return found
+    return found or of_names[:1]
 
 
 def _weak() -> list[list[str]]:

@@ -63,13 +63,11 @@ def form_of(cells: Iterable) -> str:
 def kind_of_cell(text: str) -> str:
     """What a string holds: "turns", "broken turns" (cut off, or in Python's writing), "list" (of texts), or "text"."""
     if LIKE_TURNS.match(text):
-        roles = [found[2].lower() for found in A_ROLE.findall(text)]
-        if (not roles and "messages" not in text[:40]) or not all(role in KNOWN_ROLES | ROLES.keys() for role in roles):
-            return "text"
         try:
             return "turns" if _are_turns(json.loads(text)) else "text"
         except (ValueError, RecursionError):
-            return "broken turns" if roles else "text"
+            roles = {found[2].lower() for found in A_ROLE.findall(text)}
+            return "broken turns" if roles & {*KNOWN_ROLES, *ROLES} else "text"
     if text.lstrip()[:1] == "[":
         try:
             texts = json.loads(text)
@@ -86,11 +84,12 @@ def _are_turns(value) -> bool:
 
 
 def _is_turn(value) -> bool:
-    """A role and a content, both as text; a turn that calls a tool may be without content."""
+    """A role that is known, and a content; a turn that calls a tool may be without."""
     if not isinstance(value, dict):
         return False
     role = next((value[key] for key in ROLE_KEYS if key in value), None)
-    return isinstance(role, str) and bool(value.keys() & {*CONTENT_KEYS, "tool_calls", "function_call"})
+    is_known = isinstance(role, str) and role.strip().lower() in {*KNOWN_ROLES, *ROLES}
+    return is_known and bool(value.keys() & {*CONTENT_KEYS, "tool_calls", "function_call"})
 
 
 def as_text(value, name: str, form: str = "text") -> Text:
@@ -291,7 +290,8 @@ def split_conversations(chosen: list[dict], rejected: list[dict]) -> tuple[list[
 def parse_transcript(text: str, name: str) -> list[dict]:
     """The turns of "Human: ...", "Assistant: ..." paragraphs; the one space behind the colon belongs to the mark."""
     marks = list(TRANSCRIPT_TURN.finditer(text))
-    if not marks or marks[0].start() > 0:
+    is_one_turn = len(marks) == 1 and SINGLE_NEWLINES.match(text)
+    if not marks or marks[0].start() > 0 or is_one_turn:
         raise Unusable(
             "no_prompt",
             f"there is no prompt, and {name!r} is no transcript of 'Human:' and 'Assistant:' turns, so nobody can tell "
