@@ -250,7 +250,9 @@ def _what_to_say(name: str, report: dict) -> list[str]:
     """What was found in a split, for the reader."""
     reading = report["reading"]
     told = " (told from names and values)" * reading["is_guess"]
-    notes = [f"Data: {name}: {summary(report)}.{to_look_at(report)}", f"  read as {reading['says']}{told}"]
+    notes = [f"Data: {name}: {summary(report)}.{to_look_at(report)}"]
+    if " = " in reading["says"]:  # else each column is called what it is
+        notes.append(f"  read as {reading['says']}{told}")
     lonely = report["findings"].get("no_partner", {"share": 0.0})
     if lonely["share"] > 0.5:
         notes.append(f"  {lonely['meaning']}")

@@ -41,9 +41,9 @@ def print_report(report: dict) -> None:
     console = Console(highlight=False)
     console.print(Text(f"\n{_line(report['source'])}: {_line(report['shape'])}", style="bold"))
     reading = report["reading"]
-    console.print(Text(f"read as {_line(reading['says'], 400)}"))
-    if reading["flags"]:
-        console.print(Text(f"   that is {_line(reading['flags'], 400)}", style="dim"))
+    if " = " in reading["says"]:  # else each column is called what it is
+        console.print(Text(f"Read as {_line(reading['says'], 400)}"))
+        console.print(Text(f"  {_line(reading['flags'], 400)}", style="dim"), soft_wrap=True)  # to be pasted
     turns = ""
     if most := report["most_turns_in_a_prompt"]:
         turns = f", of up to {most} turns, {report['prompts_with_system_turn']:,} with a system turn"

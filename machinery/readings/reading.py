@@ -100,15 +100,17 @@ class Reading:
 
     @property
     def heading(self) -> str:
-        """What kind of data this is, for a headline: a public schema, or the columns."""
-        return self.title or self.columns
+        """What kind of data this is, for a headline: a public schema, or the kind."""
+        return self.title or self.kind.replace("_", " ")
 
     @property
     def columns(self) -> str:
-        """The columns by their parts."""
+        """The columns by their parts; a column that is called like its part stands alone."""
         roles = [part for part in (*PARTS, *BESIDE) if part in self.parts and part not in CARRIED]
         return ", ".join(
-            f"{part} = {self.parts[part]}" + " (the lowest is the best)" * _counts_down(part, self.parts[part])
+            part
+            + f" = {self.parts[part]}" * (part != self.parts[part])
+            + " (the lowest is the best)" * (part.startswith("score") and lowest_is_best(self.parts[part]))
             for part in sorted(roles, key=lambda part: part != "prompt")
         )
 
@@ -144,10 +146,6 @@ class Reading:
         if not self.is_guess or not any(is_number(value) for value in self.meaning):
             return []
         return [value for value in self.tally if is_number(value) and value not in self.meaning]
-
-
-def _counts_down(part: str, path: str) -> bool:
-    return part.startswith("score") and lowest_is_best(path)
 
 
 def _quoted(text: str) -> str:

@@ -36,7 +36,6 @@ def examine(*pairs, **options):
         ({"prompt": "[INST] Why? [/INST]"}, "chat_marks", False),
         ({"prompt": "### Instruction:\nWhy?\n\n### Response:\n"}, "chat_marks", False),
         ({"chosen": "Because of the rain.\n\nHuman: And now?"}, "chat_marks", False),
-        ({"score_chosen": 1.0, "score_rejected": 2.0}, "scores_contradict", False),
         ({"prompt": ""}, "empty_prompt", False),
         ({"chosen": "Because\x00"}, "control_characters", False),
         ({"chosen": "Because\ufffd"}, "replacement_characters", False),
@@ -59,6 +58,16 @@ def test_a_sound_pair_has_no_finding():
 
 def test_marks_are_as_they_should_be_where_no_template_is_written():
     assert examine(PAIR | {"prompt": "[INST] Why? [/INST]"}, is_plain=True).report()["findings"] == {}
+
+
+@pytest.mark.parametrize(("against", "is_found"), [(2, False), (4, True), (10, True)])
+def test_scores_against_the_labels_are_found_where_they_are_more_than_two_judges_differ(against, is_found):
+    scores = [(1.0, 2.0)] * against + [(2.0, 1.0)] * (10 - against)
+    pairs = [{"prompt": f"Why {n}?", "chosen": f"Rain in {n}.", "rejected": f"I say {n} no.", "score_chosen": c,
+              "score_rejected": r} for n, (c, r) in enumerate(scores)]  # fmt: skip
+    report = examine(*pairs).report()
+    assert ("scores_contradict" in report["findings"]) is is_found
+    assert report["verdict"][0].startswith("Usable" if is_found else "Sound")
 
 
 @pytest.mark.parametrize("part", ["prompt", "chosen", "rejected"])
