@@ -18,7 +18,8 @@ def main() -> None:
     print("| `--dataset_format` | whose | columns | values |\n|---|---|---|---|")
     for name, schema in schemas().items():
         columns = ", ".join(
-            part if part == path.rstrip("?") else f"{part} = {path.rstrip('?')}" for part, path in schema["columns"].items()
+            part if part == path.rstrip("?") else f"{part} = {path.rstrip('?')}"
+            for part, path in schema["columns"].items()
         )
         meaning = ", ".join(f"{value} = {meant}" for value, meant in schema.get("meaning", {}).items())
         whose = f"[{schema['title']}]({schema['source']})"

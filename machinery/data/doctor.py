@@ -135,22 +135,13 @@ NULL_WORDS = {"nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A", "unde
 CHAT_MARKS = (
     "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "<|endoftext|>", "<|user|>", "<|assistant|>",
     "<|system|>", "<|end|>", "[INST]", "[/INST]", "<<SYS>>", "<start_of_turn>", "<end_of_turn>", "<\uff5cUser\uff5c>",
-    "<\uff5cAssistant\uff5c>", "### Response:", "### Instruction:", "### Assistant:", "### Human:", "\n\nHuman:", "\n\nAssistant:",
-    "\n\nUser:", "\nHuman: ", "\nAssistant: ", "\nASSISTANT: ",
+    "<\uff5cAssistant\uff5c>", "### Response:", "### Instruction:", "### Assistant:", "### Human:", "\nHuman:", "\nUser:",
+    "\nAssistant:", "\nASSISTANT:", " ASSISTANT:",
 )  # fmt: skip
 # Each of these marks has one of these in it, which are quicker to rule out.
 IN_CHAT_MARKS = (
-    "<|",
-    "INST]",
-    "<<SYS>>",
-    "_of_turn>",
-    "\uff5c",
-    "### ",
-    "\nHuman:",
-    "\nAssistant:",
-    "\nUser:",
-    "\nASSISTANT:",
-)
+    "<|", "INST]", "<<SYS>>", "_of_turn>", "\uff5c", "### ", "\nHuman:", "\nUser:", "\nAssistant:", "ASSISTANT:",
+)  # fmt: skip
 CONTRADICTING = 0.3  # share of scores against the labels; two judges may well differ in less
 FEW = 20  # so many pairs to one text, or more, are many
 MOST_COUNTED = 5000  # different texts; more are not few

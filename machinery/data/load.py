@@ -203,7 +203,7 @@ def _load_whole(
             if not reports[split]["pairs"]:
                 raise UserError(f"{rows.name}: no pair can be used. {what_fails(reports[split])}")
             notes += _what_to_say(rows.name, reports[split])
-            notes += without_effect(reading, pairing, min_margin)
+            notes += without_effect(reading, pairing, min_margin, columns or {})
             if split in cleaned:
                 dropped = checkup.dropped_rows()
                 if PartialState().is_main_process:
@@ -236,12 +236,16 @@ def in_report(reading: Reading) -> dict:
     return facts | {"is_guess": reading.is_guess and bool(reading.meaning)}
 
 
-def without_effect(reading: Reading, pairing: str, min_margin: float) -> list[str]:
+def without_effect(reading: Reading, pairing: str, min_margin: float, columns: dict[str, str]) -> list[str]:
     """The flags that do nothing on this data."""
-    notes = []
-    if pairing != "best_worst" and not reading.has_choice and reading.kind != "converter":
+    if reading.kind == "converter":
+        return [f"--columns has no effect: {reading.title}."] if columns else []
+    read = {*reading.parts.values(), *reading.meaning.values()}
+    unread = [f"{ours}={theirs}" for ours, theirs in columns.items() if theirs not in read]
+    notes = [f"--columns {','.join(unread)} has no effect: read as {reading.says}."] if unread else []
+    if pairing != "best_worst" and not reading.has_choice:
         notes.append(f"--pairing {pairing} has no effect: a row has one better and one worse answer.")
-    if min_margin and not reading.has_scores and reading.kind != "converter":
+    if min_margin and not reading.has_scores:
         notes.append(f"--min_margin {min_margin:g} has no effect: there are no scores.")
     return notes
 

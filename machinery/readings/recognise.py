@@ -167,6 +167,8 @@ def _nearly(look: Names, but: tuple[str, str] | None = None) -> str:
         return f": nothing says which of {paths[0]} and {paths[1]} is better" if but is None else ""
     if but is None and (answers := look.first("answers")):
         return f": there are no scores for the answers in {answers}"
+    if but is None and look.first("prompt") and not look.all("answer"):
+        return ": there are prompts, and no two answers to them"
     return ""
 
 

@@ -101,8 +101,8 @@ def as_text(value, name: str, form: str = "text") -> Text:
     if isinstance(value, dict):
         if isinstance(value.get("messages"), list):
             return as_text(value["messages"], name)
-        if "role" not in value and isinstance(value.get("parts"), list):
-            return as_turn({"role": "system", **value}, name)["content"]
+        if not value.keys() & set(ROLE_KEYS) and value.keys() & set(CONTENT_KEYS):  # a text in an object
+            return as_turn({"role": "assistant", **value}, name)["content"]
         return [as_turn(value, name)]
     if not isinstance(value, list):
         kind = (

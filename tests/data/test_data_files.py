@@ -373,6 +373,9 @@ def test_a_flag_that_has_no_effect_is_named(tmp_path, capsys):
     load_preferences(str(tmp_path / "a.jsonl"), None, pairing="all", min_margin=2.0)
     said = capsys.readouterr().out
     assert "--pairing all has no effect" in said and "--min_margin 2 has no effect" in said
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row | {"eval_loss": 0.1}) + "\n" for row in ROWS))
+    load_preferences(str(tmp_path / "c.jsonl"), None, columns={"score": "eval_loss"})
+    assert "--columns score=eval_loss has no effect" in capsys.readouterr().out
     scored = [row | {"score_chosen": 5, "score_rejected": 5 - n} for n, row in enumerate(ROWS)]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
     pairs, _, reports = load_preferences(str(tmp_path / "b.jsonl"), None, min_margin=2.0)
