@@ -44,6 +44,8 @@ def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Call
         for made in make_pairs(rows, reading, **pairing):
             seen = Checkup(keep=keep)
             seen.see(made)
+            if odd := reading.unexplained():
+                raise UserError(f"{made['where']}: {reading.verdict} holds {odd[0]}, so its meaning may be another.")
             try:
                 if not seen.sound():
                     raise ValueError(made.get("text") or seen.fate[0])

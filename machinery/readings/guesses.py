@@ -19,6 +19,7 @@ from .reading import BESIDE, PARTS, Reading, dig, filled, names, pairs_of_names
 from .texts import Unusable, as_text, form_of, is_conversation, is_transcript
 from .values import BAD, BAD_WORDS, FIRST, GOOD, GOOD_WORDS, SECOND, TIE, TIES, canonical, marks_of, meanings
 
+TO_BE_SAID = {"?": "?"}  # the meaning of a verdict where the user says it
 FEW_NAMES = 20  # so many different values at most are taken for names of models or columns rather than for answers
 
 
@@ -99,11 +100,8 @@ def _prompt_parts(look: Names, answers: tuple[str, ...] = ()) -> dict[str, str]:
         prompt = None
     parts = {"prompt": prompt} if prompt else {}
     reads_input = prompt is not None and prompt in (look.path.get("instruction"), "instruction")
-    if (
-        "input" in look.path
-        and look.path["input"] not in (prompt, *answers)
-        and (reads_input or "input" in look.columns)
-    ):
+    is_read = reads_input or "input" in look.columns
+    if is_read and look.path.get("input") not in (None, prompt, *answers):
         parts["input"] = look.path["input"]
     if system := look.first("system"):
         parts["system"] = system
@@ -151,8 +149,8 @@ def answer_pairs(look: Names, verdicts: set, has_meaning: bool = False) -> list[
         parts = {"chosen": paths[0], "rejected": paths[1]}
         if paths[0] in verdicts:
             continue
-        if has_meaning and "verdict" not in look.columns and "label" not in look.columns and look.columns:
-            found.append(Reading(_prompt_parts(look) | parts, {"?": "?"}))  # the meaning is the user's
+        if has_meaning and set(called) <= look.columns.keys():
+            found.append(Reading(_prompt_parts(look) | parts, TO_BE_SAID))
             continue
         if list(called) in _weak() and not look.columns and (rest := _answers_beside(look, paths)):
             raise ValueError(
@@ -191,12 +189,8 @@ def _columns_of_texts(look: Names, but: tuple[str, ...]) -> list[str]:
 
 
 def _hold_texts(values: list) -> bool:
-    texts = [
-        value
-        for value in values
-        if isinstance(value, (list, dict)) or (isinstance(value, str) and " " in value.strip())
-    ]
-    return len(texts) > len(values) / 2
+    words = [value for value in values if not isinstance(value, str) or " " in value.strip()]
+    return len([value for value in words if isinstance(value, (str, list, dict))]) > len(values) / 2
 
 
 def _hold_names(look: Names, paths: tuple[str, ...]) -> bool:
@@ -242,16 +236,14 @@ def _is_given(look: Names, part: str) -> bool:
 def _verdicts(look: Names, column: str, paths, called, has_meaning: bool) -> list[Reading]:
     """The readings of one verdict column: by model names, by words, or by numbers."""
     if has_meaning:
-        return [Reading({"verdict": column}, {"?": "?"})]
+        return [Reading({"verdict": column}, TO_BE_SAID)]
     values, other = look.values(column), {}
     for one, two in pairs_of_names("answer_pairs"):  # the winner's column has a loser's beside it
         if look.path.get(one) == column and two in look.path and look.path[two] not in paths:
             other = {"other": look.path[two]}
     models = _model_columns(look, called)
     if models:
-        named = [
-            row for row in look.rows if dig(row, column) not in (None, "") and canonical(dig(row, column)) not in TIES
-        ]
+        named = [row for row in look.rows if canonical(dig(row, column)) not in ("", *TIES)]
         hits = sum(dig(row, column) in [dig(row, model) for model in models] for row in named)
         if named and hits >= len(named) / 2:
             return [Reading({"verdict": column}, models=models)]
@@ -269,10 +261,8 @@ def _model_columns(look: Names, called: tuple[str, str]) -> tuple[str, str] | No
 
 def _one_hot(look: Names, paths, called) -> list[Reading]:
     """A column for each outcome, such as winner_model_a, winner_model_b and winner_tie."""
-    marks, keys = (
-        marks_of(called),
-        [key for key in dict.fromkeys(k for row in look.rows for k in row) if key not in paths],
-    )
+    marks = marks_of(called)
+    keys = [key for key in dict.fromkeys(key for row in look.rows for key in row) if key not in paths]
     if not marks:
         return []
     said = [key for key in keys if re.search(r"win|prefer|better|best|chosen|tie|draw", key.lower())]
@@ -280,8 +270,8 @@ def _one_hot(look: Names, paths, called) -> list[Reading]:
     ties = [key for key in said if re.search(r"(^|_)(ties?|draw|both)(_|$)", canonical(key))][:1]
     for key in said:
         words = canonical(key).split("_")
-        twin = next((k for k in said if words.count(marks[0]) == 1 and canonical(k).split("_") == [
-            marks[1] if word == marks[0] else word for word in words]), None)  # fmt: skip
+        swapped = [marks[1] if word == marks[0] else word for word in words]
+        twin = next((other for other in said if other != key and canonical(other).split("_") == swapped), None)
         if twin:
             columns = [key, twin, *ties]
             meaning = dict(zip(map(canonical, columns), (FIRST, SECOND, TIE), strict=False))
@@ -318,9 +308,9 @@ def _are_numbers(values: list) -> bool:
 # --- Answers that are scored or labelled one by one ---
 
 
-def one_by_one(look: Names) -> list[Reading]:
+def one_by_one(look: Names, has_meaning: bool = False) -> list[Reading]:
     """Readings of answers that are scored or labelled one by one: in a list, or each in a row."""
-    return [guess for guess in (_listed_answers(look), _scored_rows(look), _unpaired(look)) if guess]
+    return [guess for guess in (_listed_answers(look), _scored_rows(look), _unpaired(look, has_meaning)) if guess]
 
 
 def _listed_answers(look: Names) -> Reading | None:
@@ -340,7 +330,7 @@ def _listed_answers(look: Names) -> Reading | None:
             continue
         cells = [item for cell in look.values(scored) for item in (cell if isinstance(cell, list) else [])]
         if "labels" in look.columns or (cells and not _are_numbers(cells) and _labels(cells)):
-            meaning = _labels(cells) or {"?": "?"}
+            meaning = _labels(cells) or TO_BE_SAID
             return Reading(prompt | {"answers": answers, "labels": scored}, meaning, is_guess=True)
         return Reading(prompt | {"answers": answers, "scores": scored}, is_guess=True)
     return None
@@ -357,12 +347,12 @@ def _scored_rows(look: Names) -> Reading | None:
     return Reading(prompt | {"answer": answer, "score": score}, is_guess=True)
 
 
-def _unpaired(look: Names) -> Reading | None:
+def _unpaired(look: Names, has_meaning: bool) -> Reading | None:
     prompt = _prompt_parts(look)
     answer = next((path for path in look.all("answer") if path not in prompt.values()), None)
     whole = look.first("conversation")
     for label in look.all("label"):
-        meaning = _labels(look.values(label)) or ({"?": "?"} if _is_given(look, "label") else None)
+        meaning = _labels(look.values(label)) or (TO_BE_SAID if has_meaning else None)
         if meaning and answer and "prompt" in prompt and prompt["prompt"] != whole:
             return Reading(prompt | {"answer": answer, "label": label}, meaning, is_guess=True)
         if meaning and whole:

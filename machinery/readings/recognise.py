@@ -49,7 +49,7 @@ def _finish(reading: Reading, rows: list[dict]) -> Reading:
     forms = {part: form_of(_flat(filled(rows, reading.parts[part]))) for part in TEXTS if part in reading.parts}
     if reading.kind == "named":
         forms["chosen"] = form_of([cell for path in set(reading.meaning.values()) for cell in filled(rows, path)])
-    if "lists" in forms.values() and len({forms[part] for part in forms}) > 1:
+    if "lists" in forms.values() and len(set(forms.values())) > 1:
         forms = {part: "text" if form == "lists" else form for part, form in forms.items()}  # answers that are JSON
     if reading.kind == "preference" and "lists" not in forms.values():
         for part in ("chosen", "rejected"):
@@ -65,9 +65,10 @@ def _finish(reading: Reading, rows: list[dict]) -> Reading:
 
 
 def _is_several(cell) -> bool:
-    return (
-        isinstance(cell, list) and len(cell) > 1 and not all(isinstance(turn, dict) and "role" in turn for turn in cell)
+    are_turns = isinstance(cell, list) and all(
+        isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in cell
     )
+    return isinstance(cell, list) and len(cell) > 1 and not are_turns
 
 
 def belonging(reading: Reading) -> list[str]:
@@ -123,7 +124,7 @@ def _by_names(look: Names, kind: str | None, verdict: dict[str, str]) -> Reading
     if len(outputs) == 1 and "verdict" not in look.columns:  # other verdicts that say otherwise
         outputs = outputs + [v[0] for v in verdicts[1:] if len(v) == 1 and _differ(outputs[0], v[0], look.rows)]
     pairs = answer_pairs(look, {guess.parts.get("verdict") for guess in outputs}, bool(verdict))
-    others = one_by_one(look)
+    others = one_by_one(look, bool(verdict))
     if kind is not None:
         pairs, outputs, others = ([g for g in guesses if g.kind == kind] for guesses in (pairs, outputs, others))
         if not pairs + outputs + others:
