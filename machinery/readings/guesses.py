@@ -241,16 +241,19 @@ def _verdicts(look: Names, column: str, paths, called, has_meaning: bool) -> lis
     for one, two in pairs_of_names("answer_pairs"):  # the winner's column has a loser's beside it
         if look.path.get(one) == column and two in look.path and look.path[two] not in paths:
             other = {"other": look.path[two]}
-    models = _model_columns(look, called)
-    if models:
+    options = [Reading({"verdict": column} | other, meaning) for meaning in meanings(values, paths, column, called)]
+    if models := _model_columns(look, called):
         named = [row for row in look.rows if canonical(dig(row, column)) not in ("", *TIES)]
         hits = sum(dig(row, column) in [dig(row, model) for model in models] for row in named)
         if named and hits >= len(named) / 2:
-            return [Reading({"verdict": column}, models=models)]
-    return [Reading({"verdict": column} | other, meaning) for meaning in meanings(values, paths, column, called)]
+            by_model = Reading({"verdict": column, "model_first": models[0], "model_second": models[1]})
+            return [by_model, *options] if "model_first" not in look.columns else [by_model]
+    return options
 
 
 def _model_columns(look: Names, called: tuple[str, str]) -> tuple[str, str] | None:
+    if {"model_first", "model_second"} <= look.columns.keys():
+        return look.columns["model_first"], look.columns["model_second"]
     marks = marks_of(called)
     for form in ("model_{}", "model{}", "model_name_{}", "{}_model"):
         columns = tuple(look.path.get(form.format(mark)) for mark in marks or ())
@@ -328,12 +331,27 @@ def _listed_answers(look: Names) -> Reading | None:
             scored = f"{answers}[].{name}"
         if scored is None:
             continue
+        if scored in look.all("scores") and scored not in look.columns.values():
+            _refuse_order(scored, look.values(scored))
         cells = [item for cell in look.values(scored) for item in (cell if isinstance(cell, list) else [])]
         if "labels" in look.columns or (cells and not _are_numbers(cells) and _labels(cells)):
             meaning = _labels(cells) or TO_BE_SAID
             return Reading(prompt | {"answers": answers, "labels": scored}, meaning, is_guess=True)
         return Reading(prompt | {"answers": answers, "scores": scored}, is_guess=True)
     return None
+
+
+def _refuse_order(column: str, cells: list) -> None:
+    """A ranking such as 2, 3, 1 may hold each answer's rank, or the answers' numbers from the best one."""
+    for cell in cells if "ranking" in canonical(column) else []:
+        if not isinstance(cell, list) or len(cell) < 3 or not all(isinstance(place, int) for place in cell):
+            continue
+        ranks = [place - min(cell) for place in cell]
+        if sorted(ranks) == list(range(len(ranks))) and any(ranks[ranks[place]] != place for place in ranks):
+            raise ValueError(
+                f"{column} holds {cell}, which may be each answer's rank, or the answers' numbers from the best one. If it is "
+                f"the rank, say so by --columns scores={column}; else write a converter (docs/data.md)"
+            )
 
 
 def _scored_rows(look: Names) -> Reading | None:

@@ -35,7 +35,7 @@ KINDS = {
     "unpaired": ("answer", "label"),
 }
 PARTS = tuple(dict.fromkeys(part for parts in KINDS.values() for part in parts))
-BESIDE = ("prompt", "input", "system", "history", "turn", "score_chosen", "score_rejected", "other", "tools",
+BESIDE = ("prompt", "input", "system", "history", "turn", "score_chosen", "score_rejected", "other", "model_first", "model_second", "tools",
           "chat_template_kwargs", "category")  # fmt: skip
 TEXTS = ("prompt", "chosen", "rejected", "first", "second", "answer", "answers")
 CARRIED = {"tools", "chat_template_kwargs", "category"}
@@ -55,9 +55,6 @@ class Reading:
     meaning: dict[str, str] = field(default_factory=dict)  # canonical value -> first, second, tie; good, bad; a column
     schema: str = ""  # its name in schemas.yaml
     title: str = ""
-    models: tuple[str, str] | None = (
-        None  # columns that name the models of first and second, where a verdict names those
-    )
     forms: dict[str, str] = field(default_factory=dict)  # of each text part, see texts.form_of
     is_guess: bool = False  # told from names and values, neither given nor a public schema
     left_behind: tuple[str, ...] = ()  # columns that are not read
@@ -99,6 +96,12 @@ class Reading:
         return self.parts.get(meant, meant)
 
     @property
+    def models(self) -> tuple[str, str] | None:
+        """The columns that name the models of both answers, where the verdict names one of those."""
+        both = (self.parts.get("model_first"), self.parts.get("model_second"))
+        return both if None not in both else None
+
+    @property
     def heading(self) -> str:
         """What kind of data this is, for a headline: a public schema, or the kind."""
         return self.title or self.kind.replace("_", " ")
@@ -121,7 +124,7 @@ class Reading:
         if not self.verdict:
             return columns
         if self.models:
-            return f"{columns}; {self.verdict} names a model of {' or '.join(self.models)}"
+            return f"{columns}; {self.verdict} names one of the two models"
         if self.title and not self.parts:
             return self.title
         counts, met = self.tally, sorted(value for value in self.meaning if self.tally[value])

@@ -40,7 +40,8 @@ def recognise(
     if reading is None or (verdict and not reading.verdict):
         reading = _by_names(look, name, verdict or {})
     if verdict:
-        reading = replace(reading, meaning=_meant(reading, verdict), is_guess=False, models=None)
+        parts = {part: path for part, path in reading.parts.items() if not part.startswith("model_")}
+        reading = replace(reading, parts=parts, meaning=_meant(reading, verdict), is_guess=False)
     return _finish(reading, rows)
 
 
@@ -57,7 +58,7 @@ def _finish(reading: Reading, rows: list[dict]) -> Reading:
             if sum(_is_several(cell) for cell in cells) > len(cells) / 2:
                 forms[part] = "several"
     have = list(dict.fromkeys(key for row in rows for key in row if row[key] is not None))
-    read = [*reading.parts.values(), *(reading.models or ()), *CARRIED]
+    read = [*reading.parts.values(), *CARRIED]
     read += reading.meaning.values() if reading.kind == "named" else []
     tops = {top for path in read for one in path.split("|") for top in (one, re.split(r"[.\[]", one)[0])}
     left = tuple(sorted(key for key in have if key not in tops))

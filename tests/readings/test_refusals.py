@@ -117,6 +117,24 @@ def test_two_verdicts_that_contradict_each_other_are_both_shown():
     assert "verdict=winner" in str(error.value) and "verdict=judgment" in str(error.value)
 
 
+def test_a_ranking_that_may_be_ranks_or_an_order_is_asked_about():
+    row = {"prompt": "Weather?", "responses": ["No idea.", "Well.", "It rains."], "ranking": [2, 3, 1]}
+    with pytest.raises(ValueError, match="the answers' numbers from the best one"):
+        recognise([row])
+    assert made_of([row], columns={"scores": "ranking"})[0]["chosen"] == "It rains."
+    assert sound(made_of([row | {"ranking": [3, 2, 1]}])[0])  # the same both ways
+
+
+def test_a_model_that_is_called_like_the_other_side_is_asked_about():
+    rows = [two(n, "a", winner="model_b", model_a="model_b", model_b="model_c") for n in range(3)]
+    with pytest.raises(ValueError, match="two ways") as error:
+        recognise(rows)
+    flags = "verdict=winner,model_first=model_a,model_second=model_b"
+    assert flags in str(error.value)
+    columns = dict(part.split("=") for part in flags.split(","))
+    assert all(map(sound, made_of(rows, columns=columns)))
+
+
 def test_scores_of_two_answers_decide_where_there_is_no_verdict():
     rows = [
         two(n, side, score_a=9 if side == "a" else 2, score_b=2 if side == "a" else 9) for n, side in enumerate("abba")
