@@ -118,15 +118,8 @@ FINDINGS = {
     "no_eos": Finding(False, "no EOS at the end of what is trained on", "The model will not learn to stop."),
     "unknown_tokens": Finding(False, "texts with unknown tokens", "The tokenizer cannot write this text."),
 }
-KEEPABLE = (
-    "empty_answer",
-    "null_word",
-    "identical",
-    "answer_is_prompt",
-    "opposite_label",
-    "duplicate",
-    "in_test_split",
-)
+KEEPABLE = ("empty_answer", "null_word", "identical", "answer_is_prompt", "opposite_label", "duplicate",
+            "in_test_split")  # fmt: skip
 ALIKE = 0.9  # share of words in common (Dice) from which a pair counts as nearly alike; a rule of thumb
 SHARED_BEGINNING = 20  # characters
 FIRST_ROWS = 10  # how many row numbers a finding names
@@ -151,9 +144,8 @@ SERIOUS = ("chat_marks", "scores_contradict", "few_prompts", "few_chosen", "few_
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 # Letters keep their marks.
 SPACE_AND_PUNCTUATION = re.compile("[\\s!-/:-@\\[-`{-~\u2000-\u206f\u3000-\u303f\uff01-\uff0f]+")
-WITHOUT_THEM = {
-    code: None for code in range(128) if SPACE_AND_PUNCTUATION.match(chr(code))
-}  # for ASCII: ten times as fast
+# For texts in ASCII: ten times as fast.
+WITHOUT_THEM = dict.fromkeys(code for code in range(128) if SPACE_AND_PUNCTUATION.match(chr(code)))
 WORD = re.compile(r"\w+")
 
 

@@ -61,15 +61,20 @@ def _cell(row: dict, reading: Reading, part: str) -> Text | list[str]:
     if value is None:
         raise Unusable("missing_field", f"{path!r} is missing")
     text = as_text(value, path, reading.forms.get(part, "text"))
-    if isinstance(text, str) and len(text) < 60 and part in ("chosen", "rejected") and _names_a_column(text, row):
+    if (
+        isinstance(text, str)
+        and len(text) < 60
+        and part in ("chosen", "rejected")
+        and _names_a_column(text, row, reading)
+    ):
         raise Unusable("names_a_column", f"{path!r} is {text!r}, which names a column and is no answer")
     return text
 
 
-def _names_a_column(text: str, row: dict) -> bool:
-    """Whether a short text is the name of a column of texts, or the letter of one: B beside response_a and response_b."""
-    word = canonical(text)
-    if any(canonical(key) == word for key in row if isinstance(row[key], (str, list, dict))):
+def _names_a_column(text: str, row: dict, reading: Reading) -> bool:
+    """Whether a short text is the name of a column left behind, or the letter of one: B beside response_a and response_b."""
+    word, read = canonical(text), reading.parts.values()
+    if any(canonical(key) == word for key in row if key not in read and isinstance(row[key], (str, list, dict))):
         return True
     return len(word) == 1 and any(
         word in (marks_of(pair) or ()) for pair in pairs_of_names("two_outputs") if pair[0] in row and pair[1] in row

@@ -12,6 +12,7 @@ true). Public schemas and the usual names are data, in schemas.yaml; adding one 
 """
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -142,17 +143,13 @@ class Reading:
         columns = ",".join(f"{part}={path}" for part, path in self.parts.items() if part not in CARRIED)
         used = [value for value in self.meaning if self.tally[value]] or list(self.meaning)
         told = ",".join(f"{value}={self.name_of(self.meaning[value])}" for value in used if not self.models)
-        return f"--columns {_quoted(columns)}" + (f" --verdict {_quoted(told)}" if told else "")
+        return f"--columns {shlex.quote(columns)}" + (f" --verdict {shlex.quote(told)}" if told else "")
 
     def unexplained(self) -> list[str]:
         """Numbers that a guessed meaning of numbers does not explain, so that it may be another; [] for all else."""
         if not self.is_guess or not any(is_number(value) for value in self.meaning):
             return []
         return [value for value in self.tally if is_number(value) and value not in self.meaning]
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"' if re.search(r"[\s|<>()\[\]&;]", text) else text
 
 
 # --- Paths -----------------------------------------------------------------------------------------------------------
