@@ -121,13 +121,11 @@ class Reading:
     @property
     def says(self) -> str:
         """The reading in one line, with the values that were met and their counts."""
-        columns = self.columns
+        columns = self.columns or self.title
         if not self.verdict:
             return columns
         if self.models:
             return f"{columns}; {self.verdict} names one of the two models"
-        if self.title and not self.parts:
-            return self.title
         counts, met = self.tally, sorted(value for value in self.meaning if self.tally[value])
         values = (
             f"{value} = {self.name_of(self.meaning[value])} ({counts[value]:,}{' rows' * (not number)})"
