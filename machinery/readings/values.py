@@ -43,7 +43,7 @@ def canonical(value) -> str:
     elif not isinstance(value, (int, float)):
         return repr(value)[:60]
     try:
-        return f"{float(value):g}" if math.isfinite(float(value)) else ""
+        return f"{float(value):.12g}" if math.isfinite(float(value)) else ""
     except (ValueError, OverflowError):
         return str(value).strip().casefold()
 
@@ -87,7 +87,7 @@ def words_for(names: tuple[str, str], other_names: tuple[str, str] | None = None
     words = dict.fromkeys(TIES, TIE) | {"first": FIRST, "second": SECOND}
     marks = marks_of(names)
     spelled = [marks] if marks else []
-    if marks in (None, ("1", "2")):
+    if marks in (None, ("1", "2"), ("0", "1")):
         spelled.append(("a", "b"))  # judges write A and B whatever the columns are called
     for one, two in spelled:
         for mark, other, side in ((one, two, FIRST), (two, one, SECOND)):

@@ -282,6 +282,7 @@ def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
         ([0, 1, 1.0], ("response_0", "response_1"), ["first", "second", "second"]),
         ([1, 2, 1.5] * 10, ("answer_a", "answer_b"), ["first", "second", "tie"] * 10),
         (["A", "answer_b", "model_a", "Response B"], ("answer_a", "answer_b"), ["first", "second", "first", "second"]),
+        (["A", "[[B]]"], ("response_0", "response_1"), ["first", "second"]),
         (["j", "response_k"], ("response_j", "response_k"), ["first", "second"]),
         (["A>B", "B>>A", "A=B"], ("response_A", "response_B"), ["first", "second", "tie"]),
         (["[[A]]", "[[B]]", "[[C]]"], ("answer1", "answer2"), ["first", "second", "tie"]),
