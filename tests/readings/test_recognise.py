@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from machinery.data.files import Row
-from machinery.data.pairs import choose_pairs, make_pairs
+from machinery.data.pairs import make_pairs
 from machinery.readings.convert import reading_of_function
 from machinery.readings.recognise import recognise
 from machinery.readings.texts import parse_transcript
@@ -249,30 +249,10 @@ def test_a_row_that_is_no_object_or_could_not_be_read_is_a_fault():
     ]
 
 
-def test_pairing_by_hand():
-    scores = [3.0, 1.0, 3.0, 2.0]  # two are best, so they are never compared with each other
-    assert choose_pairs(scores, "best_worst", 0.0, "0") == [(0, 1)]
-    assert choose_pairs(scores, "all", 0.0, "0") == [(0, 3), (0, 1), (2, 3), (2, 1), (3, 1)]
-    assert choose_pairs(scores, "all", 1.5, "0") == [(0, 1), (2, 1)]
-    assert choose_pairs(scores, "best_worst", 2.5, "0") == []
-    assert choose_pairs([1.0, 1.0], "all", 0.0, "0") == []
-
-
 def test_one_text_that_was_scored_twice_makes_no_pair_with_itself():
     row = {"prompt": "Why?", "completions": ["So.", "So.", "No.", "No."], "scores": [5, 2, 4, 3]}
     _, [made] = convert(row)
     assert parts(made) == TEXTS
-
-
-def test_a_least_margin_counts_as_it_is_written():
-    assert choose_pairs([0.3, 0.2], "all", 0.1, "0") == [(0, 1)]  # in binary 0.3 - 0.2 is below 0.1
-
-
-def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
-    scores = [0.0, 5.0, 2.0, 3.0, 5.0]
-    drawn = {choose_pairs(scores, "best_random", 0.0, str(seed))[0] for seed in range(50)}
-    assert drawn == {(1, 0), (1, 2), (1, 3)}
-    assert choose_pairs(scores, "best_random", 0.0, "7") == choose_pairs(scores, "best_random", 0.0, "7")
 
 
 @pytest.mark.parametrize(
