@@ -15,6 +15,7 @@ Try next:
 
     python custom_dataset_dpo.py --check_only --dataset_name my_pairs.csv      # look, and train nothing
     python custom_dataset_dpo.py --dataset_name my_pairs.csv --columns prompt=question,chosen=good,rejected=bad
+    python custom_dataset_dpo.py --dataset_name my_votes.csv --verdict 0=response_a,1=response_b,2=tie
     python custom_dataset_dpo.py --check_only --save_cleaned cleaned.jsonl     # the sound pairs, for any TRL script
     python custom_dataset_dpo.py --help                                        # the flags, and what each does
 """

@@ -76,6 +76,8 @@ class TutorialArguments(ScriptArguments):
 
     dataset_format: str = _flag("dataset_format", default="auto")
     columns: str | None = _flag("columns", default=None)
+    verdict: str | None = _flag("verdict", default=None)
+    encoding: str = _flag("encoding", default="utf-8")
     pairing: str = _flag("pairing", default="best_worst")
     min_margin: float = _flag("min_margin", default=0.0)
     held_out_share: float = _flag("held_out_share", default=0.0)

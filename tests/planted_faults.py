@@ -49,10 +49,22 @@ FAULTS = {
         "machinery/data/files.py", "enumerate(file, start=1)", "enumerate(file, start=0)", "data"
     ),
     "data: scored answers turned around": Planted(
-        "machinery/data/shapes.py",
+        "machinery/data/pairs.py",
         "order = sorted(range(len(scores)), key=lambda number: -scores[number])",
         "order = sorted(range(len(scores)), key=lambda number: scores[number])",
         "data",
+    ),
+    "data: two scores turned around": Planted(
+        "machinery/readings/convert.py",
+        "FIRST if first > second else SECOND",
+        "SECOND if first > second else FIRST",
+        "readings",
+    ),
+    "data: a guess that later numbers contradict goes on": Planted(
+        "machinery/readings/reading.py",
+        "is_number(value) and value not in self.meaning]",
+        "is_number(value) and value in ()]",
+        "readings",
     ),
     "data: identical answers kept": Planted(
         "machinery/data/doctor.py", '"identical": is_identical,', '"identical": False,', "data"

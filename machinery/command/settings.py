@@ -151,7 +151,9 @@ def _data_kwargs(args, training_args) -> dict:
         "test_split": args.dataset_test_split,
         "config": args.dataset_config,
         "streaming": args.dataset_streaming,
+        "encoding": args.encoding,
         "columns": _parse_columns(args.columns),
+        "verdict": _parse_verdict(args.verdict),
         "num_proc": training_args.dataset_num_proc,
         "max_length": training_args.max_length,
         "max_prompt_length": training_args.max_prompt_length,
@@ -168,6 +170,16 @@ def _parse_columns(text: str | None) -> dict[str, str]:
     if not all(ours.strip() and theirs.strip() for ours, _, theirs in parts):
         raise UserError(f"--columns {text}: names are given as in prompt=question,chosen=good,rejected=bad.")
     return {ours.strip(): theirs.strip() for ours, _, theirs in parts}
+
+
+def _parse_verdict(text: str | None) -> dict[str, str]:
+    """0=response_a,1=response_b,2=tie as a dictionary; what is behind the last = is the meaning, as in A=B=tie."""
+    if not text:
+        return {}
+    parts = [part.rpartition("=") for part in text.split(",")]
+    if not all(value.strip() and meaning.strip() for value, _, meaning in parts):
+        raise UserError(f"--verdict {text}: values are given as in 0=response_a,1=response_b,2=tie.")
+    return {value.strip(): meaning.strip() for value, _, meaning in parts}
 
 
 def _check(args, training_args, losses: Collection[str], needs_data: bool) -> None:

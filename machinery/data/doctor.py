@@ -37,6 +37,14 @@ FINDINGS = {
     "unreadable": Finding(True, "rows that cannot be read", "Mend the file at the lines named."),
     "missing_field": Finding(True, "a field is missing or null", "Look where the rows come from."),
     "wrong_type": Finding(True, "a field holds no text", "A number, a list or an image stands where text should."),
+    "unknown_verdict": Finding(
+        True, "a verdict or label that the reading does not know", "Say what it means by --verdict VALUE=..."
+    ),
+    "names_a_column": Finding(True, "an answer that only names a column", "The text it stands for is in that column."),
+    "broken_turns": Finding(
+        True, "turns that are cut off, or written as Python writes them", "Write the column as JSON, whole."
+    ),
+    "other_form": Finding(True, "a cell written otherwise than its column", "Turns among texts, or texts among turns."),
     "converter_failed": Finding(True, "your converter failed", "Run it on the row named."),
     "invalid_unicode": Finding(True, "half a character (a lone surrogate)", "A text was cut inside a character."),
     "no_prompt": Finding(True, "no prompt can be found", "Name its column by --columns prompt=..."),
@@ -50,6 +58,7 @@ FINDINGS = {
     ),
     "not_chosen": Finding(True, "answers that the pairing left out", "--pairing all uses more of them."),
     "empty_answer": Finding(True, "an answer is empty or white space", "It teaches to say nothing."),
+    "null_word": Finding(True, "an answer is only nan, null or None", "A missing value was written as a word."),
     "identical": Finding(True, "chosen and rejected are identical", "Their gradients cancel."),
     "answer_is_prompt": Finding(True, "an answer repeats the prompt", "It is a copying mistake, or an echo."),
     "opposite_label": Finding(
@@ -79,6 +88,19 @@ FINDINGS = {
         "pairs that begin with the same 20 characters or more",
         "Harmless here; a split at the common prefix would take it for the prompt.",
     ),
+    "chat_marks": Finding(
+        False,
+        "chat marks or turns of a transcript inside a text",
+        "A chat template writes such marks a second time: take them out, or leave texts as they are by --keep_plain.",
+    ),
+    "scores_contradict": Finding(
+        False, "the rejected answer has the higher score", "Either the scores or the labels are turned around."
+    ),
+    "few_prompts": Finding(False, "few distinct prompts", "Is the column of the prompt another one?"),
+    "few_chosen": Finding(False, "few distinct chosen answers", "Are they labels or names, and the answers elsewhere?"),
+    "few_rejected": Finding(
+        False, "few distinct rejected answers", "Are they labels or names, and the answers elsewhere?"
+    ),
     "answer_cut": Finding(False, "max_length cuts an answer", "The cut answer never ends: its EOS is lost."),
     "prompt_repeated": Finding(
         False,
@@ -96,24 +118,46 @@ FINDINGS = {
     "no_eos": Finding(False, "no EOS at the end of what is trained on", "The model will not learn to stop."),
     "unknown_tokens": Finding(False, "texts with unknown tokens", "The tokenizer cannot write this text."),
 }
-KEEPABLE = ("empty_answer", "identical", "answer_is_prompt", "opposite_label", "duplicate", "in_test_split")
+KEEPABLE = ("empty_answer", "null_word", "identical", "answer_is_prompt", "opposite_label", "duplicate",
+            "in_test_split")  # fmt: skip
 ALIKE = 0.9  # share of words in common (Dice) from which a pair counts as nearly alike; a rule of thumb
 SHARED_BEGINNING = 20  # characters
 FIRST_ROWS = 10  # how many row numbers a finding names
 PARTS = ("prompt", "chosen", "rejected")
+NULL_WORDS = {"nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A", "undefined"}
+CHAT_MARKS = (
+    "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "<|endoftext|>", "<|user|>", "<|assistant|>",
+    "<|system|>", "<|end|>", "[INST]", "[/INST]", "<<SYS>>", "<start_of_turn>", "<end_of_turn>", "<\uff5cUser\uff5c>",
+    "<\uff5cAssistant\uff5c>", "### Response:", "### Instruction:", "### Assistant:", "### Human:", "\nHuman:", "\nUser:",
+    "\nAssistant:", "\nASSISTANT:", " ASSISTANT:",
+)  # fmt: skip
+# Each of these marks has one of these in it, which are quicker to rule out.
+IN_CHAT_MARKS = (
+    "<|", "INST]", "<<SYS>>", "_of_turn>", "\uff5c", "### ", "\nHuman:", "\nUser:", "\nAssistant:", "ASSISTANT:",
+)  # fmt: skip
+CONTRADICTING = 0.3  # share of scores against the labels; two judges may well differ in less
+FEW = 20  # so many pairs to one text, or more, are many
+MOST_COUNTED = 5000  # different texts; more are not few
+# Findings that keep data from being called sound wherever they are more than a slip.
+SERIOUS = ("chat_marks", "scores_contradict", "few_prompts", "few_chosen", "few_rejected")
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 # Letters keep their marks.
 SPACE_AND_PUNCTUATION = re.compile("[\\s!-/:-@\\[-`{-~\u2000-\u206f\u3000-\u303f\uff01-\uff0f]+")
+# For texts in ASCII: ten times as fast.
+WITHOUT_THEM = dict.fromkeys(code for code in range(128) if SPACE_AND_PUNCTUATION.match(chr(code)))
 WORD = re.compile(r"\w+")
 
 
 class Checkup:
     """Sees every pair and fault of one split, and remembers what it found."""
 
-    def __init__(self, elsewhere: Container[int] = (), keep: Container[str] = ()):
-        """elsewhere: prompt hashes of the test split. keep: findings of KEEPABLE that are to drop nothing."""
-        self.elsewhere, self.keep = elsewhere, keep
+    def __init__(self, elsewhere: Container[int] = (), keep: Container[str] = (), is_plain: bool = False):
+        """elsewhere: prompt hashes of the test split. keep: findings of KEEPABLE that are to drop nothing. is_plain: no
+        chat template will be written, so that marks in the texts are as they should be."""
+        self.elsewhere, self.keep, self.is_plain = elsewhere, keep, is_plain
+        self._distinct = {part: set() for part in PARTS}  # hashes, up to MOST_COUNTED
+        self._are_words = dict.fromkeys(PARTS, True)  # whether all are single words
         self.counts: Counter[str] = Counter()
         self.firsts: dict[
             str, dict
@@ -128,6 +172,7 @@ class Checkup:
         self._loose: dict[int, int] = {}
         self._lengths = {part: array.array("Q") for part in PARTS}
         self._tokens = {part: array.array("Q") for part in PARTS}
+        self._scored = self._contradicting = 0  # pairs with a score of both answers; with a higher one of the rejected
         self.unknown = self.most_turns = self.with_system_turn = 0
         self.scores: Counter[float] = Counter()  # of answers that stand one in a row
         self.kinds: set[str] = set()  # "text", "turns", "rich turns", and the extra columns
@@ -163,6 +208,12 @@ class Checkup:
         prompt, chosen, rejected = words = [_words_of(made[part]) for part in PARTS]
         for part, text in zip(PARTS, words, strict=True):
             self._lengths[part].append(len(text))
+            if len(self._distinct[part]) < MOST_COUNTED:
+                self._distinct[part].add(hash(text))
+                self._are_words[part] = self._are_words[part] and len(text) < 60 and " " not in text
+        if "score_chosen" in made and "score_rejected" in made:
+            self._scored += 1
+            self._contradicting += made["score_chosen"] < made["score_rejected"]
         self._note_form(made)
         texts = "".join(words) + made.get("category", "")
         if "rich turns" in self.kinds:
@@ -175,6 +226,8 @@ class Checkup:
             "replacement_characters": "\ufffd" in texts,
             "control_characters": CONTROL.search(texts),
             "empty_answer": _is_empty(made["chosen"], chosen) or _is_empty(made["rejected"], rejected),
+            "null_word": chosen.strip() in NULL_WORDS or rejected.strip() in NULL_WORDS,
+            "chat_marks": not self.is_plain and _has_chat_marks(texts),
             "empty_prompt": not prompt.strip(),
             "answer_is_prompt": prompt.strip() and (prompt in words[1:] or question in words[1:]),
             "prompt_repeated": begin_with_prompt and len(prompt.strip()) >= SHARED_BEGINNING,
@@ -244,8 +297,9 @@ class Checkup:
                 reasons.setdefault(row, fate)
         return {row: reason for row, reason in reasons.items() if row not in used}
 
-    def report(self) -> dict:
-        """What was found, ready for JSON. Shares of findings are of all rows read."""
+    def report(self, left_behind: dict | None = None) -> dict:
+        """What was found, ready for JSON. Shares of findings are of all rows read. left_behind: columns not read."""
+        self._note_whole()
         dropped = self.dropped_rows()
         rows = len(self.row_faults.keys() | {row for rows in self.rows_of for row in rows})
         tokens = sum(map(sum, self._tokens.values()))
@@ -278,7 +332,23 @@ class Checkup:
             "longer_is_chosen": self._longer_is_chosen(),
             "histograms": self._histograms(),
         }
+        report |= left_behind or {}
         return report | {"verdict": verdict(report)}
+
+    def _note_whole(self) -> None:
+        """Note what only all pairs together show: few different texts for so many pairs, scores against the labels."""
+        pairs = len(self.fate)
+        if self._contradicting > self._scored * CONTRADICTING:
+            self.counts["scores_contradict"] = self._contradicting
+            seen = f"{self._contradicting:,} of {self._scored:,} pairs with scores"
+            self.firsts["scores_contradict"] = {"rows": [], "first": "all", "detail": seen}
+        for part, texts in self._distinct.items():
+            few = len(texts) * FEW <= pairs or (len(texts) == 1 and pairs >= 5)
+            names = part != "prompt" and self._are_words[part] and pairs >= 4 and len(texts) * 2 <= pairs
+            if (few or names) and len(texts) < MOST_COUNTED:
+                name = "few_prompts" if part == "prompt" else f"few_{part}"
+                self.counts[name] = pairs
+                self.firsts[name] = {"rows": [], "first": "all", "detail": f"{len(texts):,} different ones"}
 
     def _describe(self, lengths: dict) -> dict:
         described = {}
@@ -317,12 +387,15 @@ def verdict(report: dict) -> list[str]:
     """What to make of a report, in a few sentences; the first one is the verdict."""
     rows, pairs = report["rows_read"], report["pairs"]
     dropped = report["rows_dropped"] / max(rows, 1)
-    look = [f for name, f in report["findings"].items() if not f["drops"] and name != "shared_beginning"]
+    kept = {name: f for name, f in report["findings"].items() if not f["drops"] and name != "shared_beginning"}
+    look = list(kept.values())
     if not pairs:
         first = "Nothing is left to train on."
     elif dropped > 0.2:
         first = f"Look at the data before training: {dropped:.0%} of the rows had to be dropped."
-    elif any(finding["share"] > 0.05 for finding in look):
+    elif any(finding["share"] > (0.01 if name in SERIOUS else 0.05) for name, finding in kept.items()) or report.get(
+        "columns_that_may_belong"
+    ):
         first = "Usable, with something to look at."
     elif dropped > 0:
         first = "Sound, once the dropped rows are out."
@@ -332,6 +405,8 @@ def verdict(report: dict) -> list[str]:
     worst = [max(drops, key=lambda finding: finding["count"])] if dropped > 0.2 else []
     told = worst + sorted(look, key=lambda finding: -finding["count"])
     sentences = [first, *(f"{finding['count']:,} x {finding['title']}: {finding['meaning']}" for finding in told)]
+    if belonging := report.get("columns_that_may_belong"):
+        sentences.append(f"Not read, though the names look as if they belonged to the pairs: {', '.join(belonging)}.")
     longer = report["longer_is_chosen"]
     if longer and longer["ci_low"] > 0.6:
         sentences.append(
@@ -362,6 +437,10 @@ def _words_of(text: str | list[dict]) -> str:
     return text if isinstance(text, str) else "\n".join([turn["content"] for turn in text])
 
 
+def _has_chat_marks(text: str) -> bool:
+    return any(part in text for part in IN_CHAT_MARKS) and any(mark in text for mark in CHAT_MARKS)
+
+
 def _last_question(prompt: str | list[dict]) -> str | None:
     if isinstance(prompt, str) or prompt[-1]["role"] != "user":
         return None
@@ -374,7 +453,8 @@ def _is_empty(answer: str | list[dict], words: str) -> bool:
 
 def _loose(text: str) -> str:
     """A text without case, space and punctuation; one of nothing else stays as it is."""
-    return SPACE_AND_PUNCTUATION.sub("", text).casefold() or text
+    bare = text.translate(WITHOUT_THEM) if text.isascii() else SPACE_AND_PUNCTUATION.sub("", text)
+    return bare.casefold() or text
 
 
 def _share_in_common(first: str, second: str) -> float:

@@ -6,13 +6,15 @@
     for row in splits["train"]:                       # as often as you like; rows are read one at a time
         print(row.where, row.value, row.fault)        # "pairs.jsonl, line 12", {...}, None
 
-JSON is read by `json`, CSV by `csv`, Parquet by `pyarrow`, saved and hub datasets by `datasets`. `datasets` could read
+A file that is not what its name says (a pointer of Git LFS, another compression, another encoding, a web page) is called
+what it is. JSON is read by `json`, CSV by `csv`, Parquet by `pyarrow`, saved and hub datasets by `datasets`. `datasets` could read
 the files too, but it stops at the first row whose types differ from those before it, fills in the keys that other rows
 have, and seldom names the line. Every error is a `ValueError` of one sentence; a row that cannot be read is a `Row`
 with a `fault`, and the reading goes on behind it where the format allows.
 """
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -69,22 +71,54 @@ WORDS_FOR = {
 SPLIT_WORDS = {word: split for split, words in WORDS_FOR.items() for word in words}
 ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json"}  # not rows
 OF_A_ROW = {"prompt", "question", "instruction", "query", "chosen", "rejected", "messages", "conversations"}
+# How files begin that are not what their names say, and what they are.
+MAGIC = {
+    b"version https://git-lfs": "is a pointer of Git LFS and not the file itself; fetch that by git lfs pull",
+    b"\x1f\x8b": "is compressed by gzip; give it a name that ends in .gz",
+    b"BZh": "is compressed by bzip2; give it a name that ends in .bz2",
+    b"\xfd7zXZ": "is compressed by xz; give it a name that ends in .xz",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; give it a name that ends in .zst",
+    b"PK\x03\x04": "is a zip archive, or a spreadsheet; unpack it, or save it as CSV",
+    b"PAR1": "is Parquet; give it a name that ends in .parquet",
+    b"<!doctype html": "is a web page and no data; a download needed a login, perhaps",
+    b"<html": "is a web page and no data; a download needed a login, perhaps",
+}
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+    return made
+
+
 # pandas writes NaN where a row has nothing
-JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))
+JSON = json.JSONDecoder(
+    parse_constant=lambda name: None if name == "NaN" else float(name), object_pairs_hook=_no_key_twice
+)
 csv.field_size_limit(2**31 - 1)  # the default refuses fields over 131,072 characters
 
 
-def open_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, RowSource]:
+def open_splits(
+    name: str, config: str | None = None, streaming: bool = False, encoding: str = "utf-8"
+) -> dict[str, RowSource]:
     """The splits of a dataset by their names; a single file is the split "train".
 
-    name: a file, a folder of files, a folder written by `save_to_disk`, or a name on the hub.
+    name: a file, a folder of files, a folder written by `save_to_disk`, or a name on the hub. encoding: of text files.
     config, streaming: for names on the hub, as `datasets.load_dataset` has them; files are read row by row anyway.
     """
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise ValueError(
+            f"--encoding {encoding}: there is no such encoding; there are utf-16, cp1252 and others"
+        ) from None
     path = Path(name).expanduser()
     if path.is_file():
-        return {"train": _open_files(name, [path])}
+        return {"train": _open_files(name, [path], encoding)}
     if path.is_dir():
-        return _open_folder(name, path)
+        return _open_folder(name, path, encoding)
     # Names on the hub have at most one slash, and no ending of a data file.
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or data_suffix(path) in READERS:
         raise ValueError(f"there is no file or folder {name}")
@@ -122,16 +156,49 @@ def data_suffix(path: Path) -> str:
     return path.with_suffix("").suffix.lower() if path.suffix.lower() in COMPRESSIONS else path.suffix.lower()
 
 
-def _open_files(name: str, files: list[Path]) -> RowSource:
+def _open_files(name: str, files: list[Path], encoding: str = "utf-8") -> RowSource:
     for path in files:
         if data_suffix(path) not in READERS:
             raise ValueError(f"{path} is none of {', '.join(READERS)} (or one of these with {', '.join(COMPRESSIONS)})")
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty")
-    return RowSource(name, lambda: (row for path in files for row in READERS[data_suffix(path)](path)))
+        _check_beginning(path, encoding)
+    return RowSource(name, lambda: (row for path in files for row in READERS[data_suffix(path)](path, encoding)))
 
 
-def _open_folder(name: str, path: Path) -> dict[str, RowSource]:
+def _check_beginning(path: Path, encoding: str) -> None:
+    """Refuse a file that is something else than its name says."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    is_packed = path.suffix.lower() in COMPRESSIONS
+    for magic, what in MAGIC.items():
+        is_as_named = (is_packed and magic[:1] in b"\x1fB\xfd\x28") or (
+            magic == b"PAR1" and path.suffix.lower() == ".parquet"
+        )
+        if head[: len(magic)].lower() == magic.lower() and not is_as_named:
+            raise ValueError(f"{path} {what}")
+    is_text = not is_packed and data_suffix(path) != ".parquet"
+    if (
+        is_text
+        and encoding == "utf-8"
+        and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or head[1::2].count(0) > len(head) / 4)
+    ):
+        raise ValueError(f"{path} is written in UTF-16; read it by --encoding utf-16")
+
+
+def _guess(content: bytes) -> str:
+    """A word about the encoding that bytes may be in, and the flag."""
+    foreign = sum(byte > 127 for byte in content)
+    try:
+        content.decode("cp1252")
+    except UnicodeDecodeError:
+        foreign = len(content)
+    if foreign < len(content) / 4:  # accents here and there
+        return "; it may be Windows-1252: --encoding cp1252"
+    return "; say which encoding it is by --encoding (gb18030, cp932, cp1251, ...)"
+
+
+def _open_folder(name: str, path: Path, encoding: str = "utf-8") -> dict[str, RowSource]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _check_inside(path)
         try:
@@ -146,10 +213,10 @@ def _open_folder(name: str, path: Path) -> dict[str, RowSource]:
     for file in files:
         shards.setdefault(split_of(file.relative_to(path)) or "", []).append(file)
     if list(shards) == [""]:
-        return {"train": _open_files(name, files)}
+        return {"train": _open_files(name, files, encoding)}
     for file in shards.pop("", []):
         logger.warning(f"{file} is not read: its name does not say to which split it belongs, as those beside it do.")
-    return {split: _open_files(f"{name}, {split}", shards[split]) for split in WORDS_FOR if split in shards}
+    return {split: _open_files(f"{name}, {split}", shards[split], encoding) for split in WORDS_FOR if split in shards}
 
 
 def _check_inside(folder: Path) -> None:
@@ -193,76 +260,118 @@ def _unpacked(path: Path):
         raise ValueError(f"{path} cannot be unpacked: {first_line(error)}") from error
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    """One object a line, or one list of objects, or one object that holds such a list; the content tells which."""
+def _json_rows(path: Path, encoding: str) -> Iterator[Row]:
+    """One object a line, or objects over several lines, or one list of objects, or a table; the content tells which."""
     with _unpacked(path) as file:
-        head = file.read(65536).removeprefix(b"\xef\xbb\xbf").lstrip()
+        head = file.read(65536)
+    head = head.decode(encoding, "ignore").removeprefix("\ufeff").lstrip()
     if not head:
         return
-    is_lines = not head.startswith(b"[") and (data_suffix(path) != ".json" or _has_a_row_a_line(path))
-    yield from _json_lines(path) if is_lines else _json_document(path)
+    first, _, rest = head.partition("\n")
+    is_whole = not rest.strip() or not first.rstrip().endswith(
+        ("{", ",", "[", ":")
+    )  # an object over several lines is not
+    is_lines = head[:1] != "[" and (
+        is_whole if data_suffix(path) != ".json" else bool(rest.strip()) and _is_object(first)
+    )
+    yield from _json_lines(path, encoding) if is_lines else _json_document(path, encoding)
 
 
-def _has_a_row_a_line(path: Path) -> bool:
-    """Whether the first line of a .json file is a whole object and not the last line."""
-    with _unpacked(path) as file:
-        first, second = file.readline(), file.readline()
+def _is_object(text: str) -> bool:
     try:
-        return bool(second.strip()) and isinstance(JSON.decode(first.decode("utf-8-sig")), dict)
+        return isinstance(JSON.decode(text), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, start=1):
+            # Bytes where lines are bytes: so the line that is not UTF-8 is known, and those behind it are read.
+            lines = file if encoding == "utf-8" else io.TextIOWrapper(file, encoding=encoding, newline="\n")
+            for number, line in enumerate(lines, start=1):
                 where = f"{path}, line {number}"
                 try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                    if text:
+                    text = line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    if text := text.strip().removeprefix("\ufeff"):
                         yield Row(where, JSON.decode(text))
                 except UnicodeDecodeError as error:
-                    yield Row(where, line.decode("utf-8", "replace"), f"is not UTF-8 text (byte {error.start})")
+                    fault = f"is not UTF-8 text (byte {error.start}){_guess(line)}"
+                    yield Row(where, line.decode("utf-8", "replace"), fault)
                 except json.JSONDecodeError as error:
                     yield Row(where, text, f"is not JSON ({error.msg}, column {error.colno})")
-                except ValueError as error:  # a number of thousands of digits
+                except ValueError as error:  # a key twice, or a number of thousands of digits
                     yield Row(where, text, f"cannot be read ({first_line(error)})")
                 except RecursionError:
                     yield Row(where, text, "is nested too deeply")
+    except UnicodeError as error:
+        raise ValueError(f"{path} is not {encoding} text, behind line {number}") from error
     except BROKEN_ARCHIVE as error:
         yield Row(f"{path}, after line {number}", "", f"cannot be unpacked further ({first_line(error)})")
 
 
-def _json_document(path: Path) -> Iterator[Row]:
+def _json_document(path: Path, encoding: str) -> Iterator[Row]:
     with _unpacked(path) as file:
-        try:
-            document = JSON.decode(file.read().decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-        except RecursionError as error:
-            raise ValueError(f"{path} is nested too deeply") from error
-    if isinstance(document, dict):
-        lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
-        if len(lists) > 1 and len(lists) == len(document) and lists.keys() <= SPLIT_WORDS.keys():
-            raise ValueError(f"{path} holds several splits ({', '.join(lists)}); put each into a file of its own name")
-        is_wrapped = len(lists) == 1 and not document.keys() & OF_A_ROW
-        document = next(iter(lists.values())) if is_wrapped else [document]
-    elif not isinstance(document, list):
-        raise ValueError(f"{path} holds no rows: a list of objects is needed")
-    for number, value in enumerate(document):
+        content = file.read()
+    try:
+        text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding).removeprefix("\ufeff")
+        documents = list(_objects_in(text))
+    except UnicodeError as error:
+        raise ValueError(f"{path} is not {encoding.upper()} text (byte {error.start}){_guess(content)}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    for number, value in enumerate(_rows_of(documents[0], path) if len(documents) == 1 else documents):
         yield Row(f"{path}, row {number}", value)
 
 
-def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
+def _objects_in(text: str) -> Iterator[Any]:
+    """A JSON document, or several objects one after another, over as many lines as they take."""
+    place = len(text) - len(text.lstrip())
+    while True:
+        value, end = JSON.raw_decode(text, place)
+        yield value
+        place = end + len(text[end:]) - len(text[end:].lstrip())
+        if place >= len(text):
+            return
+        if not isinstance(value, dict):
+            raise json.JSONDecodeError("Extra data", text, place)
+
+
+def _rows_of(document, path: Path) -> list:
+    """The rows of a document: a list, an object that holds such a list, or a table as pandas writes it."""
+    if isinstance(document, list):
+        return document
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} holds no rows: a list of objects is needed")
+    lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
+    if len(lists) > 1 and len(lists) == len(document) and lists.keys() <= SPLIT_WORDS.keys():
+        raise ValueError(f"{path} holds several splits ({', '.join(lists)}); put each into a file of its own name")
+    if len(lists) == 1 and not document.keys() & OF_A_ROW:
+        return next(iter(lists.values()))
+    values = list(document.values())
+    if {"columns", "data"} <= document.keys() <= {"columns", "data", "index"}:  # df.to_json(orient="split")
+        return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
+    if values and all(isinstance(value, dict) and all(key.isdigit() for key in value) for value in values):
+        keys = dict.fromkeys(key for value in values for key in value)  # df.to_json()
+        return [{name: value.get(key) for name, value in document.items()} for key in keys] or [document]
+    if values and all(key.isdigit() and isinstance(value, dict) for key, value in document.items()):
+        return values  # df.to_json(orient="index")
+    is_table = len(values) > 1 and all(isinstance(v, list) and len(v) == len(values[0]) > 1 for v in values)
+    if is_table and not any(isinstance(item, dict) for value in values for item in value):  # those would be turns
+        return [dict(zip(document, row, strict=True)) for row in zip(*values, strict=True)]
+    return [document]
+
+
+def _csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[Row]:
+    codec = "utf-8-sig" if encoding == "utf-8" else encoding
     try:
-        with _unpacked(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as lines:
-            first = next(lines, "")
+        with _unpacked(path) as content, io.TextIOWrapper(content, encoding=codec, newline="") as lines:
+            first = next(lines, "").removeprefix("\ufeff")
             if delimiter == "," and ";" in first and "," not in first:  # as spreadsheets write it where 1,5 is a number
                 delimiter = ";"
             try:
@@ -286,16 +395,22 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
                     yield Row(where, dict(zip(header, cells, strict=True)))
                 elif cells:
                     yield Row(where, cells, f"has {len(cells)} fields where the header has {len(header)}")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except UnicodeError as error:
+        with _unpacked(path) as content:
+            hint = _guess(content.read(2**20)) or "; save it as UTF-8"
+        raise ValueError(f"{path} is not {encoding.upper()} text ({first_line(error)}){hint}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, _: str) -> Iterator[Row]:
     number = 0
     try:
         with _open(path) as file:
             source = file if path.suffix.lower() not in COMPRESSIONS else io.BytesIO(file.read())
-            for batch in pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=1000):
+            table = pyarrow.parquet.ParquetFile(source)
+            columns = table.schema_arrow.names
+            if twice := [name for name in columns if columns.count(name) > 1]:
+                raise ValueError(f"{path}: the column {twice[0]} stands twice in it")
+            for batch in table.iter_batches(batch_size=1000):
                 for value in batch.to_pylist():
                     yield Row(f"{path}, row {number}", drop_fillings(value))
                     number += 1
@@ -303,11 +418,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".jsonl": _json_rows,
     ".json": _json_rows,
     ".ndjson": _json_rows,
     ".csv": _csv_rows,
-    ".tsv": lambda path: _csv_rows(path, "\t"),
+    ".tsv": lambda path, encoding: _csv_rows(path, encoding, "\t"),
     ".parquet": _parquet_rows,
 }

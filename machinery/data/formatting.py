@@ -3,7 +3,7 @@
     as_turns, notes = form_for(tokenizer, {"turns"}, "pairs.csv")
     pairs, facts = format_pairs(rows, key, "pairs.csv", {"turns"}, tokenizer, format_pair, as_turns, max_length=1024)
 
-What was formatted is kept on disk, under a hash of all that it depends on.
+What was formatted is kept on disk, under a hash of all that it depends on and with a checksum of its own.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
-from ..common.kept_files import forget_oldest
+from ..common.kept_files import forget_damaged, forget_oldest, seal
 from ..common.safe_text import first_line
 from . import store, tokens
 from .tokens import TEMPLATE_ERRORS, token_facts
@@ -91,6 +91,7 @@ def format_pairs(
         with suppress(FileNotFoundError):
             os.utime(kept)  # what is used is not old
         forget_oldest(kept.parent, "*.arrow", MOST_BYTES)
+        forget_damaged(kept.parent.glob(f"{key}*.arrow"))  # a file, or one for each process
     with PartialState().main_process_first():
         formatted = found.map(
             format_row,
@@ -103,6 +104,9 @@ def format_pairs(
             cache_file_name=str(kept),
             desc=f"formatting {name}",
         )
+        if PartialState().is_main_process:
+            for file in kept.parent.glob(f"{key}*.arrow"):
+                seal(file)
     return formatted.remove_columns("facts"), formatted["facts"]
 
 

@@ -4,7 +4,7 @@
     train                            # a Dataset of prompt, chosen, rejected and the rows they came from
     reports["train"]["verdict"]      # what the examination says
 
-A row walks down this room: files.py reads it, shapes.py makes a pair of it, doctor.py examines the pair, store.py keeps
+A row walks down this room: files.py reads it, pairs.py makes a pair of it by a reading, doctor.py examines the pair, store.py keeps
 it, formatting.py writes it in the tokenizer's form, report.py sums up. What the user can put right is a UserError
 of one sentence. Nothing is printed: what is to be said comes back as notes.
 """
@@ -23,12 +23,15 @@ from trl import get_dataset
 from ..common.errors import UserError
 from ..common.kept_files import size_on_disk
 from ..common.safe_text import first_line
+from ..readings.convert import reading_of_function
+from ..readings.reading import KINDS, Reading, schemas
+from ..readings.recognise import belonging, recognise
 from . import store
 from .doctor import KEEPABLE, Checkup, what_fails
 from .files import RowSource, open_splits, wrap_splits
 from .formatting import form_for, format_pairs
+from .pairs import PAIRINGS, make_pairs
 from .report import summary, to_look_at
-from .shapes import PAIRINGS, SHAPES, Shape, make_pairs, recognise, shape_of_converter
 from .stream import stream_pairs
 
 
@@ -41,6 +44,7 @@ def load_pairs(
     test_split: str = "test",
     config: str | None = None,
     streaming: bool = False,
+    encoding: str = "utf-8",
     **how,
 ) -> tuple[Dataset | None, Dataset | None, dict, list[str]]:
     """The pairs to train on, those held out (None where nothing is), a report by split, and what is to be said.
@@ -48,9 +52,9 @@ def load_pairs(
     source: a file, folder or hub name, or a mixture as TRL's recipes describe it (DatasetMixtureConfig). tokenizer: gets
     a plain chat template if it has none and the pairs are conversations; None only examines the texts.
     format_pair(pair, tokenizer, as_turns, max_prompt_length): writes a pair in the tokenizer's form, see
-    `formatting.format_pairs`. config: of a hub dataset. streaming: pairs as they are read, without a report.
-    how: dataset_format ("auto", a name in SHAPES, or a function from a row to {"prompt", "chosen", "rejected"}),
-    columns ({our name: yours}), pairing and min_margin (of several scored answers), held_out_share (of the prompts,
+    `formatting.format_pairs`. config: of a hub dataset. encoding: of text files. streaming: pairs as they are read, without a report.
+    how: dataset_format ("auto", one of KINDS, a schema, or a function from a row to {"prompt", "chosen", "rejected"}),
+    columns ({our name: yours}), verdict ({value: what it means}), pairing and min_margin (of several scored answers), held_out_share (of the prompts,
     where there is no test split), keep_findings (which drop nothing), skip_bad_rows, keep_plain, max_prompt_length,
     max_length, look_at (how many pairs to examine in tokens; all by default), num_proc, seed, save_cleaned (a .jsonl
     file to write).
@@ -59,12 +63,13 @@ def load_pairs(
     is_small = isinstance(source, str) and Path(source).exists() and size_on_disk(Path(source)) < 20e6
     (datasets.disable_progress_bars if is_small else datasets.enable_progress_bars)()
     try:
-        splits, others = find_splits(source, train_split, test_split, config, streaming)
+        splits, others = find_splits(source, train_split, test_split, config, streaming, encoding)
         if streaming:
             notes, pairs, reports = [], [None, None], {}
             for number, rows in enumerate(splits.values()):
-                shape = find_shape(rows, how.get("dataset_format", "auto"), how.get("columns"))
-                pairs[number], said = stream_pairs(rows, shape, tokenizer, format_pair, **how)
+                asked = {name: how[name] for name in ("dataset_format", "columns", "verdict") if name in how}
+                reading = find_reading(rows, **asked)
+                pairs[number], said = stream_pairs(rows, reading, tokenizer, format_pair, **how)
                 notes += said
         else:
             pairs, reports, notes = _load_whole(splits, tokenizer, format_pair, **how)
@@ -79,11 +84,13 @@ def load_pairs(
     return *pairs, reports, notes
 
 
-def find_splits(source, train: str, test: str, config: str | None = None, streaming: bool = False):
+def find_splits(
+    source, train: str, test: str, config: str | None = None, streaming: bool = False, encoding: str = "utf-8"
+):
     """The training split and, where there is one, the test split, as {name: RowSource}, in this order; other splits' names."""
     try:
         if isinstance(source, str):
-            splits = open_splits(source, config, streaming)
+            splits = open_splits(source, config, streaming, encoding)
         else:
             splits = wrap_splits(_mixture(source), "mixture")
     except (ValueError, OSError) as error:
@@ -100,12 +107,15 @@ def _mixture(source) -> dict:
         raise UserError(f"datasets, the mixture of the recipe: {first_line(error)}.") from error
 
 
-def find_shape(rows: RowSource, dataset_format: str | Callable = "auto", columns: dict | None = None) -> Shape:
-    """The shape of a split, from its first rows, or as the user says."""
+def find_reading(
+    rows: RowSource, dataset_format: str | Callable = "auto", columns: dict | None = None, verdict: dict | None = None
+) -> Reading:
+    """The reading of a split, from its first rows, or as the user says."""
     if callable(dataset_format):
-        return shape_of_converter(dataset_format, getattr(dataset_format, "__name__", "your converter"))
-    if dataset_format != "auto" and dataset_format not in SHAPES:
-        raise UserError(f"--dataset_format {dataset_format}: there are auto, {', '.join(SHAPES)}.")
+        return reading_of_function(dataset_format, getattr(dataset_format, "__name__", "your converter"))
+    known = ["auto", *KINDS, *(name for name in schemas() if name not in KINDS)]
+    if dataset_format not in known:
+        raise UserError(f"--dataset_format {dataset_format}: there are {', '.join(known)}.")
     try:
         read = list(islice(rows, 100))
         first = [row.value for row in read if row.fault is None and isinstance(row.value, dict)]
@@ -114,11 +124,12 @@ def find_shape(rows: RowSource, dataset_format: str | Callable = "auto", columns
             raise UserError(f"{read[0].where}: {fault}.")
         if not first:
             raise UserError(f"{rows.name}: there are no rows in it.")
-        return recognise(first, columns, None if dataset_format == "auto" else dataset_format)
+        return recognise(first, columns, verdict, None if dataset_format == "auto" else dataset_format)
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{rows.name}: {error}.") from error
+        text = str(error)
+        raise UserError(f"{rows.name}: {text}" + "." * ("\n" not in text)) from error
 
 
 def _load_whole(
@@ -128,6 +139,7 @@ def _load_whole(
     *,
     dataset_format: str | Callable = "auto",
     columns: dict[str, str] | None = None,
+    verdict: dict[str, str] | None = None,
     pairing: str = "best_worst",
     min_margin: float = 0.0,
     held_out_share: float = 0.0,
@@ -159,14 +171,17 @@ def _load_whole(
     with tempfile.TemporaryDirectory(prefix="dpo-", ignore_cleanup_errors=True) as scratch:
         for split in (*others, train):  # the test split first: its prompts must not be trained on
             rows = splits[split]
-            shape = find_shape(rows, dataset_format, columns)
-            checkup = checkups[split] = Checkup(checkups[others[0]].prompts if checkups else (), keep_findings)
-            made = make_pairs(_with_bar(rows), shape, pairing, min_margin, seed)
+            reading = find_reading(rows, dataset_format, columns, verdict)
+            checkup = checkups[split] = Checkup(
+                checkups[others[0]].prompts if checkups else (), keep_findings, keep_plain
+            )
+            made = make_pairs(_with_bar(rows), reading, pairing, min_margin, seed)
             see = checkup.see if skip_bad_rows else _refusing_unreadable(checkup.see)
             try:
                 found, digest = store.spool(made, see, Path(scratch) / f"{split}.arrow")
             except ValueError as error:
                 raise UserError(str(error).rstrip(".") + ".") from error
+            _refuse_unexplained(reading, rows.name)
             sound = checkup.sound()
             found = found.select(sound)
             if tokenizer is not None and sound:
@@ -182,11 +197,13 @@ def _load_whole(
                     checkup.see_tokens(number, seen)
                 found = found.select([place for place, number in enumerate(sound) if checkup.fate[number] is None])
             pairs[split] = found
-            about = {"source": rows.name, "shape": shape.title, "columns_left_behind": list(shape.ignored)}
-            reports[split] = about | checkup.report()
+            about = {"source": rows.name, "shape": reading.heading, "reading": in_report(reading)}
+            left = {"columns_left_behind": list(reading.left_behind), "columns_that_may_belong": belonging(reading)}
+            reports[split] = about | checkup.report(left)
             if not reports[split]["pairs"]:
                 raise UserError(f"{rows.name}: no pair can be used. {what_fails(reports[split])}")
             notes += _what_to_say(rows.name, reports[split])
+            notes += without_effect(reading, pairing, min_margin, columns or {})
             if split in cleaned:
                 dropped = checkup.dropped_rows()
                 if PartialState().is_main_process:
@@ -203,9 +220,43 @@ def _load_whole(
     return [pairs[train], pairs[others[0]] if others else None], reports, notes
 
 
+def _refuse_unexplained(reading: Reading, name: str) -> None:
+    """A number that first turns up in a later row, and that the meaning told from the first ones does not explain."""
+    if odd := reading.unexplained():
+        raise UserError(
+            f"{name}: {reading.verdict} holds {', '.join(odd)} too, in later rows, so the meaning told from the first ones "
+            f"({reading.says}) may be wrong. Say what each value means: {reading.flags},{odd[0]}=..."
+        )
+
+
+def in_report(reading: Reading) -> dict:
+    """A reading as data_report.json keeps it."""
+    values = dict(reading.tally.most_common(20))
+    facts = {"says": reading.says, "flags": reading.flags, "schema": reading.schema or None, "values": values}
+    return facts | {"is_guess": reading.is_guess and bool(reading.meaning)}
+
+
+def without_effect(reading: Reading, pairing: str, min_margin: float, columns: dict[str, str]) -> list[str]:
+    """The flags that do nothing on this data."""
+    if reading.kind == "converter":
+        return [f"--columns has no effect: {reading.title}."] if columns else []
+    read = {*reading.parts.values(), *reading.meaning.values()}
+    unread = [f"{ours}={theirs}" for ours, theirs in columns.items() if theirs not in read]
+    notes = [f"--columns {','.join(unread)} has no effect: read as {reading.says}."] if unread else []
+    if pairing != "best_worst" and not reading.has_choice:
+        notes.append(f"--pairing {pairing} has no effect: a row has one better and one worse answer.")
+    if min_margin and not reading.has_scores:
+        notes.append(f"--min_margin {min_margin:g} has no effect: there are no scores.")
+    return notes
+
+
 def _what_to_say(name: str, report: dict) -> list[str]:
     """What was found in a split, for the reader."""
+    reading = report["reading"]
+    told = " (told from names and values)" * reading["is_guess"]
     notes = [f"Data: {name}: {summary(report)}.{to_look_at(report)}"]
+    if " = " in reading["says"]:  # else each column is called what it is
+        notes.append(f"  read as {reading['says']}{told}")
     lonely = report["findings"].get("no_partner", {"share": 0.0})
     if lonely["share"] > 0.5:
         notes.append(f"  {lonely['meaning']}")

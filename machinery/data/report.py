@@ -40,6 +40,10 @@ def print_report(report: dict) -> None:
     """Print the whole report of one split. Texts from the data are printed as they are, without markup."""
     console = Console(highlight=False)
     console.print(Text(f"\n{_line(report['source'])}: {_line(report['shape'])}", style="bold"))
+    reading = report["reading"]
+    if " = " in reading["says"]:  # else each column is called what it is
+        console.print(Text(f"Read as {_line(reading['says'], 400)}"))
+        console.print(Text(f"  {_line(reading['flags'], 400)}", style="dim"), soft_wrap=True)  # to be pasted
     turns = ""
     if most := report["most_turns_in_a_prompt"]:
         turns = f", of up to {most} turns, {report['prompts_with_system_turn']:,} with a system turn"
@@ -93,9 +97,9 @@ def to_look_at(report: dict) -> str:
     return f" To look at: {', '.join(f'{count:,} {name}' for name, count in kept.items())}{part}."
 
 
-def _line(text: str) -> str:
-    """At most 160 characters of a text, on one line."""
-    return visible(text[:160]) + ("..." if len(text) > 160 else "")
+def _line(text: str, most: int = 160) -> str:
+    """At most so many characters of a text, on one line."""
+    return visible(text[:most]) + ("..." if len(text) > most else "")
 
 
 def _length_table(report: dict) -> Table:

@@ -1,6 +1,6 @@
 """Pairs as they are read, for data that fit on no disk: nothing is compared between rows, and nothing is kept.
 
-stream, notes = stream_pairs(rows, shape, tokenizer, format_pair, min_margin=0.5)
+stream, notes = stream_pairs(rows, reading, tokenizer, format_pair, min_margin=0.5)
 """
 
 import logging
@@ -10,28 +10,29 @@ from itertools import islice
 from datasets import IterableDataset
 
 from ..common.errors import UserError
+from ..readings.reading import Reading
 from . import store
 from .doctor import Checkup, what_fails
 from .files import RowSource
 from .formatting import form_for
-from .shapes import Shape, make_pairs
+from .pairs import make_pairs
 
 logger = logging.getLogger("dpo")
 
 
-def stream_pairs(rows: RowSource, shape: Shape, tokenizer, format_pair: Callable, **how):
+def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Callable, **how):
     """An IterableDataset, and what is to be said. Duplicates go unseen. Raises UserError where there can be none.
 
     how: as for `load.load_pairs`.
     """
     if tokenizer is None:
         raise UserError("--check_only reads all rows, so it goes without --dataset_streaming.")
-    if shape.is_grouped:
+    if reading.is_grouped:
         raise UserError(f"{rows.name}: the answers to a prompt stand in several rows, so it cannot be streamed.")
     pairing = {name: how[name] for name in ("pairing", "min_margin", "seed") if name in how}
     keep = how.get("keep_findings") or ()
     checkup = Checkup(keep=keep)
-    for made in islice(make_pairs(rows, shape, **pairing), 100):
+    for made in islice(make_pairs(rows, reading, **pairing), 100):
         checkup.see(made)
     if not checkup.sound():
         raise UserError(f"{rows.name}: none of the first 100 pairs can be used. {what_fails(checkup.report())}")
@@ -40,9 +41,11 @@ def stream_pairs(rows: RowSource, shape: Shape, tokenizer, format_pair: Callable
     nothing = dict.fromkeys(features) | {"chat_template_kwargs": {}}
 
     def read():
-        for made in make_pairs(rows, shape, **pairing):
+        for made in make_pairs(rows, reading, **pairing):
             seen = Checkup(keep=keep)
             seen.see(made)
+            if odd := reading.unexplained():
+                raise UserError(f"{made['where']}: {reading.verdict} holds {odd[0]}, so its meaning may be another.")
             try:
                 if not seen.sound():
                     raise ValueError(made.get("text") or seen.fate[0])
@@ -58,7 +61,7 @@ def stream_pairs(rows: RowSource, shape: Shape, tokenizer, format_pair: Callable
     stream = IterableDataset.from_generator(
         _Named(read, f"{rows.name} {how} {tokenizer.name_or_path}"), features=features
     )
-    return stream, [f"Data: {rows.name}: {shape.title}.", *notes]
+    return stream, [f"Data: {rows.name}: {reading.says}.", *notes]
 
 
 class _Named:

@@ -19,8 +19,8 @@ import basic_dpo_training
 import lora_dpo_training
 from dpo_utils import load_preferences, load_tokenizer, parse_args
 from machinery.common.errors import UserError
-from machinery.data.shapes import SHAPES
 from machinery.data.tokens import tokenise
+from machinery.readings.reading import KINDS, schemas
 
 # --- Recipes ---------------------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ def said(answer) -> str:
     more=st.lists(likely_rows, max_size=3),
     has_template=st.booleans(),
     how=st.fixed_dictionaries({
-        "dataset_format": st.sampled_from(["auto", "auto", *SHAPES]),
+        "dataset_format": st.sampled_from(["auto", "auto", *KINDS, *schemas()]),
         "skip_bad_rows": st.booleans(),
         "keep_plain": st.booleans(),
         "held_out_share": st.sampled_from([0.0, 0.5]),

@@ -257,7 +257,7 @@ def test_types_may_differ_from_row_to_row(tmp_path):
         ("a.txt", LINES.encode(), ".jsonl"),
         ("a.jsonl.gz", LINES.encode(), "unpacked"),
         ("a.csv", b"prompt,prompt\na,b\n", "stands twice"),
-        ("a.csv", "prompt,chosen\na,b\n".encode("utf-16"), "not UTF-8"),
+        ("a.csv", "prompt,chosen\na,b\n".encode("utf-16"), "--encoding utf-16"),
         ("a.csv", b"prompt,chosen,rejected\n", "no rows"),
         ("a.csv", b'prompt,"cho"sen,rejected\na,b,c\n', "line 1"),
         ("a.parquet", b"PAR1 but no more", "cannot be read as Parquet"),
@@ -278,3 +278,106 @@ def test_what_is_not_there_is_said(tmp_path):
         open_splits(str(tmp_path / "nothing.jsonl"))
     with pytest.raises(ValueError, match="holds no data"):
         open_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n", "a pointer of Git LFS"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n", "a pointer of Git LFS"),
+        ("a.jsonl", gzip.compress(b'{"prompt": "a"}\n'), "compressed by gzip; give it a name that ends in .gz"),
+        ("a.csv", lzma.compress(b"prompt\na\n"), "compressed by xz"),
+        ("a.csv", b"PK\x03\x04...", "a spreadsheet; unpack it"),
+        ("a.json", b"<!DOCTYPE html><html>", "a web page"),
+        ("a.jsonl", b"PAR1....PAR1", "is Parquet"),
+        ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), "--encoding utf-16"),
+        ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16-le"), "--encoding utf-16"),
+    ],
+)
+def test_a_file_that_is_another_than_its_name_says_is_called_what_it_is(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        list(open_splits(str(tmp_path / name))["train"])
+
+
+ROWS = [{"prompt": f"Größe {n}?", "chosen": "groß", "rejected": "klein"} for n in range(3)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize("form", ["a.jsonl", "a.json", "a.csv"])
+def test_another_encoding_is_read_by_a_flag_and_offered_where_it_can_be_guessed(encoding, form, tmp_path):
+    texts = {
+        "a.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
+        "a.json": json.dumps(ROWS, ensure_ascii=False),
+        "a.csv": "prompt,chosen,rejected\n" + "".join(",".join(row.values()) + "\n" for row in ROWS),
+    }
+    path = tmp_path / form
+    path.write_bytes(texts[form].encode(encoding))
+    assert [row.value for row in open_splits(str(path), encoding=encoding)["train"]] == ROWS
+    try:
+        faults = [row.fault for row in open_splits(str(path))["train"]]
+    except ValueError as error:
+        faults = [str(error)]
+    assert f"--encoding {encoding.removesuffix('-le')}" in faults[0]
+
+
+def test_objects_over_several_lines_are_rows_under_any_name(tmp_path):
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
+        assert [row.value for row in open_splits(str(tmp_path / name))["train"]] == ROWS
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {name: {str(n): row[name] for n, row in enumerate(ROWS)} for name in ROWS[0]},
+        {str(n): row for n, row in enumerate(ROWS)},
+        {"columns": list(ROWS[0]), "index": [0, 1, 2], "data": [list(row.values()) for row in ROWS]},
+        {name: [row[name] for row in ROWS] for name in ROWS[0]},
+    ],
+)
+def test_a_table_that_pandas_wrote_is_read(table, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    assert [row.value for row in open_splits(str(tmp_path / "a.json"))["train"]] == ROWS
+
+
+def test_one_row_of_turns_is_no_table(tmp_path):
+    row = {part: [{"role": "user", "content": part}] * 2 for part in ("prompt", "chosen", "rejected")}
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    assert [row.value for row in open_splits(str(tmp_path / "a.json"))["train"]] == [row]
+
+
+def test_a_key_or_a_column_that_stands_twice_is_a_fault(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "a", "chosen": "b", "chosen": "c"}\n{"prompt": {"x": 1, "x": 2}}\n{"a": 1}\n'
+    )
+    faults = [row.fault for row in open_splits(str(tmp_path / "a.jsonl"))["train"]]
+    assert faults == [f"cannot be read (the key {name!r} stands twice in an object)" for name in ("chosen", "x")] + [
+        None
+    ]
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["chosen", "chosen"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="the column chosen stands twice"):
+        list(open_splits(str(tmp_path / "a.parquet"))["train"])
+
+
+def test_a_transcript_with_single_newlines_is_called_one(tmp_path):
+    row = {side: f"Human: Why?\nAssistant: {text}" for side, text in (("chosen", "So."), ("rejected", "No."))}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match="its turns stand below each other without an empty line"):
+        load_preferences(str(tmp_path / "a.jsonl"), None)
+
+
+def test_a_flag_that_has_no_effect_is_named(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    load_preferences(str(tmp_path / "a.jsonl"), None, pairing="all", min_margin=2.0)
+    said = capsys.readouterr().out
+    assert "--pairing all has no effect" in said and "--min_margin 2 has no effect" in said
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row | {"eval_loss": 0.1}) + "\n" for row in ROWS))
+    load_preferences(str(tmp_path / "c.jsonl"), None, columns={"score": "eval_loss"})
+    assert "--columns score=eval_loss has no effect" in capsys.readouterr().out
+    scored = [row | {"score_chosen": 5, "score_rejected": 5 - n} for n, row in enumerate(ROWS)]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    pairs, _, reports = load_preferences(str(tmp_path / "b.jsonl"), None, min_margin=2.0)
+    assert (len(pairs), reports["train"]["dropped_by_reason"]) == (1, {"not_chosen": 2})
+    assert "--min_margin" not in capsys.readouterr().out

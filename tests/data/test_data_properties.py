@@ -11,8 +11,11 @@ from dpo_utils import load_preferences
 from machinery.common.errors import UserError
 from machinery.data.doctor import Checkup
 from machinery.data.files import READERS, Row, open_splits
-from machinery.data.shapes import ANSWER_PAIRS, PAIRINGS, SHAPES, make_pairs, parse_transcript, recognise
+from machinery.data.pairs import PAIRINGS, make_pairs
 from machinery.data.tokens import token_facts
+from machinery.readings.reading import KINDS, pairs_of_names, schemas
+from machinery.readings.recognise import recognise
+from machinery.readings.texts import parse_transcript
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 FEW = settings(EXAMPLES, max_examples=25)
@@ -29,12 +32,12 @@ def strings_in(value):
 @EXAMPLES
 @given(
     st.lists(likely_rows | odd_values, min_size=1, max_size=6),
-    st.sampled_from(["auto", *SHAPES]),
+    st.sampled_from(["auto", *KINDS, *schemas()]),
     st.sampled_from(PAIRINGS),
 )
 def test_no_row_breaks_a_converter_and_all_are_accounted_for(rows, name, pairing):
     try:
-        shape = recognise([row for row in rows if isinstance(row, dict)], None, None if name == "auto" else name)
+        shape = recognise([row for row in rows if isinstance(row, dict)], None, None, None if name == "auto" else name)
     except ValueError:
         return
     checkup = Checkup()
@@ -51,7 +54,7 @@ prompts = texts | st.builds(lambda text: [{"role": "user", "content": text}], te
 
 
 @EXAMPLES
-@given(st.sampled_from(ANSWER_PAIRS), prompts, texts | one_turn, texts | one_turn)
+@given(st.sampled_from(pairs_of_names("answer_pairs")), prompts, texts | one_turn, texts | one_turn)
 def test_no_converter_changes_a_text(columns, prompt, chosen, rejected):
     row = {"prompt": prompt, columns[0]: chosen, columns[1]: rejected}
     [made] = make_pairs([Row("row 0", row)], recognise([row]))

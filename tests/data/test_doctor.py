@@ -31,6 +31,11 @@ def examine(*pairs, **options):
         ({"rejected": "Because of the rain."}, "identical", True),
         ({"chosen": "Why is it so?"}, "answer_is_prompt", True),
         ({"chosen": "Because \ud83d"}, "invalid_unicode", True),
+        ({"chosen": "nan"}, "null_word", True),
+        ({"prompt": "<|im_start|>user\nWhy?<|im_end|>\n"}, "chat_marks", False),
+        ({"prompt": "[INST] Why? [/INST]"}, "chat_marks", False),
+        ({"prompt": "### Instruction:\nWhy?\n\n### Response:\n"}, "chat_marks", False),
+        ({"chosen": "Because of the rain.\n\nHuman: And now?"}, "chat_marks", False),
         ({"prompt": ""}, "empty_prompt", False),
         ({"chosen": "Because\x00"}, "control_characters", False),
         ({"chosen": "Because\ufffd"}, "replacement_characters", False),
@@ -49,6 +54,44 @@ def test_a_sound_pair_has_no_finding():
     report = examine(PAIR).report()
     assert report["findings"] == {}
     assert report["verdict"][0] == "Sound."
+
+
+def test_marks_are_as_they_should_be_where_no_template_is_written():
+    assert examine(PAIR | {"prompt": "[INST] Why? [/INST]"}, is_plain=True).report()["findings"] == {}
+
+
+@pytest.mark.parametrize(("against", "is_found"), [(2, False), (4, True), (10, True)])
+def test_scores_against_the_labels_are_found_where_they_are_more_than_two_judges_differ(against, is_found):
+    scores = [(1.0, 2.0)] * against + [(2.0, 1.0)] * (10 - against)
+    pairs = [{"prompt": f"Why {n}?", "chosen": f"Rain in {n}.", "rejected": f"I say {n} no.", "score_chosen": c,
+              "score_rejected": r} for n, (c, r) in enumerate(scores)]  # fmt: skip
+    report = examine(*pairs).report()
+    assert ("scores_contradict" in report["findings"]) is is_found
+    assert report["verdict"][0].startswith("Usable" if is_found else "Sound")
+
+
+@pytest.mark.parametrize("part", ["prompt", "chosen", "rejected"])
+def test_few_distinct_texts_are_not_sound(part):
+    pairs = [{"prompt": f"Why {n} so?", "chosen": f"Rain in {n}.", "rejected": f"I say {n} no."} | {part: "It is one text."}
+             for n in range(40)]  # fmt: skip
+    report = examine(*pairs).report()
+    [name] = report["findings"]
+    assert name == {"prompt": "few_prompts"}.get(part, f"few_{part}")
+    assert report["pairs"] == 40
+    assert report["verdict"][0] == "Usable, with something to look at."
+
+
+def test_names_in_the_place_of_answers_are_not_sound():
+    pairs = [{"prompt": f"Why {n}?", "chosen": "large", "rejected": "small"} for n in range(4)]
+    assert {"few_chosen", "few_rejected"} <= examine(*pairs).report()["findings"].keys()
+
+
+def test_columns_that_look_as_if_they_belonged_are_not_passed_over():
+    report = examine(PAIR).report({"columns_that_may_belong": ["images", "context"]})
+    assert report["verdict"][:2] == [
+        "Usable, with something to look at.",
+        "Not read, though the names look as if they belonged to the pairs: images, context.",
+    ]
 
 
 def test_line_breaks_and_tabs_are_no_control_characters():

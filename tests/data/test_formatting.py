@@ -1,7 +1,9 @@
 """Pairs take the form that their tokenizer needs; prompts are shortened where it hurts least."""
 
 import json
+from pathlib import Path
 
+import datasets
 import pytest
 from transformers import AutoTokenizer
 from trl.chat_template_utils import qwen3_chat_template
@@ -91,6 +93,22 @@ def test_what_is_kept_of_a_file_is_not_that_of_other_rows_of_it(chat_tokenizer, 
         assert [pair["rows"] for pair in pairs] == [[n] for n in range(6) if n != held_out]
         assert [pair["prompt"] for pair in pairs] == [row["prompt"] for n, row in enumerate(rows) if n != held_out]
         assert test[0]["prompt"] == rows[held_out]["prompt"]
+
+
+def test_a_flipped_bit_in_what_is_kept_is_seen_and_made_anew(chat_tokenizer, tmp_path, caplog):
+    rows = [TURNS | {"prompt": [{"role": "user", "content": f"A flipped bit {n}"}]} for n in range(3)]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs"
+    before = set(folder.glob("*.arrow"))
+    first, _ = load(rows, chat_tokenizer, tmp_path)
+    [kept] = set(folder.glob("*.arrow")) - before
+    content = bytearray(kept.read_bytes())
+    place = content.find(b"A flipped bit 1")
+    content[place] ^= 1
+    del first
+    kept.write_bytes(content)
+    again, _ = load(rows, chat_tokenizer, tmp_path)
+    assert [pair["prompt"] for pair in again] == [row["prompt"] for row in rows]
+    assert "has changed on disk" in caplog.text
 
 
 def test_findings_that_are_kept_come_back(chat_tokenizer, tmp_path):

@@ -163,7 +163,11 @@ def test_no_page_takes_longer_than_a_quarter_of_an_hour_to_read(page):
 def known_words() -> set[str]:
     """Every name in the project's code and in what TRL and PEFT call their settings, metrics and data."""
     files = [file for file in PROJECT.rglob("*.py") if not {".venv", "venv", "runs"} & set(file.parts)]
-    files += [PROJECT / "demo" / "train.jsonl", *PROJECT.glob("recipes/**/*.yaml")]
+    files += [
+        PROJECT / "demo" / "train.jsonl",
+        *PROJECT.glob("recipes/**/*.yaml"),
+        *PROJECT.glob("machinery/**/*.yaml"),
+    ]
     for package, pattern in {"trl": "trainer/[dk][pt]o*.py", "peft": "tuners/lora/config.py"}.items():
         files += Path(importlib.util.find_spec(package).origin).parent.glob(pattern)
     return set(re.findall(r"\w+", " ".join(file.read_text(encoding="utf-8") for file in files)))

@@ -58,7 +58,7 @@ def test_check_only_reports_and_trains_nothing(call, tmp_path, data_file):
         "custom_dataset_dpo", "--check_only", "--dataset_name", data_file, "--output_dir", folder
     )
     assert (code, error) == (0, "")
-    assert "question with response_j preferred to response_k" in output
+    assert "read as prompt = question, chosen = response_j, rejected = response_k" in output
     assert {path.name for path in folder.iterdir()} == {"data_report.json", "data_report.png"}
     report = json.loads((folder / "data_report.json").read_text())["train"]
     assert report["dropped_by_reason"] == {"duplicate": 1}

@@ -1,20 +1,16 @@
 """Each usual shape of preference data becomes the same pair; what is no pair is named, and no text is changed."""
 
 import json
+import shlex
 
 import pytest
 
 from machinery.data.files import Row
-from machinery.data.shapes import (
-    Unusable,
-    as_verdict,
-    choose_pairs,
-    make_pairs,
-    parse_transcript,
-    recognise,
-    shape_of_converter,
-    verdict_scale,
-)
+from machinery.data.pairs import make_pairs
+from machinery.readings.convert import reading_of_function
+from machinery.readings.recognise import recognise
+from machinery.readings.texts import parse_transcript
+from machinery.readings.values import canonical, meanings
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER, GOOD, BAD = (
@@ -25,9 +21,9 @@ TURNS = ([USER], [GOOD], [BAD])
 TEXTS = ("Why?", "So.", "No.")
 
 
-def convert(*rows, columns=None, name=None, **pairing):
-    """What the rows give, and the shape they were taken for."""
-    shape = recognise(list(rows), columns, name)
+def convert(*rows, columns=None, verdict=None, name=None, **pairing):
+    """What the rows give, and how they were read."""
+    shape = recognise(list(rows), columns, verdict, name)
     return shape, list(make_pairs([Row(f"row {n}", row) for n, row in enumerate(rows)], shape, **pairing))
 
 
@@ -55,23 +51,23 @@ ROWS = {
     ),
     "instruction without input": (
         {"instruction": "Why?", "input": "", "output": "x", "chosen": "So.", "rejected": "No."},
-        "instruction",
+        "preference",
         TEXTS,
     ),
     "instruction with input": (
         {"instruction": "Why?", "input": "Now.", "output": "x", "chosen": "So.", "rejected": "No."},
-        "instruction",
+        "preference",
         ("Why?\n\nNow.", "So.", "No."),
     ),
-    "whole conversations": ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "whole_conversations", TURNS),
+    "whole conversations": ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "preference", TURNS),
     "longer conversations": (
         {"chosen": [SYSTEM, USER, BAD, THANKS, GOOD], "rejected": [SYSTEM, USER, BAD, THANKS, BAD]},
-        "whole_conversations",
+        "preference",
         ([SYSTEM, USER, BAD, THANKS], [GOOD], [BAD]),
     ),
     "chosen_messages": (
         {"chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
-        "whole_conversations",
+        "preference",
         TURNS,
     ),
     "a prompt repeated in the conversations": (
@@ -81,29 +77,29 @@ ROWS = {
     ),
     "transcripts": (
         {"chosen": "\n\nHuman: Why?\n\nAssistant: So.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."},
-        "whole_conversations",
+        "preference",
         TURNS,
     ),
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {"from": "gpt", "value": "So."},
          "rejected": {"from": "gpt", "value": "No."}},
-        "sharegpt",
+        "preference",
         TURNS,
     ),
     "sharegpt with lists": (
         {"conversations": [{"from": "human", "value": "Why?"}], "chosen": [{"from": "gpt", "value": "So."}],
          "rejected": [{"from": "gpt", "value": "No."}]},
-        "sharegpt",
+        "preference",
         TURNS,
     ),
     "sharegpt with strings": (
         {"conversations": [{"from": "human", "value": "Why?"}], "chosen": "So.", "rejected": ["No."]},
-        "sharegpt",
+        "preference",
         TURNS,
     ),
     "hosted fine-tuning": (
         {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
-        "openai",
+        "preference",
         TURNS,
     ),
     "two outputs, 1 or 2": (
@@ -148,7 +144,7 @@ ROWS = {
 def test_a_row_of_every_shape_becomes_the_pair_it_is(shape):
     row, name, pair = ROWS[shape]
     recognised, [made] = convert(row)
-    assert recognised.name == name
+    assert recognised.kind == name
     assert parts(made) == pair
     assert made["rows"] == [0]
 
@@ -157,7 +153,7 @@ def test_answers_in_rows_of_their_own_are_paired_within_equal_prompts():
     rows = [{"prompt": p, "completion": a, "score": s}
             for p, a, s in (("Why?", "No.", 1), ("Who?", "Me.", 5), ("Why?", "So.", 3), ("Who?", "You.", 5))]  # fmt: skip
     shape, made = convert(*rows)
-    assert shape.name == "scored_rows"
+    assert shape.kind == "scored_rows"
     assert parts(made[0]) == TEXTS
     assert made[0]["rows"] == [0, 2]
     assert (made[0]["score_chosen"], made[0]["score_rejected"]) == (3, 1)
@@ -168,7 +164,7 @@ def test_unpaired_labels_are_paired_where_prompts_are_equal_and_said_to_be_alone
     rows = [{"messages": [USER, GOOD], "label": True}, {"messages": [USER, BAD], "label": False},
             {"messages": [THANKS, GOOD], "label": True}]  # fmt: skip
     shape, (pair, alone) = convert(*rows)
-    assert shape.name == "unpaired"
+    assert shape.kind == "unpaired"
     assert parts(pair) == TURNS
     assert (alone["rows"], alone["fault"]) == ([2], "no_partner")
 
@@ -181,7 +177,7 @@ def test_the_users_own_names_are_mapped_also_inside_objects():
 
 def test_a_column_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"prompt=ask: there is no column ask; there are question, chosen"):
-        recognise([{"question": "Why?", "chosen": "So."}], {"prompt": "ask"})
+        recognise([{"question": "Why?", "chosen": "So."}], columns={"prompt": "ask"})
     with pytest.raises(ValueError, match="the columns text, number are of no shape that is known"):
         recognise([{"text": "a", "number": 1}])
     with pytest.raises(ValueError, match="not of the shape sharegpt"):
@@ -218,7 +214,7 @@ def test_texts_that_begin_alike_are_not_split_there():
         ({"prompt": "a", "chosen": "b", "rejected": None}, "missing_field", "'rejected' is missing"),
         ({"prompt": "a", "chosen": float("nan"), "rejected": "c"}, "missing_field", "'chosen' is missing"),
         ({"prompt": "a", "chosen": 3, "rejected": "c"}, "wrong_type", "'chosen' is a number"),
-        ({"prompt": "a", "chosen": ["b", "b"], "rejected": "c"}, "wrong_type", "no turn"),
+        ({"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}, "b"], "rejected": "c"}, "wrong_type", "no turn"),
         ({"prompt": "a", "chosen": [], "rejected": "c"}, "wrong_type", "empty list"),
         ({"prompt": [{"role": "narrator", "content": "a"}], "chosen": "b", "rejected": "c"}, "roles", "'narrator'"),
         ({"prompt": [USER, GOOD], "chosen": "b", "rejected": "c"}, "roles", "behind assistant"),
@@ -231,7 +227,6 @@ def test_texts_that_begin_alike_are_not_split_there():
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "b", "rejected": "c"}, "wrong_type",
          "image"),
         ({"prompt": "a", "output_1": "b", "output_2": "c", "preference": 1.5}, "tie", "neither"),
-        ({"prompt": "a", "output_1": "b", "output_2": "c", "preference": "x"}, "wrong_type", "names neither"),
         ({"prompt": "a", "completions": ["b", "c"], "scores": [1]}, "wrong_type", "as many scores"),
         ({"prompt": "a", "completions": ["b", "c"], "scores": [1, "x"]}, "wrong_type", "'scores' is 'x'"),
         ({"prompt": "a", "completions": ["b", "c"], "scores": [1, 1]}, "tie", "same score"),
@@ -254,64 +249,56 @@ def test_a_row_that_is_no_object_or_could_not_be_read_is_a_fault():
     ]
 
 
-def test_pairing_by_hand():
-    scores = [3.0, 1.0, 3.0, 2.0]  # two are best, so they are never compared with each other
-    assert choose_pairs(scores, "best_worst", 0.0, "0") == [(0, 1)]
-    assert choose_pairs(scores, "all", 0.0, "0") == [(0, 3), (0, 1), (2, 3), (2, 1), (3, 1)]
-    assert choose_pairs(scores, "all", 1.5, "0") == [(0, 1), (2, 1)]
-    assert choose_pairs(scores, "best_worst", 2.5, "0") == []
-    assert choose_pairs([1.0, 1.0], "all", 0.0, "0") == []
-
-
 def test_one_text_that_was_scored_twice_makes_no_pair_with_itself():
     row = {"prompt": "Why?", "completions": ["So.", "So.", "No.", "No."], "scores": [5, 2, 4, 3]}
     _, [made] = convert(row)
     assert parts(made) == TEXTS
 
 
-def test_a_least_margin_counts_as_it_is_written():
-    assert choose_pairs([0.3, 0.2], "all", 0.1, "0") == [(0, 1)]  # in binary 0.3 - 0.2 is below 0.1
-
-
-def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
-    scores = [0.0, 5.0, 2.0, 3.0, 5.0]
-    drawn = {choose_pairs(scores, "best_random", 0.0, str(seed))[0] for seed in range(50)}
-    assert drawn == {(1, 0), (1, 2), (1, 3)}
-    assert choose_pairs(scores, "best_random", 0.0, "7") == choose_pairs(scores, "best_random", 0.0, "7")
-
-
 @pytest.mark.parametrize(
-    ("values", "names", "betters"),
+    ("values", "names", "sides"),
     [
-        ([1, "2", 2.0], ("output_1", "output_2"), [0, 1, 1]),
-        ([0, 1, 1.0], ("response_0", "response_1"), [0, 1, 1]),
-        ([1, 2], ("answer_a", "answer_b"), [0, 1]),
-        (["A", "answer_b", "model_a", "response_b"], ("answer_a", "answer_b"), [0, 1, 0, 1]),
-        (["j", "response_k"], ("response_j", "response_k"), [0, 1]),
-        ([2, 1], ("response1", "response2"), [1, 0]),
+        ([1, "2", 2.0], ("output_1", "output_2"), ["first", "second", "second"]),
+        ([0, 1, 1.0], ("response_0", "response_1"), ["first", "second", "second"]),
+        ([1, 2, 1.5] * 10, ("answer_a", "answer_b"), ["first", "second", "tie"] * 10),
+        (["A", "answer_b", "model_a", "Response B"], ("answer_a", "answer_b"), ["first", "second", "first", "second"]),
+        (["A", "[[B]]"], ("response_0", "response_1"), ["first", "second"]),
+        (["j", "response_k"], ("response_j", "response_k"), ["first", "second"]),
+        (["A>B", "B>>A", "A=B"], ("response_A", "response_B"), ["first", "second", "tie"]),
+        (["[[A]]", "[[B]]", "[[C]]"], ("answer1", "answer2"), ["first", "second", "tie"]),
+        (["model_a", "tie (bothbad)", "both_bad"], ("conversation_a", "conversation_b"), ["first", "tie", "tie"]),
     ],
 )
-def test_a_verdict_names_one_of_two_columns(values, names, betters):
-    first = verdict_scale(values, names, "preference")
-    assert [as_verdict(value, names, "preference", first) for value in values] == betters
+def test_a_verdict_names_one_of_two_columns(values, names, sides):
+    [meaning] = meanings(values, names, "preference")
+    assert [meaning[canonical(value)] for value in values] == sides
 
 
 @pytest.mark.parametrize(
-    ("values", "names"),
-    [([0, 1], ("output_1", "output_2")), ([1], ("answer_a", "answer_b")), ([0, 1, 0], ("response1", "response2")),
-     ([-3, 2], ("response_1", "response_2")), ([1, 2, 3], ("output_1", "output_2")),
-     ([1, 1.0], ("response_1", "response_2")), ([1], ("response_0", "response_1"))],
+    ("values", "names", "column"),
+    [([0, 1], ("output_1", "output_2"), "preference"), ([1], ("answer_a", "answer_b"), "preference"),
+     ([0, 1, 2], ("response_a", "response_b"), "label"), ([0, 1, 2], ("response_1", "response_2"), "label"),
+     ([-3, 2], ("response_1", "response_2"), "preference"), ([1, 2, 3], ("output_1", "output_2"), "preference"),
+     ([1, 1.0], ("response_1", "response_2"), "preference"), ([1], ("response_0", "response_1"), "preference"),
+     ([True, False], ("response_0", "response_1"), "preference"), ([0, 1], ("response_0", "response_1"), "label"),
+     ([1, 2], ("response_0", "response_1"), "winner")],
 )  # fmt: skip
-def test_numbers_that_can_be_read_in_two_ways_are_refused(values, names):
-    with pytest.raises(ValueError, match="converter"):
-        verdict_scale(values, names, "preference")
-
-
-@pytest.mark.parametrize("value", ["tie", "tie (bothbad)", 1.5, 0, "both_bad", "neither"])
-def test_a_tie_is_a_tie(value):
-    with pytest.raises(Unusable) as error:
-        as_verdict(value, ("output_1", "output_2"), "preference", 1)
-    assert error.value.fault == "tie"
+def test_values_that_can_be_read_in_two_ways_are_shown_both_with_the_flags_that_settle_it(values, names, column):
+    assert len(meanings(values, names, column)) == 2
+    rows = [
+        {"prompt": f"Why {n}?", names[0]: f"So {n}.", names[1]: f"No {n}.", "winner": v} for n, v in enumerate(values)
+    ]
+    rows = [{column if key == "winner" else key: value for key, value in row.items()} for row in rows]
+    with pytest.raises(ValueError, match="two ways") as error:
+        recognise(rows)
+    flags = [line for line in str(error.value).splitlines() if "--verdict" in line]
+    assert len(flags) == len(set(flags)) == 2
+    made = []
+    for line in flags:
+        given, told = (dict(p.split("=") for p in words.split(",")) for words in shlex.split(line)[1::2])
+        _, pairs = convert(*rows, columns=given, verdict=told)
+        made.append([(pair.get("chosen"), pair.get("fault")) for pair in pairs])
+    assert made[0] != made[1]
 
 
 def test_the_winner_of_an_arena_may_be_named_by_its_model():
@@ -319,8 +306,8 @@ def test_the_winner_of_an_arena_may_be_named_by_its_model():
     for winner, pair in (("phi_b", TEXTS), ("llama_2", ("Why?", "No.", "So."))):
         _, [made] = convert(row | {"winner": winner})
         assert parts(made) == pair
-    _, [made] = convert(row | {"winner": "gpt_a"})
-    assert made["fault"] == "wrong_type"
+    _, [_, made] = convert(row | {"winner": "phi_b"}, row | {"winner": "gpt_a"})
+    assert made["fault"] == "unknown_verdict"
 
 
 def test_a_column_that_only_says_where_a_row_is_from_is_no_prompt():
@@ -329,7 +316,7 @@ def test_a_column_that_only_says_where_a_row_is_from_is_no_prompt():
     assert parts(made) == TURNS
     shape, [made] = convert({"source": "helpful", "query": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]})
     assert parts(made) == TURNS
-    assert shape.ignored == ("query", "source")
+    assert shape.left_behind == ("query", "source")
 
 
 def test_transcripts_beside_their_prompt_are_split_too():
@@ -364,11 +351,11 @@ def test_the_input_of_an_instruction_is_read_under_any_name_of_the_instruction(c
     shape, [made] = convert(row, columns=columns)
     is_read = column == "context"  # named by the user; another prompt's column "input" may be about anything
     assert made["prompt"] == ("Why?\n\nNow." if is_read else "Why?")
-    assert shape.ignored == (() if is_read else ("input",))
+    assert shape.left_behind == (() if is_read else ("input",))
     row = {"instruction": "Why?", "input": "Now.", "good": "So.", "bad": "No."}
     shape, [made] = convert(row, columns={"prompt": "instruction", "chosen": "good", "rejected": "bad"})
     assert made["prompt"] == "Why?\n\nNow."
-    assert shape.ignored == ()
+    assert shape.left_behind == ()
     for name, columns in (("Instruction", None), ("task", {"instruction": "task"})):
         _, [made] = convert({name: "Why?", "input": "Now.", "chosen": "So.", "rejected": "No."}, columns=columns)
         assert made["prompt"] == "Why?\n\nNow."
@@ -382,7 +369,7 @@ def test_a_conversation_written_as_json_is_read_and_one_written_as_python_is_ref
     assert parts(made) == TURNS
     _, [made] = convert(row | {"chosen": str([GOOD])})
     assert (made["fault"], made["text"]) == (
-        "wrong_type", "'chosen' is a conversation written as Python writes it; write it as JSON"
+        "broken_turns", "'chosen' is a conversation as Python writes it; write it as whole JSON"
     )  # fmt: skip
     _, [made] = convert({"prompt": "Why?", "chosen": '[{"a": 1}]', "rejected": "No."})
     assert made["chosen"] == '[{"a": 1}]'
@@ -393,7 +380,7 @@ def test_ranks_count_from_the_best_under_any_name(name):
     rows = [{"prompt": "Why?", "completion": a, name: r} for a, r in (("No.", 2), ("So.", 1))]
     shape, [made] = convert(*rows, columns={"score": name})
     assert parts(made) == TEXTS
-    assert shape.title.endswith(f"({name}: the lowest is the best)")
+    assert shape.says.endswith(f"score = {name} (the lowest is the best)")
 
 
 @pytest.mark.parametrize("name", ["reranker_score", "frank", "rerank", "rank_score", "RankReward"])
@@ -420,7 +407,7 @@ def test_chosen_and_rejected_may_name_the_columns_of_the_answers():
     row = {"question": "Why?", "answer_a": "No.", "answer_b": "So.", "chosen": "answer_b", "rejected": "answer_a"}
     shape, [made] = convert(row)
     assert parts(made) == TEXTS
-    assert shape.ignored == ()
+    assert shape.left_behind == ()
 
 
 def test_names_may_differ_in_case_and_space():
@@ -441,7 +428,7 @@ def test_a_column_of_nulls_is_none():
 
 def test_a_mistyped_name_of_ours_is_refused():
     with pytest.raises(ValueError, match="there is no promt here; did you mean prompt"):
-        recognise([{"ask": "a", "chosen": "b", "rejected": "c"}], {"promt": "ask"})
+        recognise([{"ask": "a", "chosen": "b", "rejected": "c"}], columns={"promt": "ask"})
 
 
 def test_thousands_of_answers_to_one_prompt_take_a_moment():
@@ -468,7 +455,7 @@ def test_a_converter_of_ones_own_is_enough_and_its_errors_are_faults():
     def mine(row):
         return {"prompt": row["ask"], "chosen": row["yes"], "rejected": row["no"]}
 
-    shape = shape_of_converter(mine, "mine")
+    shape = reading_of_function(mine, "mine")
     rows = [Row("row 0", {"ask": "Why?", "yes": "So.", "no": "No."}), Row("row 1", {"ask": "Why?"})]
     good, bad = make_pairs(rows, shape)
     assert parts(good) == TEXTS

@@ -1,0 +1,117 @@
+"""Pairs and faults from rows, each row by one reading; of several scored answers, which are compared.
+
+    for made in make_pairs(rows, reading):                # rows have .where, .value and .fault
+        made["prompt"], made["chosen"], made["rejected"], made["rows"]      # a pair and the numbers of its rows
+        made["fault"], made["text"], made["rows"]                           # or why a row gives none
+
+Every row ends up in a pair or in a fault.
+"""
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+
+from ..readings.convert import convert
+from ..readings.reading import Reading
+from ..readings.texts import Unusable, assemble
+
+PAIRINGS = ("best_worst", "best_random", "all")
+
+
+def make_pairs(
+    rows: Iterable, reading: Reading, pairing: str = "best_worst", min_margin: float = 0.0, seed: int = 0
+) -> Iterator[dict]:
+    """Pairs and faults, with the numbers of the rows they come from, counted from 0.
+
+    rows: objects with where, value and fault; the first item of a prompt whose answers stand in several rows has their
+    "scores". pairing: which of several answers to a prompt make pairs; "best_worst", "best_random" (against any worse one,
+    by the seed) or "all". min_margin: the least difference of two scores.
+    """
+    groups: dict[str, list[tuple[int, str, dict]]] = {}
+    is_grouped = reading.is_grouped
+    for number, row in enumerate(rows):
+        try:
+            if row.fault is not None:
+                raise Unusable("unreadable", row.fault)
+            if not isinstance(row.value, dict):
+                raise Unusable("unreadable", f"is {row.value!r:.40}; an object with named columns is needed")
+            made = convert(row.value, reading)
+            if (
+                min_margin
+                and "score_rejected" in made
+                and made.get("score_chosen", 0) - made["score_rejected"] < min_margin
+            ):
+                raise Unusable("not_chosen", f"the scores are less than {min_margin:g} apart")
+        except Unusable as error:
+            yield {"rows": [number], "where": row.where, "fault": error.fault, "text": str(error)}
+            continue
+        if isinstance(made, list):
+            yield from _of_one_row(made, number, row.where, pairing, min_margin, seed)
+        elif "answers" not in made:
+            yield made | {"rows": [number], "where": row.where}
+        elif is_grouped:
+            key = json.dumps([made["prompt"], made.get("tools")], sort_keys=True)
+            groups.setdefault(key, []).append((number, row.where, made))
+        else:
+            yield from _pairs_of([(number, row.where, made)], pairing, min_margin, seed)
+    for group in groups.values():
+        first, *rest = _pairs_of(group, pairing, min_margin, seed)
+        yield first | {"scores": [score for _, _, made in group for _, score in made["answers"]]}
+        yield from rest
+
+
+def _of_one_row(
+    groups: list[dict], number: int, where: str, pairing: str, min_margin: float, seed: int
+) -> Iterator[dict]:
+    """The pairs of a row that has answers to several prompts, such as a tree; a fault only if there is none at all."""
+    made = [one for group in groups for one in _pairs_of([(number, where, group)], pairing, min_margin, seed)]
+    yield from [one for one in made if "fault" not in one] or made[:1]
+
+
+def _pairs_of(group: list[tuple[int, str, dict]], pairing: str, min_margin: float, seed: int) -> Iterator[dict]:
+    """The pairs among the answers to one prompt, and a fault for each row that is in none."""
+    answers = [(answer, score, number) for number, _, made in group for answer, score in made["answers"]]
+    places = {number: where for number, where, _ in group}
+    scores = [score for _, score, _ in answers]
+    texts = [json.dumps(answer, sort_keys=True) for answer, _, _ in answers]
+    used, faults = set(), {}
+    for better, worse in choose_pairs(scores, pairing, min_margin, f"{seed} {answers[0][2]}", texts):
+        (chosen, score_chosen, row), (rejected, score_rejected, other) = answers[better], answers[worse]
+        try:
+            pair = assemble(group[0][2]["prompt"], chosen, rejected, row={})
+        except Unusable as error:
+            faults |= {row: error, other: error}
+            continue
+        used |= {row, other}
+        extras = {key: value for key, value in group[0][2].items() if key not in ("prompt", "answers")}
+        given = {"score_chosen": score_chosen, "score_rejected": score_rejected}
+        yield pair | extras | given | {"rows": sorted({row, other}), "where": places[row]}
+    if len(answers) == 1:
+        reason = Unusable("no_partner", "it is the only answer to its prompt")
+    elif len(set(scores)) == 1:
+        reason = Unusable("tie", "all answers to its prompt have the same score")
+    else:
+        reason = Unusable("not_chosen", f"no pair was made of it ({pairing}, margin {min_margin:g})")
+    for number in places.keys() - used:
+        error = faults.get(number, reason)
+        yield {"rows": [number], "where": places[number], "fault": error.fault, "text": str(error)}
+
+
+def choose_pairs(
+    scores: list[float], pairing: str, min_margin: float, seed: str, texts: list[str] | None = None
+) -> list[tuple[int, int]]:
+    """Which answers to compare, as (better, worse); never two of the same score, nor one text that was scored twice."""
+
+    def is_apart(better: int, worse: int) -> bool:
+        is_one_text = texts is not None and texts[better] == texts[worse]
+        difference = scores[better] - scores[worse]
+        return not is_one_text and difference > 0 and difference >= min_margin - 1e-9  # 0.3 - 0.2 is less than 0.1
+
+    order = sorted(range(len(scores)), key=lambda number: -scores[number])
+    if pairing == "all":
+        return [(better, worse) for better, worse in combinations(order, 2) if is_apart(better, worse)]
+    worse = [number for number in order[1:] if is_apart(order[0], number)]
+    if not worse:
+        return []
+    return [(order[0], random.Random(seed).choice(worse) if pairing == "best_random" else worse[-1])]

@@ -1,0 +1,23 @@
+"""Of several scored answers the clearest, a random or every pair; never two that are equal."""
+
+from machinery.data.pairs import choose_pairs
+
+
+def test_pairing_by_hand():
+    scores = [3.0, 1.0, 3.0, 2.0]  # two are best, so they are never compared with each other
+    assert choose_pairs(scores, "best_worst", 0.0, "0") == [(0, 1)]
+    assert choose_pairs(scores, "all", 0.0, "0") == [(0, 3), (0, 1), (2, 3), (2, 1), (3, 1)]
+    assert choose_pairs(scores, "all", 1.5, "0") == [(0, 1), (2, 1)]
+    assert choose_pairs(scores, "best_worst", 2.5, "0") == []
+    assert choose_pairs([1.0, 1.0], "all", 0.0, "0") == []
+
+
+def test_a_least_margin_counts_as_it_is_written():
+    assert choose_pairs([0.3, 0.2], "all", 0.1, "0") == [(0, 1)]  # in binary 0.3 - 0.2 is below 0.1
+
+
+def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
+    scores = [0.0, 5.0, 2.0, 3.0, 5.0]
+    drawn = {choose_pairs(scores, "best_random", 0.0, str(seed))[0] for seed in range(50)}
+    assert drawn == {(1, 0), (1, 2), (1, 3)}
+    assert choose_pairs(scores, "best_random", 0.0, "7") == choose_pairs(scores, "best_random", 0.0, "7")
