@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 from trl import DPOConfig, DPOTrainer
 
-from dpo_utils import Completion, load_model, pair_logps
+from dpo_utils import Completion, load_model, pair_logps, prompt_ids
 from machinery.evaluation.judges import EndpointJudge, ScoreJudge, Verdict
 from machinery.evaluation.metrics import (
     PairLogps,
@@ -108,9 +108,8 @@ def test_log_probs_are_those_of_trl(tmp_path):
         trainer = DPOTrainer(load_model("demo/model")[0], args=args, train_dataset=pairs, processing_class=tokenizer)
         kept = list(range(len(trainer.train_dataset)))
         if max_length == 60:  # TRL drops rows whose prompt fills it
-            kept = [
-                n for n, row in enumerate(rows) if len(tokenizer.apply_chat_template(row["prompt"])["input_ids"]) < 55
-            ]
+            lengths = [len(prompt_ids(tokenizer, row["prompt"])) for row in rows]
+            kept = [n for n, length in enumerate(lengths) if length < max_length]
             trainer = DPOTrainer(
                 load_model("demo/model")[0], args=args, train_dataset=pairs.select(kept), processing_class=tokenizer
             )
