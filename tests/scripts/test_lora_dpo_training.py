@@ -36,7 +36,7 @@ def demo_run(tmp_path_factory):
 
 def test_it_shows_what_is_trained_the_reference_and_the_memory(demo_run):
     folder, output = demo_run
-    assert "Trained: 88,064 parameters, 7.5% of the model's" in output
+    assert "Trained: 88,064 parameters, 7.9% of the model's" in output
     assert "Reference: the base, which is the policy with its adapter off" in output
     assert "Loss before training: 0.6931 = ln 2" in output
     assert "estimated  measured" in output

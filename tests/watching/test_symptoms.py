@@ -43,7 +43,7 @@ SYMPTOMS = {
         "doctor: test_template_problems_are_found[prompt_not_prefix]",
     ],
     "prompt split inside a word (trl #1858)": [
-        "shapes: test_texts_that_begin_alike_are_not_split_there",
+        "recognise: test_texts_that_begin_alike_are_not_split_there",
     ],
     "max_prompt_length is a TypeError (trl #2853 #4969 #5018)": [
         "formatting: test_the_oldest_exchanges_go_first_and_the_system_turn_stays",
