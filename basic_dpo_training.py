@@ -14,7 +14,7 @@ Nothing is downloaded, and it takes about a minute on two CPU cores. At the end 
 Try next:
 
     python basic_dpo_training.py --beta 1.0               # nearer to the reference: KL about 1, a smaller gain
-    python basic_dpo_training.py --learning_rate 9e-4   # too fast: the text breaks, accuracy hardly notices
+    python basic_dpo_training.py --learning_rate 9e-4     # too fast: the text breaks, accuracy hardly notices
     python basic_dpo_training.py --help                   # the flags that matter, and what each does
 """
 

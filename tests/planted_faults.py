@@ -46,7 +46,7 @@ FAULTS = {
         "scripts/test_custom_loss_dpo.py",
     ),
     "data: a line number off by one": Planted(
-        "machinery/data/files.py", "enumerate(file, start=1)", "enumerate(file, start=0)", "data"
+        "machinery/data/files.py", "enumerate(lines, start=1)", "enumerate(lines, start=0)", "data"
     ),
     "data: scored answers turned around": Planted(
         "machinery/data/pairs.py",

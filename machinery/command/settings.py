@@ -9,7 +9,7 @@ silence and spoil the run, is a UserError here.
 
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from multiprocessing import get_start_method
 from pathlib import Path
 
@@ -164,22 +164,21 @@ def _data_kwargs(args, training_args) -> dict:
 
 def _parse_columns(text: str | None) -> dict[str, str]:
     """prompt=question,chosen=good as a dictionary."""
-    if not text:
-        return {}
-    parts = [part.partition("=") for part in text.split(",")]
-    if not all(ours.strip() and theirs.strip() for ours, _, theirs in parts):
-        raise UserError(f"--columns {text}: names are given as in prompt=question,chosen=good,rejected=bad.")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in parts}
+    told = f"--columns {text}: names are given as in prompt=question,chosen=good,rejected=bad."
+    return _parse(text, str.partition, told)
 
 
 def _parse_verdict(text: str | None) -> dict[str, str]:
     """0=response_a,1=response_b,2=tie as a dictionary; what is behind the last = is the meaning, as in A=B=tie."""
-    if not text:
-        return {}
-    parts = [part.rpartition("=") for part in text.split(",")]
-    if not all(value.strip() and meaning.strip() for value, _, meaning in parts):
-        raise UserError(f"--verdict {text}: values are given as in 0=response_a,1=response_b,2=tie.")
-    return {value.strip(): meaning.strip() for value, _, meaning in parts}
+    told = f"--verdict {text}: values are given as in 0=response_a,1=response_b,2=tie."
+    return _parse(text, str.rpartition, told)
+
+
+def _parse(text: str | None, split: Callable, refusal: str) -> dict[str, str]:
+    parts = [tuple(map(str.strip, split(part, "="))) for part in text.split(",")] if text else []
+    if not all(left and right for left, _, right in parts):
+        raise UserError(refusal)
+    return {left: right for left, _, right in parts}
 
 
 def _check(args, training_args, losses: Collection[str], needs_data: bool) -> None:

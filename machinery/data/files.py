@@ -6,10 +6,10 @@
     for row in splits["train"]:                       # as often as you like; rows are read one at a time
         print(row.where, row.value, row.fault)        # "pairs.jsonl, line 12", {...}, None
 
-A file that is not what its name says (a pointer of Git LFS, another compression, another encoding, a web page) is called
-what it is. JSON is read by `json`, CSV by `csv`, Parquet by `pyarrow`, saved and hub datasets by `datasets`. `datasets` could read
-the files too, but it stops at the first row whose types differ from those before it, fills in the keys that other rows
-have, and seldom names the line. Every error is a `ValueError` of one sentence; a row that cannot be read is a `Row`
+A file that is not what its name says (a pointer of Git LFS, another compression, another encoding, a web page) is
+called what it is. JSON is read by `json`, CSV by `csv`, Parquet by `pyarrow`, saved and hub datasets by `datasets`.
+`datasets` could read the files too, but it stops at the first row whose types differ from those before it, fills in the
+keys that other rows have, and seldom names the line. Every error is a `ValueError` of one sentence; a row that cannot be read is a `Row`
 with a `fault`, and the reading goes on behind it where the format allows.
 """
 

@@ -4,9 +4,9 @@
     train                            # a Dataset of prompt, chosen, rejected and the rows they came from
     reports["train"]["verdict"]      # what the examination says
 
-A row walks down this room: files.py reads it, pairs.py makes a pair of it by a reading, doctor.py examines the pair, store.py keeps
-it, formatting.py writes it in the tokenizer's form, report.py sums up. What the user can put right is a UserError
-of one sentence. Nothing is printed: what is to be said comes back as notes.
+A row walks down this room: files.py reads it, pairs.py makes a pair of it by a reading, doctor.py examines the pair,
+store.py keeps it, formatting.py writes it in the tokenizer's form, report.py sums up. What the user can put right is a
+UserError of one sentence. Nothing is printed: what is to be said comes back as notes.
 """
 
 import tempfile
@@ -52,10 +52,11 @@ def load_pairs(
     source: a file, folder or hub name, or a mixture as TRL's recipes describe it (DatasetMixtureConfig). tokenizer: gets
     a plain chat template if it has none and the pairs are conversations; None only examines the texts.
     format_pair(pair, tokenizer, as_turns, max_prompt_length): writes a pair in the tokenizer's form, see
-    `formatting.format_pairs`. config: of a hub dataset. encoding: of text files. streaming: pairs as they are read, without a report.
+    `formatting.format_pairs`. config: of a hub dataset. encoding: of text files. streaming: pairs as they are read,
+    without a report.
     how: dataset_format ("auto", one of KINDS, a schema, or a function from a row to {"prompt", "chosen", "rejected"}),
-    columns ({our name: yours}), verdict ({value: what it means}), pairing and min_margin (of several scored answers), held_out_share (of the prompts,
-    where there is no test split), keep_findings (which drop nothing), skip_bad_rows, keep_plain, max_prompt_length,
+    columns ({our name: yours}), verdict ({value: what it means}), pairing and min_margin (of several scored answers),
+    held_out_share (of the prompts, where there is no test split), keep_findings (which drop nothing), skip_bad_rows, keep_plain, max_prompt_length,
     max_length, look_at (how many pairs to examine in tokens; all by default), num_proc, seed, save_cleaned (a .jsonl
     file to write).
     """

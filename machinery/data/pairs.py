@@ -37,11 +37,8 @@ def make_pairs(
             if not isinstance(row.value, dict):
                 raise Unusable("unreadable", f"is {row.value!r:.40}; an object with named columns is needed")
             made = convert(row.value, reading)
-            if (
-                min_margin
-                and "score_rejected" in made
-                and made.get("score_chosen", 0) - made["score_rejected"] < min_margin
-            ):
+            is_scored = min_margin and "score_rejected" in made
+            if is_scored and not _is_apart(made.get("score_chosen", 0) - made["score_rejected"], min_margin):
                 raise Unusable("not_chosen", f"the scores are less than {min_margin:g} apart")
         except Unusable as error:
             yield {"rows": [number], "where": row.where, "fault": error.fault, "text": str(error)}
@@ -98,20 +95,25 @@ def _pairs_of(group: list[tuple[int, str, dict]], pairing: str, min_margin: floa
         yield {"rows": [number], "where": places[number], "fault": error.fault, "text": str(error)}
 
 
+def _is_apart(difference: float, min_margin: float) -> bool:
+    """Whether two scores differ by the margin as it is written: in binary 0.3 - 0.2 is less than 0.1."""
+    return difference >= min_margin - 1e-9
+
+
 def choose_pairs(
     scores: list[float], pairing: str, min_margin: float, seed: str, texts: list[str] | None = None
 ) -> list[tuple[int, int]]:
     """Which answers to compare, as (better, worse); never two of the same score, nor one text that was scored twice."""
 
-    def is_apart(better: int, worse: int) -> bool:
+    def may_pair(better: int, worse: int) -> bool:
         is_one_text = texts is not None and texts[better] == texts[worse]
         difference = scores[better] - scores[worse]
-        return not is_one_text and difference > 0 and difference >= min_margin - 1e-9  # 0.3 - 0.2 is less than 0.1
+        return not is_one_text and difference > 0 and _is_apart(difference, min_margin)
 
     order = sorted(range(len(scores)), key=lambda number: -scores[number])
     if pairing == "all":
-        return [(better, worse) for better, worse in combinations(order, 2) if is_apart(better, worse)]
-    worse = [number for number in order[1:] if is_apart(order[0], number)]
+        return [(better, worse) for better, worse in combinations(order, 2) if may_pair(better, worse)]
+    worse = [number for number in order[1:] if may_pair(order[0], number)]
     if not worse:
         return []
     return [(order[0], random.Random(seed).choice(worse) if pairing == "best_random" else worse[-1])]

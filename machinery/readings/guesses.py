@@ -13,9 +13,8 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 
-from .reading import BESIDE, PARTS, Reading, dig, filled, names, pairs_of_names
+from .reading import Reading, dig, filled, known_names, names, pairs_of_names
 from .texts import Unusable, as_text, form_of, is_conversation, is_transcript
 from .values import BAD, BAD_WORDS, FIRST, GOOD, GOOD_WORDS, SECOND, TIE, TIES, canonical, marks_of, meanings
 
@@ -27,15 +26,6 @@ def listed(rows: list[dict]) -> str:
     """The columns of some rows, to be said."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return ", ".join(key if filled(rows, key) else f"{key} (always null)" for key in keys)
-
-
-@cache
-def known_names() -> set[str]:
-    """All that may stand on the left of --columns."""
-    lists = "prompt conversation system verdict answers scores answer score label".split()
-    usual = {name for part in lists for name in names(part)}
-    pairs = {name for kind in ("answer_pairs", "two_outputs") for pair in pairs_of_names(kind) for name in pair}
-    return {*PARTS, *BESIDE} | usual | pairs
 
 
 class Names:

@@ -16,7 +16,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
@@ -62,7 +62,7 @@ class Reading:
     convert: Callable[[dict], dict] | None = None  # the user's own function
     tally: Counter = field(default_factory=Counter, compare=False)  # how often each value of the verdict was met
 
-    @property
+    @cached_property  # asked for every row
     def kind(self) -> str:
         """One of KINDS, "named" (chosen and rejected name columns) or "converter"."""
         if self.convert is not None:
@@ -96,7 +96,7 @@ class Reading:
         """A side as the user knows it: the name of its column."""
         return self.parts.get(meant, meant)
 
-    @property
+    @cached_property
     def models(self) -> tuple[str, str] | None:
         """The columns that name the models of both answers, where the verdict names one of those."""
         both = (self.parts.get("model_first"), self.parts.get("model_second"))

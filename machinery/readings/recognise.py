@@ -13,8 +13,8 @@ from collections import Counter
 from dataclasses import replace
 
 from .convert import convert, shown
-from .guesses import Names, answer_pairs, known_names, listed, one_by_one, two_outputs
-from .reading import BELONGING, BESIDE, CARRIED, KINDS, MEDIA, TEXTS, Reading, filled, schemas
+from .guesses import Names, answer_pairs, listed, one_by_one, two_outputs
+from .reading import BELONGING, BESIDE, CARRIED, KINDS, MEDIA, TEXTS, Reading, filled, known_names, schemas
 from .texts import Unusable, form_of
 from .values import BAD, FIRST, GOOD, SECOND, TIE, canonical
 

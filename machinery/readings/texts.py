@@ -135,8 +135,7 @@ def _read(text: str, name: str, form: str) -> Text:
     if kind == "broken turns":
         how = "as Python writes it" if "'" in text[:40] else "as JSON that is cut off"
         raise Unusable("broken_turns", f"{name!r} is a conversation {how}; write it as whole JSON")
-    other = {"turns": "turns", "lists": "lists", "text": "text"}[form]
-    raise Unusable("other_form", f"{name!r} is {kind}, where the column holds {other}: {text:.40}")
+    raise Unusable("other_form", f"{name!r} is {kind}, where the column holds {form}: {text:.40}")
 
 
 def interleave(questions: list[str], answers: list[str], name: str) -> list[dict]:

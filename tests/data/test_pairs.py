@@ -1,6 +1,8 @@
 """Of several scored answers the clearest, a random or every pair; never two that are equal."""
 
-from machinery.data.pairs import choose_pairs
+from machinery.data.files import Row
+from machinery.data.pairs import choose_pairs, make_pairs
+from machinery.readings.recognise import recognise
 
 
 def test_pairing_by_hand():
@@ -14,6 +16,13 @@ def test_pairing_by_hand():
 
 def test_a_least_margin_counts_as_it_is_written():
     assert choose_pairs([0.3, 0.2], "all", 0.1, "0") == [(0, 1)]  # in binary 0.3 - 0.2 is below 0.1
+    pair = {"prompt": "Why?", "chosen": "It is so.", "rejected": "It is not."}
+    rows = [Row("row 0", pair | {"score_chosen": 0.3, "score_rejected": 0.2})]
+    reading = recognise([row.value for row in rows])
+    assert ["chosen" in made for margin in (0.1, 0.11) for made in make_pairs(rows, reading, min_margin=margin)] == [
+        True,
+        False,
+    ]
 
 
 def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
