@@ -18,6 +18,7 @@ import datasets
 from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
+from filelock import FileLock
 
 from ..common.kept_files import forget_damaged, forget_oldest, seal
 from ..common.safe_text import first_line
@@ -87,12 +88,14 @@ def format_pairs(
     key = Hasher.hash([*key, how, code, words, tokenizer.chat_template, tokenizer.eos_token])
     kept = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs" / f"{key}.arrow"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    if PartialState().is_main_process:
-        with suppress(FileNotFoundError):
-            os.utime(kept)  # what is used is not old
-        forget_oldest(kept.parent, "*.arrow", MOST_BYTES)
-        forget_damaged(kept.parent.glob(f"{key}*.arrow"))  # a file, or one for each process
-    with PartialState().main_process_first():
+    is_main = PartialState().is_main_process
+    # Two runs at once on the same pairs: the second waits, and finds them made.
+    with PartialState().main_process_first(), FileLock(kept.with_suffix(".lock")):
+        if is_main:
+            with suppress(FileNotFoundError):
+                os.utime(kept)  # what is used is not old
+            forget_oldest(kept.parent, "*.arrow", MOST_BYTES)
+            forget_damaged(kept.parent.glob(f"{key}*.arrow"))  # a file, or one for each process
         formatted = found.map(
             format_row,
             with_indices=True,
@@ -104,7 +107,7 @@ def format_pairs(
             cache_file_name=str(kept),
             desc=f"formatting {name}",
         )
-        if PartialState().is_main_process:
+        if is_main:
             for file in kept.parent.glob(f"{key}*.arrow"):
                 seal(file)
     return formatted.remove_columns("facts"), formatted["facts"]

@@ -1,6 +1,8 @@
 """Pairs take the form that their tokenizer needs; prompts are shortened where it hurts least."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -9,6 +11,7 @@ from transformers import AutoTokenizer
 from trl.chat_template_utils import qwen3_chat_template
 
 from dpo_utils import format_pair, load_preferences, load_tokenizer, prompt_ids, show_pairs
+from machinery.data import formatting
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE, format_row
 from machinery.data.tokens import shorten_prompt, tokenise
 
@@ -109,6 +112,31 @@ def test_a_flipped_bit_in_what_is_kept_is_seen_and_made_anew(chat_tokenizer, tmp
     again, _ = load(rows, chat_tokenizer, tmp_path)
     assert [pair["prompt"] for pair in again] == [row["prompt"] for row in rows]
     assert "has changed on disk" in caplog.text
+
+
+def test_two_runs_at_once_on_the_same_pairs_do_not_take_them_from_each_other(chat_tokenizer, tmp_path, monkeypatch):
+    rows = [TURNS | {"prompt": [{"role": "user", "content": f"Two at once {n}"}]} for n in range(3)]
+    seal, forget = formatting.seal, formatting.forget_damaged
+    is_written, has_looked, seen = threading.Event(), threading.Event(), []
+
+    def seal_late(file):  # the file is there, and its checksum not yet
+        is_written.set()
+        seen.append(has_looked.wait(1))
+        seal(file)
+
+    def look(files):
+        if is_written.is_set():
+            has_looked.set()
+        forget(files)
+
+    monkeypatch.setattr(formatting, "seal", seal_late)
+    monkeypatch.setattr(formatting, "forget_damaged", look)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(load, rows, chat_tokenizer, tmp_path)
+        assert is_written.wait(60)
+        second = threads.submit(load, rows, chat_tokenizer, tmp_path)
+        assert [len(run.result()[0]) for run in (first, second)] == [3, 3]
+    assert seen[0] is False  # the second did not look before the first had done
 
 
 def test_findings_that_are_kept_come_back(chat_tokenizer, tmp_path):
