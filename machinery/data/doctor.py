@@ -135,7 +135,6 @@ CHAT_MARKS = (
 IN_CHAT_MARKS = (
     "<|", "INST]", "<<SYS>>", "_of_turn>", "\uff5c", "### ", "\nHuman:", "\nUser:", "\nAssistant:", "ASSISTANT:",
 )  # fmt: skip
-CONTRADICTING = 0.3  # share of scores against the labels; two judges may well differ in less
 FEW = 20  # so many pairs to one text, or more, are many
 MOST_COUNTED = 5000  # different texts; more are not few
 # Findings that keep data from being called sound wherever they are more than a slip.
@@ -172,7 +171,7 @@ class Checkup:
         self._loose: dict[int, int] = {}
         self._lengths = {part: array.array("Q") for part in PARTS}
         self._tokens = {part: array.array("Q") for part in PARTS}
-        self._scored = self._contradicting = 0  # pairs with a score of both answers; with a higher one of the rejected
+        self.scored = 0  # pairs with a score of both answers
         self.unknown = self.most_turns = self.with_system_turn = 0
         self.scores: Counter[float] = Counter()  # of answers that stand one in a row
         self.kinds: set[str] = set()  # "text", "turns", "rich turns", and the extra columns
@@ -211,9 +210,8 @@ class Checkup:
             if len(self._distinct[part]) < MOST_COUNTED:
                 self._distinct[part].add(hash(text))
                 self._are_words[part] = self._are_words[part] and len(text) < 60 and " " not in text
-        if "score_chosen" in made and "score_rejected" in made:
-            self._scored += 1
-            self._contradicting += made["score_chosen"] < made["score_rejected"]
+        is_scored = "score_chosen" in made and "score_rejected" in made
+        self.scored += is_scored
         self._note_form(made)
         texts = "".join(words) + made.get("category", "")
         if "rich turns" in self.kinds:
@@ -228,6 +226,7 @@ class Checkup:
             "empty_answer": _is_empty(made["chosen"], chosen) or _is_empty(made["rejected"], rejected),
             "null_word": chosen.strip() in NULL_WORDS or rejected.strip() in NULL_WORDS,
             "chat_marks": not self.is_plain and _has_chat_marks(texts),
+            "scores_contradict": is_scored and made["score_chosen"] < made["score_rejected"],
             "empty_prompt": not prompt.strip(),
             "answer_is_prompt": prompt.strip() and (prompt in words[1:] or question in words[1:]),
             "prompt_repeated": begin_with_prompt and len(prompt.strip()) >= SHARED_BEGINNING,
@@ -336,12 +335,8 @@ class Checkup:
         return report | {"verdict": verdict(report)}
 
     def _note_whole(self) -> None:
-        """Note what only all pairs together show: few different texts for so many pairs, scores against the labels."""
+        """Note what only all pairs together show: few different texts for so many pairs."""
         pairs = len(self.fate)
-        if self._contradicting > self._scored * CONTRADICTING:
-            self.counts["scores_contradict"] = self._contradicting
-            seen = f"{self._contradicting:,} of {self._scored:,} pairs with scores"
-            self.firsts["scores_contradict"] = {"rows": [], "first": "all", "detail": seen}
         for part, texts in self._distinct.items():
             few = len(texts) * FEW <= pairs or (len(texts) == 1 and pairs >= 5)
             names = part != "prompt" and self._are_words[part] and pairs >= 4 and len(texts) * 2 <= pairs

@@ -28,6 +28,7 @@ from ..readings.reading import KINDS, Reading, schemas
 from ..readings.recognise import belonging, recognise
 from . import store
 from .doctor import KEEPABLE, Checkup, what_fails
+from .doubts import refuse_contradiction, refuse_unexplained
 from .files import RowSource, open_splits, wrap_splits
 from .formatting import form_for, format_pairs
 from .pairs import PAIRINGS, make_pairs
@@ -182,7 +183,8 @@ def _load_whole(
                 found, digest = store.spool(made, see, Path(scratch) / f"{split}.arrow")
             except ValueError as error:
                 raise UserError(str(error).rstrip(".") + ".") from error
-            _refuse_unexplained(reading, rows.name)
+            refuse_unexplained(reading, rows.name)
+            refuse_contradiction(reading, checkup, rows.name, columns, verdict)
             sound = checkup.sound()
             found = found.select(sound)
             if tokenizer is not None and sound:
@@ -219,15 +221,6 @@ def _load_whole(
                 notes.append(f"Held out: {len(held):,} pairs, by prompt: no prompt is on both sides.")
                 return [pairs[train].select(kept), pairs[train].select(held)], reports, notes
     return [pairs[train], pairs[others[0]] if others else None], reports, notes
-
-
-def _refuse_unexplained(reading: Reading, name: str) -> None:
-    """A number that first turns up in a later row, and that the meaning told from the first ones does not explain."""
-    if odd := reading.unexplained():
-        raise UserError(
-            f"{name}: {reading.verdict} holds {', '.join(odd)} too, in later rows, so the meaning told from the first ones "
-            f"({reading.says}) may be wrong. Say what each value means: {reading.flags},{odd[0]}=..."
-        )
 
 
 def in_report(reading: Reading) -> dict:

@@ -23,7 +23,7 @@ from .texts import (
     interleave,
     with_system,
 )
-from .values import BAD, FIRST, GOOD, SECOND, TIE, TIES, as_score, canonical, marks_of
+from .values import BAD, FIRST, GOOD, SECOND, TIE, TIES, as_score, canonical, explains, marks_of
 
 MOST_VALUES = 1000  # of a verdict that are counted; a column of texts taken for one must not fill the memory
 
@@ -128,10 +128,11 @@ def _given_scores(row: dict, chosen: str | None, rejected: str | None) -> dict:
 def meant_by(value, reading: Reading) -> str:
     """What a value of the verdict or label means. Raises Unusable where the reading does not say."""
     word = canonical(value)
-    if word in reading.tally or len(reading.tally) < MOST_VALUES:
-        reading.tally[word] += 1
-    if word in reading.meaning:
-        return reading.meaning[word]
+    key = explains(reading.meaning, word)
+    if key or word in reading.tally or len(reading.tally) < MOST_VALUES:
+        reading.tally[key or word] += 1
+    if key:
+        return reading.meaning[key]
     if not word:
         raise Unusable("missing_field", f"{reading.verdict!r} is missing")
     raise Unusable("unknown_verdict", f"{reading.verdict!r} is {value!r:.40}, which this reading gives no meaning")
@@ -306,7 +307,18 @@ def _tree(row: dict, reading: Reading) -> list[dict]:
     return found
 
 
+def _message(row: dict, reading: Reading) -> dict:
+    """One message of a tree whose messages are rows: its turn, its name and its parent's, its score if it has one."""
+    name, parent, text, rank, role = (
+        dig(row, reading.parts[part]) for part in ("message", "parent", "answer", "score", "role")
+    )
+    score = None if rank in (None, "") else as_score(rank, reading.parts["score"])
+    turn = as_turn({"role": role, "content": text}, reading.parts["answer"])
+    return {"message": name, "parent": parent or None, "turn": turn, "score": score}
+
+
 CONVERTERS = {
+    "messages": _message,
     "preference": _preference,
     "named": _named,
     "two_outputs": _two_outputs,
@@ -327,8 +339,9 @@ def shown(row: dict, reading: Reading) -> str:
     except Unusable as error:
         return f"{error.fault}: {error}"
     made = made[0] if isinstance(made, list) else made
-    parts = {part: made[part] for part in ("prompt", "chosen", "rejected") if part in made}
-    return ", ".join(f"{part} {_short(text)}" for part, text in (parts or made).items())
+    said = {part: _short(made[part]) for part in ("prompt", "chosen", "rejected") if part in made}
+    said |= {f"answer of {score:g}": _short(text) for text, score in made.get("answers", ())}
+    return ", ".join(f"{part} {text}" for part, text in said.items())
 
 
 def _short(text) -> str:

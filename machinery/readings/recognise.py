@@ -55,13 +55,13 @@ def _finish(reading: Reading, rows: list[dict]) -> Reading:
     if reading.kind == "preference" and "lists" not in forms.values():
         for part in ("chosen", "rejected"):
             cells = filled(rows, reading.parts[part])
-            if sum(_is_several(cell) for cell in cells) > len(cells) / 2:
+            if reading.parts[part].endswith("*") or sum(map(_is_several, cells)) > len(cells) / 2:
                 forms[part] = "several"
     have = list(dict.fromkeys(key for row in rows for key in row if row[key] is not None))
     read = [*reading.parts.values(), *CARRIED]
     read += reading.meaning.values() if reading.kind == "named" else []
     tops = {top for path in read for one in path.split("|") for top in (one, re.split(r"[.\[]", one)[0])}
-    left = tuple(sorted(key for key in have if key not in tops))
+    left = tuple(sorted(key for key in have if key not in tops and key.rstrip("0123456789") + "*" not in tops))
     return replace(reading, forms=forms, left_behind=left, tally=Counter())
 
 
@@ -120,12 +120,16 @@ def by_schema(rows: list[dict], only: str | None = None) -> Reading | None:
 
 def _by_names(look: Names, kind: str | None, verdict: dict[str, str]) -> Reading:
     """The reading that names propose and values allow. kind: one of KINDS, where the user says so."""
+    for trees in ("tree", "messages"):
+        if look.columns.keys() >= set(KINDS[trees]):
+            return Reading({part: look.columns[part] for part in KINDS[trees]})
     verdicts = two_outputs(look, bool(verdict))
     outputs = verdicts[0] if verdicts else []
     if len(outputs) == 1 and "verdict" not in look.columns:  # other verdicts that say otherwise
         outputs = outputs + [v[0] for v in verdicts[1:] if len(v) == 1 and _differ(outputs[0], v[0], look.rows)]
     pairs = answer_pairs(look, {guess.parts.get("verdict") for guess in outputs}, bool(verdict))
     others = one_by_one(look, bool(verdict))
+    others = [guess for guess in others if guess.kind in (kind or others[0].kind)]
     if kind is not None:
         pairs, outputs, others = ([g for g in guesses if g.kind == kind] for guesses in (pairs, outputs, others))
         if not pairs + outputs + others:
@@ -139,13 +143,11 @@ def _by_names(look: Names, kind: str | None, verdict: dict[str, str]) -> Reading
             raise ValueError(_two_ways([pairs[0], outputs[0]], look.rows))
     if pairs and not outputs and _nearly(look, tuple(pairs[0].parts[part] for part in ("chosen", "rejected"))):
         pairs = []  # a verdict about response_j and response_k that nobody understands
-    fitting = pairs or outputs
+    fitting = pairs or outputs or others
     if len(fitting) > 1 and any(_differ(fitting[0], other, look.rows, faults=True) for other in fitting[1:]):
         raise ValueError(_two_ways(fitting, look.rows))
-    if "tree" in look.columns:
-        return Reading({"tree": look.columns["tree"]})
-    if fitting or others:
-        found = (fitting or others)[0]
+    if fitting:
+        found = fitting[0]
         return replace(found, parts=found.parts | {part: path for part, path in look.columns.items() if part in BESIDE})
     raise ValueError(
         f"the columns {listed(look.rows)} are of no shape that is known{_nearly(look)}. Say which is which by --columns "
@@ -182,7 +184,7 @@ def _differ(one: Reading, other: Reading, rows: list[dict], faults: bool = False
         for reading in readings:
             try:
                 pair = convert(row, reading)
-                made.append((str(pair.get("chosen")), str(pair.get("rejected"))))
+                made.append([str(pair.get(part)) for part in ("chosen", "rejected", "answers")])
             except Unusable:
                 made.append(None)
         if made[0] != made[1] and (faults or None not in made):

@@ -72,15 +72,17 @@ def test_numbers_in_later_rows_are_no_reading_of_words():
     assert [pair.get("fault") for pair in made_of(rows, head=4)] == [None] * 4 + ["unknown_verdict"] * 3
 
 
-def test_a_number_that_a_guess_does_not_explain_is_refused_when_it_turns_up(tmp_path):
-    rows = [two(n, "a", preference=1 + n % 2) for n in range(150)] + [
-        two(n, "a", preference=0) for n in range(150, 160)
-    ]
+@pytest.mark.parametrize("late", [0, "response_3"])
+def test_a_number_that_a_guess_does_not_explain_is_refused_when_it_turns_up(tmp_path, late):
+    first = (lambda n: 1 + n % 2) if late == 0 else (lambda n: f"response_{1 + n % 2}")
+    rows = [two(n, "a", preference=first(n)) for n in range(150)]
+    rows += [two(n, "a", preference=late) for n in range(150, 160)]
+    rows = [{key.replace("_a", "_1").replace("_b", "_2"): value for key, value in row.items()} for row in rows]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match="preference holds 0 too, in later rows"):
+    with pytest.raises(ValueError, match=f"preference holds {late} too, in later rows"):
         load_pairs(str(path), None, None)
-    meaning = {"1": "response_a", "2": "response_a", "0": "tie"}
+    meaning = {str(first(0)): "response_1", str(first(1)): "response_1", str(late): "tie"}
     assert len(load_pairs(str(path), None, None, verdict=meaning)[0]) == 150
 
 
