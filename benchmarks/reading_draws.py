@@ -29,7 +29,7 @@ from machinery.data.pairs import make_pairs
 from machinery.readings.reading import Reading, names, pairs_of_names, schemas
 from machinery.readings.recognise import recognise
 from machinery.readings.texts import plain
-from machinery.readings.values import canonical, explains, lowest_is_best, marks_of
+from machinery.readings.values import AN_INDEX, canonical, explains, lowest_is_best, marks_of
 
 KEPT = PROJECT / "benchmarks" / "results" / "reading_draws.json"
 HEAD = 6  # so many first rows are looked at, where the scripts look at a hundred
@@ -115,8 +115,9 @@ def draw(rng: random.Random) -> tuple[list[dict], dict, dict | None, dict | None
     other = Reading(reading.parts, reading.meaning, reading.schema)
     if reading.kind == "two_outputs" and not reading.schema and "other" not in reading.parts:
         said = {canonical(value): meant for value, meant in reading.meaning.items()}
-        others = _encodings(reading.parts["first"], reading.parts["second"])
-        others = [e for e in others if all(said.get(canonical(value), meant) == meant for value, meant in e.items())]
+        others = _encodings(*(reading.parts[part] for part in ("first", "second", "verdict")))
+        others = [e for e in others if all(said.get(explains(said, canonical(value)), meant) == meant and ".." not in str(value)
+                                           for value, meant in e.items())]  # fmt: skip
         other = Reading(reading.parts, rng.choice(others))
     other_form = rng.choice(FORMS)
     for number in range(count):
@@ -164,11 +165,11 @@ def _two_outputs(rng) -> Reading:
     if rng.random() < 0.2:
         return Reading(parts | {"score_first": f"score_{one}", "score_second": f"score_{two}"})
     column = rng.choice([name for name in names("verdict") if name not in parts.values()])
-    return Reading(parts | {"verdict": column}, rng.choice(_encodings(first, second)))
+    return Reading(parts | {"verdict": column}, rng.choice(_encodings(first, second, column)))
 
 
-def _encodings(first: str, second: str) -> list[dict]:
-    """What the values of a verdict on two columns may mean."""
+def _encodings(first: str, second: str, column: str) -> list[dict]:
+    """What the values of a verdict on two columns may mean, as far as the names leave it open."""
     one, two = marks_of((first, second))
     encodings = [
         {first: "first", second: "second", "tie": "tie"},
@@ -188,9 +189,11 @@ def _encodings(first: str, second: str) -> list[dict]:
     if not one.isdigit():
         encodings += [{one.upper(): "first", two.upper(): "second"}, {f"[[{one}]]": "first", f"[[{two}]]": "second"}]
         encodings += [{f"{one}>{two}": "first", f"{two}>{one}": "second", f"{one}={two}": "tie"}]
-    if one.isdigit():  # columns that are numbered say what their numbers mean
-        numbered = [e for e in encodings if not isinstance(next(iter(e)), (str, bool))]
-        encodings = [e for e in encodings if e not in numbered] + [{int(one): "first", int(two): "second"}]
+    says_which = not column.startswith("label") and column != "win"
+    if (one, two) == ("1", "2") and says_which:  # there 1 is the first
+        encodings = [e for e in encodings if e.get(1) != "second" or isinstance(next(iter(e)), bool)]
+    if (one, two) == ("0", "1") and AN_INDEX.search(column):  # there 0 is the first
+        encodings = [{0: "first", 1: "second"}, *(e for e in encodings if isinstance(next(iter(e)), (str, bool)))]
     return encodings
 
 
@@ -213,10 +216,11 @@ def _scored(rng) -> Reading:
     if rng.random() < 0.4:
         return Reading(_prompt(rng) | {"answer": rng.choice(names("answer")), "score": score})
     if rng.random() < 0.3:
-        label = rng.choice(names("label"))
-        answer = {"answer": rng.choice(names("answer")), "label": label}
-        return Reading(_prompt(rng) | answer, rng.choice(({True: "good", False: "bad"}, {1: "good", 0: "bad"},
-                       {"desirable": "good", "undesirable": "bad"}, {1: "good", -1: "bad"})))  # fmt: skip
+        parts = _prompt(rng) | {"answer": rng.choice(names("answer")), "label": rng.choice(names("label"))}
+        meanings = [{True: "good", False: "bad"}, {1: "good", 0: "bad"}, {"desirable": "good", "undesirable": "bad"},
+                    {1: "good", -1: "bad"}]  # fmt: skip
+        is_open = parts["label"] == "label" and parts["answer"] != "completion"
+        return Reading(parts, rng.choice([*meanings, *[{1: "bad", 0: "good"}] * is_open]))
     answers = rng.choice(names("answers"))
     return Reading(
         _prompt(rng)

@@ -36,7 +36,9 @@ class Finding(NamedTuple):
 FINDINGS = {
     "unreadable": Finding(True, "rows that cannot be read", "Mend the file at the lines named."),
     "missing_field": Finding(True, "a field is missing or null", "Look where the rows come from."),
-    "wrong_type": Finding(True, "a field holds no text", "A number, a list or an image stands where text should."),
+    "wrong_type": Finding(
+        True, "a field of the wrong type", "A number, an image or an object where text should be, say."
+    ),
     "unknown_verdict": Finding(
         True, "a verdict or label that the reading does not know", "Say what it means by --verdict VALUE=..."
     ),
@@ -125,16 +127,24 @@ SHARED_BEGINNING = 20  # characters
 FIRST_ROWS = 10  # how many row numbers a finding names
 PARTS = ("prompt", "chosen", "rejected")
 NULL_WORDS = {"nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A", "undefined"}
-CHAT_MARKS = (
-    "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "<|endoftext|>", "<|user|>", "<|assistant|>",
-    "<|system|>", "<|end|>", "[INST]", "[/INST]", "<<SYS>>", "<start_of_turn>", "<end_of_turn>", "<\uff5cUser\uff5c>",
-    "<\uff5cAssistant\uff5c>", "### Response:", "### Instruction:", "### Assistant:", "### Human:", "\nHuman:", "\nUser:",
-    "\nAssistant:", "\nASSISTANT:", " ASSISTANT:",
-)  # fmt: skip
-# Each of these marks has one of these in it, which are quicker to rule out.
+CHAT_MARKS = re.compile(
+    r"<[|\uff5c]\w+[|\uff5c]>|\[/?INST\]|<<SYS>>|<(start|end)_of_turn>|</s>|### (Response|Instruction|Assistant|Human):"
+    r"|\n(Human|User|Assistant|ASSISTANT):| ASSISTANT:"
+)
+# Each such mark has one of these in it, which are quicker to rule out.
 IN_CHAT_MARKS = (
-    "<|", "INST]", "<<SYS>>", "_of_turn>", "\uff5c", "### ", "\nHuman:", "\nUser:", "\nAssistant:", "ASSISTANT:",
-)  # fmt: skip
+    "<|",
+    "INST]",
+    "<<SYS>>",
+    "_of_turn>",
+    "\uff5c",
+    "</s>",
+    "### ",
+    "\nHuman:",
+    "\nUser:",
+    "\nAssistant:",
+    "ASSISTANT:",
+)
 FEW = 20  # so many pairs to one text, or more, are many
 MOST_COUNTED = 5000  # different texts; more are not few
 # Findings that keep data from being called sound wherever they are more than a slip.
@@ -433,7 +443,7 @@ def _words_of(text: str | list[dict]) -> str:
 
 
 def _has_chat_marks(text: str) -> bool:
-    return any(part in text for part in IN_CHAT_MARKS) and any(mark in text for mark in CHAT_MARKS)
+    return any(part in text for part in IN_CHAT_MARKS) and CHAT_MARKS.search(text) is not None
 
 
 def _last_question(prompt: str | list[dict]) -> str | None:

@@ -45,7 +45,7 @@ CARRIED = {"tools", "chat_template_kwargs", "category"}
 MEDIA = re.compile(r"(^|_)(images?|pictures?|videos?|audios?)(_|$)")
 BELONGING = re.compile(
     r"(^|_)(images?|pictures?|videos?|audios?|context|contexts|passage|document|article|post|history|system|system_prompt|"
-    r"prompt|question|query|instruction|scores?|ratings?|rewards?|ranks?|ranking|preference|winner|verdict|preferred|labels?|swapped|flipped)(_|$)(?!.*(id|ids|model|length|hash|source|tokens|name|type|policy)$)"
+    r"prompt|question|query|instruction|scores?|ratings?|rewards?|margins?|ranks?|ranking|preference|winner|verdict|preferred|labels?|swapped|flipped)(_|$)(?!.*(id|ids|model|length|hash|source|tokens|name|type|policy)$)"
 )
 
 

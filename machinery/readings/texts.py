@@ -33,9 +33,9 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text", "parts"
 TURN_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "function_call")
 TRANSCRIPT_TURN = re.compile(r"(?:^\s*|\n\n|\r\n\r\n)(Human|User|Assistant|System):")
 SINGLE_NEWLINES = re.compile(r"\s*(Human|User):.*\n(Assistant|AI|Bot):", re.DOTALL)
-# How a list of turns, a turn, or an object of messages begins, as JSON or as Python or numpy writes it.
-LIKE_TURNS = re.compile(r"\s*(?:(?:np\.)?array\(\s*)?\[?\s*\{\s*(['\"])(?:role|from|content|value|messages|text)\1\s*:")
-A_ROLE = re.compile(r"(['\"])(?:role|from)\1\s*:\s*(['\"])(\w+)\2", re.IGNORECASE)
+# How a list of turns, a turn, or an object of messages begins, as JSON or as Python or numpy writes it; or JSON in JSON.
+LIKE_TURNS = re.compile(r"""\s*(?:(?:np\.)?array\(\s*)?(?:"\s*)?\[?\s*\{\s*\\?['"]\w+\\?['"]\s*:""")
+A_ROLE = re.compile(r"""(['"])(?:role|from)\\?\1\s*:\s*\\?(['"])(\w+)\\?\2""", re.IGNORECASE)
 
 Text = str | list[dict]
 
@@ -64,7 +64,10 @@ def kind_of_cell(text: str) -> str:
     """What a string holds: "turns", "broken turns" (cut off, or in Python's writing), "list" (of texts), or "text"."""
     if LIKE_TURNS.match(text):
         try:
-            return "turns" if _are_turns(json.loads(text)) else "text"
+            value = json.loads(text)
+            if isinstance(value, str):  # JSON in JSON
+                return "text" if kind_of_cell(value) == "text" else "broken turns"
+            return "turns" if _are_turns(value) else "text"
         except (ValueError, RecursionError):
             roles = {found[2].lower() for found in A_ROLE.findall(text)}
             return "broken turns" if roles & {*KNOWN_ROLES, *ROLES} else "text"
@@ -103,6 +106,11 @@ def as_text(value, name: str, form: str = "text") -> Text:
             return as_text(value["messages"], name)
         if not value.keys() & set(ROLE_KEYS) and value.keys() & set(CONTENT_KEYS):  # a text in an object
             return as_turn({"role": "assistant", **value}, name)["content"]
+        if not value.keys() & {*ROLE_KEYS, *CONTENT_KEYS}:
+            inside = ", ".join(map(str, value))
+            raise Unusable(
+                "wrong_type", f"{name!r} is an object of {inside:.60}; name the text in it, as in {name}.text"
+            )
         return [as_turn(value, name)]
     if not isinstance(value, list):
         kind = (
@@ -133,7 +141,8 @@ def _read(text: str, name: str, form: str) -> Text:
     if not text.strip():
         raise Unusable("missing_field", f"{name!r} is missing")
     if kind == "broken turns":
-        how = "as Python writes it" if "'" in text[:40] else "as JSON that is cut off"
+        is_twice = text.lstrip().startswith('"')
+        how = "as Python writes it" if "'" in text[:40] else f"as JSON {'in JSON' if is_twice else 'that is cut off'}"
         raise Unusable("broken_turns", f"{name!r} is a conversation {how}; write it as whole JSON")
     raise Unusable("other_form", f"{name!r} is {kind}, where the column holds {form}: {text:.40}")
 

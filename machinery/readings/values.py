@@ -73,7 +73,7 @@ def as_score(value, name: str) -> float:
         fault = "missing_field" if value in (None, "") else "wrong_type"
         raise Unusable(fault, f"{name!r} is {value!r:.40}; a number is needed") from None
     if not math.isfinite(score):
-        raise Unusable("missing_field", f"{name!r} is {score}; a finite number is needed")
+        raise Unusable("wrong_type", f"{name!r} is {score}; a finite number is needed")
     return -score if lowest_is_best(name) else score
 
 
@@ -123,8 +123,10 @@ def meanings(values: list, names: tuple[str, str], column: str, other_names=None
     seen = [word for word in map(canonical, values) if word]
     numbers = {float(word) for word in seen if is_number(word)}
     words = {word: side for word, side in words_for(names, other_names).items() if not is_number(word)}
-    if not seen or any(is_numbered(word) and word not in words for word in seen):
-        return []  # model_2 beside answers that are numbered from 0
+    counted = {word for word in seen if is_numbered(word)} - set(map(canonical, names))
+    from_1 = marks_of(names) == ("0", "1") and not any(word.endswith("0") for word in counted)
+    if not seen or counted - words.keys() or (counted and from_1):
+        return []  # model_1 beside response_0 and response_1
     if sum(word in words for word in seen) >= len(seen) / 2:
         return [words]
     if sum(word in ("true", "false") for word in seen) >= len(seen) / 2:
