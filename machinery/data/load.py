@@ -25,10 +25,9 @@ from ..common.kept_files import size_on_disk
 from ..common.safe_text import first_line
 from ..readings.convert import reading_of_function
 from ..readings.reading import KINDS, Reading, schemas
-from ..readings.recognise import belonging, recognise
+from ..readings.recognise import belonging, doubt, recognise
 from . import store
 from .doctor import KEEPABLE, Checkup, what_fails
-from .doubts import refuse_contradiction, refuse_unexplained
 from .files import RowSource, open_splits, wrap_splits
 from .formatting import form_for, format_pairs
 from .pairs import PAIRINGS, make_pairs
@@ -183,8 +182,8 @@ def _load_whole(
                 found, digest = store.spool(made, see, Path(scratch) / f"{split}.arrow")
             except ValueError as error:
                 raise UserError(str(error).rstrip(".") + ".") from error
-            refuse_unexplained(reading, rows.name)
-            refuse_contradiction(reading, checkup, rows.name, columns, verdict)
+            if said := doubt(reading, checkup, columns, verdict):
+                raise UserError(f"{rows.name}: {said}")
             sound = checkup.sound()
             found = found.select(sound)
             if tokenizer is not None and sound:

@@ -11,9 +11,9 @@ from datasets import IterableDataset
 
 from ..common.errors import UserError
 from ..readings.reading import Reading
+from ..readings.recognise import doubt
 from . import store
 from .doctor import Checkup, what_fails
-from .doubts import refuse_contradiction, refuse_unexplained
 from .files import RowSource
 from .formatting import form_for
 from .pairs import make_pairs
@@ -35,7 +35,8 @@ def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Call
     checkup = Checkup(keep=keep)
     for made in islice(make_pairs(rows, reading, **pairing), 100):
         checkup.see(made)
-    refuse_contradiction(reading, checkup, rows.name, how.get("columns"), how.get("verdict"))
+    if said := doubt(reading, checkup, how.get("columns"), how.get("verdict")):
+        raise UserError(f"{rows.name}: {said}")
     if not checkup.sound():
         raise UserError(f"{rows.name}: none of the first 100 pairs can be used. {what_fails(checkup.report())}")
     as_turns, notes = form_for(tokenizer, checkup.kinds, rows.name, how.get("keep_plain", False))
@@ -46,7 +47,8 @@ def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Call
         for made in make_pairs(rows, reading, **pairing):
             seen = Checkup(keep=keep)
             seen.see(made)
-            refuse_unexplained(reading, made["where"])
+            if said := doubt(reading):
+                raise UserError(f"{made['where']}: {said}")
             try:
                 if not seen.sound():
                     raise ValueError(made.get("text") or seen.fate[0])

@@ -16,7 +16,7 @@ from .convert import convert, shown
 from .guesses import Names, answer_pairs, listed, one_by_one, two_outputs
 from .reading import BELONGING, BESIDE, CARRIED, KINDS, MEDIA, TEXTS, Reading, filled, known_names, schemas
 from .texts import Unusable, form_of
-from .values import BAD, FIRST, GOOD, SECOND, TIE, canonical
+from .values import BAD, FIRST, GOOD, SECOND, TIE, canonical, explains
 
 
 def recognise(
@@ -108,7 +108,7 @@ def by_schema(rows: list[dict], only: str | None = None) -> Reading | None:
         meaning = {canonical(value): meant for value, meant in schema.get("meaning", {}).items()}
         seen = {canonical(value) for part in ("verdict", "label", "labels") if part in parts
                 for value in _flat(filled(rows, parts[part]))}  # fmt: skip
-        if meaning and not seen & meaning.keys():
+        if meaning and not any(explains(meaning, word) for word in seen):
             continue
         parts = {part: path for part, path in parts.items() if filled(rows, path)}
         fitting.append((len({*needed, *schema.get("needs", ())}), Reading(parts, meaning, name, schema["title"])))
@@ -203,6 +203,30 @@ def _two_ways(readings: list[Reading], rows: list[dict]) -> str:
             shown(row, reading)
         lines.append(f"  {reading.flags}\n      {pairs[0] if pairs else 'gives no pair'}")
     return "\n".join(lines)
+
+
+def doubt(
+    reading: Reading, checkup=None, columns: dict[str, str] | None = None, verdict: dict[str, str] | None = None
+) -> str | None:
+    """What to say where all rows together raise a doubt that only the user can settle; None where there is none.
+
+    A number that a meaning told from the first rows does not explain; labels that most of the scores contradict, unless
+    the user names the labels himself. checkup: has scored, counts and firsts, as doctor.Checkup. columns, verdict: the flags.
+    """
+    if odd := reading.unexplained():
+        return (
+            f"{reading.verdict} holds {', '.join(odd)} too, in later rows, so the meaning told from the first ones "
+            f"({reading.says}) may be wrong. Say what each value means: {reading.flags},{odd[0]}=..."
+        )
+    against = checkup.counts["scores_contradict"] if checkup is not None else 0
+    is_settled = verdict or reading.parts.get("chosen", reading.verdict) in (columns or {}).values()
+    if not against or against * 2 <= checkup.scored or is_settled or reading.kind == "converter":
+        return None
+    return (
+        f"in {against:,} of {checkup.scored:,} pairs the rejected answer has the higher score, first in "
+        f"{checkup.firsts['scores_contradict']['first']}, so either the scores or the labels are turned around. Say which to "
+        f"go by:\n  {reading.flags}\n  {reading.by_scores().flags}"
+    )
 
 
 def _meant(reading: Reading, verdict: dict[str, str]) -> dict[str, str]:
