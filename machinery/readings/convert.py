@@ -61,12 +61,8 @@ def _cell(row: dict, reading: Reading, part: str) -> Text | list[str]:
     if value is None:
         raise Unusable("missing_field", f"{path!r} is missing")
     text = as_text(value, path, reading.forms.get(part, "text"))
-    if (
-        isinstance(text, str)
-        and len(text) < 60
-        and part in ("chosen", "rejected")
-        and _names_a_column(text, row, reading)
-    ):
+    is_word = isinstance(text, str) and len(text) < 60 and part in ("chosen", "rejected")
+    if is_word and _names_a_column(text, row, reading):
         raise Unusable("names_a_column", f"{path!r} is {text!r}, which names a column and is no answer")
     return text
 
@@ -269,22 +265,23 @@ def _label(value, reading: Reading) -> float:
     return {GOOD: 1.0, BAD: 0.0}[meant_by(value, reading)]
 
 
-def _scored_row(row: dict, reading: Reading) -> dict:
-    path = reading.parts["score"]
-    answers = [(_cell(row, reading, "answer"), as_score(dig(row, path), path))]
-    return {"prompt": _full_prompt(row, reading), "answers": answers, **extras_of(row)}
-
-
-def _unpaired(row: dict, reading: Reading) -> dict:
-    label = _label(dig(row, reading.parts["label"]), reading)
+def _single(row: dict, reading: Reading) -> dict:
+    """An answer in a row of its own, with its score or its label; it may be a conversation that brings its prompt along."""
+    parts = reading.parts
+    worth = (
+        as_score(dig(row, parts["score"]), parts["score"])
+        if "score" in parts
+        else _label(dig(row, parts["label"]), reading)
+    )
     answer = _cell(row, reading, "answer")
-    if "prompt" in reading.parts:
-        return {"prompt": _full_prompt(row, reading), "answers": [(answer, label)], **extras_of(row)}
-    if isinstance(answer, str) or len(answer) < 2:
-        path = reading.parts["answer"]
-        raise Unusable("wrong_type", f"{path!r} is no conversation of a question and its answer")
-    check_roles(answer[:-1], answer[-1:])
-    return {"prompt": answer[:-1], "answers": [(answer[-1:], label)], **extras_of(row)}
+    if "prompt" in parts:
+        prompt = _full_prompt(row, reading)
+    elif isinstance(answer, str) or len(answer) < 2:
+        raise Unusable("wrong_type", f"{parts['answer']!r} is no conversation of a question and its answer")
+    else:
+        prompt, answer = answer[:-1], answer[-1:]
+        check_roles(prompt, answer)
+    return {"prompt": prompt, "answers": [(answer, worth)], **extras_of(row)}
 
 
 def _tree(row: dict, reading: Reading) -> list[dict]:
@@ -325,8 +322,8 @@ CONVERTERS = {
     "two_scores": _two_scores,
     "scored_answers": _answers,
     "labelled_answers": _answers,
-    "scored_rows": _scored_row,
-    "unpaired": _unpaired,
+    "scored_rows": _single,
+    "unpaired": _single,
     "tree": _tree,
     "converter": lambda row, reading: reading.convert(row),
 }

@@ -8,7 +8,8 @@
 A reading names columns by their part: prompt, chosen, rejected; or first, second and a verdict with the meaning of its
 values; or answers with scores or labels. A part is a path into a row: `question`, `question.full_text`, `summaries.0.text`,
 `answers[].text` (of each item of a list), `messages.:-1` (all but the last), `won_a|won_b|tied` (the one column that is
-true), `rejected_*` (rejected_1, rejected_2 and so on). Public schemas and the usual names are data, in schemas.yaml; adding one is adding a few lines there.
+true), `rejected_*` (rejected_1, rejected_2 and so on). Public schemas and the usual names are data, in schemas.yaml; adding
+one is adding a few lines there.
 """
 
 import re
@@ -44,8 +45,10 @@ CARRIED = {"tools", "chat_template_kwargs", "category"}
 # Columns that look as if they belonged to the pair, where nothing reads them.
 MEDIA = re.compile(r"(^|_)(images?|pictures?|videos?|audios?)(_|$)")
 BELONGING = re.compile(
-    r"(^|_)(images?|pictures?|videos?|audios?|context|contexts|passage|document|article|post|history|system|system_prompt|"
-    r"prompt|question|query|instruction|scores?|ratings?|rewards?|margins?|ranks?|ranking|preference|winner|verdict|preferred|labels?|swapped|flipped)(_|$)(?!.*(id|ids|model|length|hash|source|tokens|name|type|policy)$)"
+    MEDIA.pattern
+    + r"|(^|_)(contexts?|passage|document|article|post|history|system|prompt|question|query|instruction|scores?|"
+    r"ratings?|rewards?|margins?|ranks?|ranking|preference|preferred|winner|verdict|labels?|swapped|flipped)(_|$)"
+    r"(?!.*(ids?|model|length|hash|source|tokens|name|type|policy)$)"
 )
 
 

@@ -108,14 +108,10 @@ def as_text(value, name: str, form: str = "text") -> Text:
             return as_turn({"role": "assistant", **value}, name)["content"]
         if not value.keys() & {*ROLE_KEYS, *CONTENT_KEYS}:
             inside = ", ".join(map(str, value))
-            raise Unusable(
-                "wrong_type", f"{name!r} is an object of {inside:.60}; name the text in it, as in {name}.text"
-            )
+            raise Unusable("wrong_type", f"{name!r} is an object of {inside:.60}; name the one in it, as {name}.x")
         return [as_turn(value, name)]
     if not isinstance(value, list):
-        kind = (
-            "true or false" if isinstance(value, bool) else "a number" if isinstance(value, (int, float)) else "no text"
-        )
+        kind = {bool: "true or false", int: "a number", float: "a number"}.get(type(value), "no text")
         raise Unusable("wrong_type", f"{name!r} is {kind}; text or a list of turns is needed")
     if not value:
         raise Unusable("wrong_type", f"{name!r} is an empty list")
@@ -347,7 +343,5 @@ def check_roles(prompt: list[dict], answer: list[dict]) -> None:
 
 
 def _of_single_newlines(text: str) -> str:
-    is_one = SINGLE_NEWLINES.match(text)
-    return "; its turns stand below each other without an empty line between, so a line of a text could be one" * bool(
-        is_one
-    )
+    said = "; its turns stand below each other without an empty line between, so a line of a text could be one"
+    return said if SINGLE_NEWLINES.match(text) else ""
