@@ -305,14 +305,14 @@ def one_by_one(look: Names, has_meaning: bool = False) -> list[Reading]:
     """Readings of answers that are scored or labelled one by one: in a list, or each in a row."""
     parts = _prompt_parts(look)
     rows = [*_scored_rows(look, parts), *_unpaired(look, parts, has_meaning)]
-    return [*_listed_answers(look, parts), *rows]
+    return [*_listed_answers(look, parts, has_meaning), *rows]
 
 
 def _is_list(cell) -> bool:
     return isinstance(cell, list) or str(cell).lstrip()[:1] == "["
 
 
-def _listed_answers(look: Names, prompt: dict[str, str]) -> list[Reading]:
+def _listed_answers(look: Names, prompt: dict[str, str], has_meaning: bool) -> list[Reading]:
     for answers in look.all("answers") if "prompt" in prompt else ():
         lists = [cell for cell in look.values(answers) if _is_list(cell)]
         scores = [path for path in look.all("scores") if any(map(_is_list, look.values(path)))]
@@ -327,9 +327,14 @@ def _listed_answers(look: Names, prompt: dict[str, str]) -> list[Reading]:
         if scored not in look.columns.values():
             _refuse_order(scored, look.values(scored))
         cells = [item for cell in look.values(scored) if isinstance(cell, list) for item in cell]
-        told = labels(cells) if cells and not _are_numbers(cells) else []
-        if "labels" in look.columns or told:
-            return [Reading(prompt | {"answers": answers, "labels": scored}, (told or [TO_BE_SAID])[0], is_guess=True)]
+        is_label = "labels" in look.columns or canonical(scored) in ("label", "labels") or not _are_numbers(cells)
+        told = labels(cells) if is_label else []
+        if "labels" in look.columns and (has_meaning or not told):
+            told = [TO_BE_SAID]
+        if told:
+            return [
+                Reading(prompt | {"answers": answers, "labels": scored}, meaning, is_guess=True) for meaning in told
+            ]
         return [Reading(prompt | {"answers": answers, "scores": scored}, is_guess=True)]
     return []
 

@@ -276,6 +276,14 @@ def test_one_and_nought_as_a_mere_label_may_mean_a_fault_that_was_found():
     assert all(map(sound, made_of(rows)))  # TRL's own names
 
 
+def test_one_and_nought_in_a_list_of_labels_too():
+    rows = [{"prompt": "Weather?", "responses": ["It rains.", "No idea."], "labels": [0, 1]}]
+    assert "answers=responses,labels=labels --verdict 1=good,0=bad" in refused(rows, "two ways")
+    how = {"columns": {"answers": "responses", "labels": "labels"}, "verdict": {"0": "good", "1": "bad"}}
+    assert all(map(sound, made_of(rows, **how)))
+    assert made_of([rows[0] | {"labels": [False, True]}])[0]["chosen"] == "No idea."
+
+
 def test_a_column_that_says_where_the_order_was_changed_is_asked_about():
     rows = [two(n, "a", winner="A", swapped=n % 2 == 0) for n in range(4)]
     refused(rows, "swapped differs from row to row")
