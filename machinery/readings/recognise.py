@@ -60,7 +60,7 @@ def _finish(reading: Reading, rows: list[dict]) -> Reading:
     have = list(dict.fromkeys(key for row in rows for key in row if row[key] is not None))
     read = [*reading.parts.values(), *CARRIED]
     read += reading.meaning.values() if reading.kind == "named" else []
-    tops = {top for path in read for one in path.split("|") for top in (one, re.split(r"[.\[]", one)[0])}
+    tops = {top for path in read for one in path.split("|") for top in (one, _top(one))}
     left = tuple(sorted(key for key in have if key not in tops and key.rstrip("0123456789") + "*" not in tops))
     return replace(reading, forms=forms, left_behind=left, tally=Counter())
 
@@ -94,25 +94,29 @@ def by_schema(rows: list[dict], only: str | None = None) -> Reading | None:
     have = {key for row in rows for key in row}
     fitting = []
     for name, schema in schemas().items():
-        needed = [path for path in schema["columns"].values() if not path.endswith("?")]
-        parts = {part: path.rstrip("?") for part, path in schema["columns"].items()}
         if name != only and (only is not None or "usual" in schema):
             continue
-        if not have.issuperset(schema.get("needs", ())):
+        needed = [path for path in schema["columns"].values() if not path.endswith("?")]
+        if not have.issuperset([*schema.get("needs", ()), *map(_top, needed)]):
             continue
-        tops = {re.split(r"[.\[|]", path)[0] for path in parts.values()}
-        if "alone" in schema and any(key in known_names() or BELONGING.search(key) for key in have - tops):
+        parts = {part: path.rstrip("?") for part, path in schema["columns"].items()}
+        others = have - set(map(_top, parts.values()))
+        if "alone" in schema and any(key in known_names() or BELONGING.search(key) for key in others):
             continue
         if not all(filled(rows, path) for path in needed):
             continue
-        meaning = {canonical(value): meant for value, meant in schema.get("meaning", {}).items()}
-        seen = {canonical(value) for part in ("verdict", "label", "labels") if part in parts
-                for value in _flat(filled(rows, parts[part]))}  # fmt: skip
-        if meaning and not any(explains(meaning, word) for word in seen):
-            continue
         parts = {part: path for part, path in parts.items() if filled(rows, path)}
-        fitting.append((len({*needed, *schema.get("needs", ())}), Reading(parts, meaning, name, schema["title"])))
+        meaning = {canonical(value): meant for value, meant in schema.get("meaning", {}).items()}
+        reading = Reading(parts, meaning, name, schema["title"])
+        met = _flat(filled(rows, reading.verdict)) if meaning else []
+        if not meaning or any(explains(meaning, canonical(value)) for value in met):
+            fitting.append((len({*needed, *schema.get("needs", ())}), reading))
     return max(fitting, key=lambda fit: fit[0])[1] if fitting else None
+
+
+def _top(path: str) -> str:
+    """The column that a path begins in."""
+    return re.split(r"[.\[|]", path)[0]
 
 
 # --- The usual names -------------------------------------------------------------------------------------------------
