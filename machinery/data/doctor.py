@@ -146,6 +146,7 @@ IN_CHAT_MARKS = (
     "\nAssistant:",
     "ASSISTANT:",
 )
+CONTRADICTING = 0.3  # share of scores against the labels; noise in the labels, or two judges, may well give less
 FEW = 20  # so many pairs to one text, or more, are many
 MOST_COUNTED = 5000  # different texts; more are not few
 
@@ -345,8 +346,10 @@ class Checkup:
         return report | {"verdict": verdict(report)}
 
     def _note_whole(self) -> None:
-        """Note what only all pairs together show: few different texts for so many pairs."""
+        """Note what only all pairs together show: few different texts for so many pairs, more than noise in the labels."""
         pairs = len(self.fate)
+        if self.counts["scores_contradict"] <= self.scored * CONTRADICTING:
+            del self.counts["scores_contradict"]
         for part, texts in self._distinct.items():
             few = len(texts) * FEW <= pairs or (len(texts) == 1 and pairs >= 5)
             names = part != "prompt" and self._are_words[part] and pairs >= 4 and len(texts) * 2 <= pairs

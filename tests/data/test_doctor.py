@@ -60,13 +60,13 @@ def test_marks_are_as_they_should_be_where_no_template_is_written():
     assert examine(PAIR | {"prompt": "[INST] Why? [/INST]"}, is_plain=True).report()["findings"] == {}
 
 
-@pytest.mark.parametrize(("against", "is_found"), [(0, False), (2, True), (10, True)])
-def test_scores_against_the_labels_are_found_row_by_row(against, is_found):
+@pytest.mark.parametrize(("against", "is_found"), [(2, False), (4, True), (10, True)])
+def test_scores_against_the_labels_are_found_where_they_are_more_than_two_judges_differ(against, is_found):
     scores = [(1.0, 2.0)] * against + [(2.0, 1.0)] * (10 - against)
     pairs = [{"prompt": f"Why {n}?", "chosen": f"Rain in {n}.", "rejected": f"I say {n} no.", "score_chosen": c,
               "score_rejected": r} for n, (c, r) in enumerate(scores)]  # fmt: skip
     report = examine(*pairs).report()
-    assert report["findings"].get("scores_contradict", {"rows": []})["rows"] == list(range(against))
+    assert report["findings"].get("scores_contradict", {"rows": []})["rows"] == list(range(against * is_found))
     assert report["verdict"][0].startswith("Usable" if is_found else "Sound")
 
 
