@@ -193,7 +193,8 @@ def _encodings(first: str, second: str, column: str) -> list[dict]:
     if (one, two) == ("1", "2") and says_which:  # there 1 is the first
         encodings = [e for e in encodings if e.get(1) != "second" or isinstance(next(iter(e)), bool)]
     if (one, two) == ("0", "1") and AN_INDEX.search(column):  # there 0 is the first
-        encodings = [{0: "first", 1: "second"}, *(e for e in encodings if isinstance(next(iter(e)), (str, bool)))]
+        words = [e for e in encodings if all(isinstance(value, (str, bool)) for value in e)]
+        encodings = [{0: "first", 1: "second"}, *words]
     return encodings
 
 
