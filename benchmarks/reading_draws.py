@@ -113,7 +113,8 @@ def draw(rng: random.Random) -> tuple[list[dict], dict, dict | None, dict | None
     count = rng.randint(2, 14)
     late = rng.randint(HEAD, count) if count > HEAD and rng.random() < 0.3 else count  # from here on all is otherwise
     other = Reading(reading.parts, reading.meaning, reading.schema)
-    if reading.kind == "two_outputs" and not reading.schema and "other" not in reading.parts:
+    is_scale = any(".." in str(value) for value in reading.meaning)  # which may well explain what another would not
+    if reading.kind == "two_outputs" and not reading.schema and "other" not in reading.parts and not is_scale:
         said = {canonical(value): meant for value, meant in reading.meaning.items()}
         others = _encodings(*(reading.parts[part] for part in ("first", "second", "verdict")))
         others = [e for e in others if all(said.get(explains(said, canonical(value)), meant) == meant and ".." not in str(value)
