@@ -17,6 +17,7 @@ import random
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from machinery.data.pairs import make_pairs
 from machinery.readings.reading import Reading, names, pairs_of_names, schemas
 from machinery.readings.recognise import recognise
 from machinery.readings.texts import plain
-from machinery.readings.values import canonical, lowest_is_best, marks_of
+from machinery.readings.values import AN_INDEX, canonical, explains, lowest_is_best, marks_of
 
 KEPT = PROJECT / "benchmarks" / "results" / "reading_draws.json"
 HEAD = 6  # so many first rows are looked at, where the scripts look at a hundred
@@ -112,16 +113,19 @@ def draw(rng: random.Random) -> tuple[list[dict], dict, dict | None, dict | None
     count = rng.randint(2, 14)
     late = rng.randint(HEAD, count) if count > HEAD and rng.random() < 0.3 else count  # from here on all is otherwise
     other = Reading(reading.parts, reading.meaning, reading.schema)
-    if reading.kind == "two_outputs" and not reading.schema and "other" not in reading.parts:
+    is_scale = any(".." in str(value) for value in reading.meaning)  # which may well explain what another would not
+    if reading.kind == "two_outputs" and not reading.schema and "other" not in reading.parts and not is_scale:
         said = {canonical(value): meant for value, meant in reading.meaning.items()}
-        others = _encodings(reading.parts["first"], reading.parts["second"])
-        others = [e for e in others if all(said.get(canonical(value), meant) == meant for value, meant in e.items())]
+        others = _encodings(*(reading.parts[part] for part in ("first", "second", "verdict")))
+        others = [e for e in others if all(said.get(explains(said, canonical(value)), meant) == meant and ".." not in str(value)
+                                           for value, meant in e.items())]  # fmt: skip
         other = Reading(reading.parts, rng.choice(others))
     other_form = rng.choice(FORMS)
     for number in range(count):
         is_late = number >= late
         question, good, bad = f"Question {number}?", _answer(rng, "good", number), _answer(rng, "bad", number)
-        made, is_sound = _rows(rng, other if is_late else reading, other_form if is_late else form, question, good, bad)
+        asked = Question(question, good, bad, other_form if is_late else form, rng.random())
+        made, is_sound = _rows(rng, other if is_late else reading, asked)
         if is_late and kind is _pair and rng.random() < 0.5:  # names of columns where answers were
             [row] = made
             row |= {"response_a": good, "response_b": bad}
@@ -148,7 +152,7 @@ def _public(rng) -> Reading:
 
 
 MADE = ("prompt", "chosen", "rejected", "first", "second", "verdict", "score_first", "score_second", "answers", "scores",
-        "labels", "answer", "score", "label", "tree")  # fmt: skip
+        "labels", "answer", "score", "label", "tree", "message", "parent", "role")  # fmt: skip
 
 
 def _prompt(rng) -> dict:
@@ -162,11 +166,11 @@ def _two_outputs(rng) -> Reading:
     if rng.random() < 0.2:
         return Reading(parts | {"score_first": f"score_{one}", "score_second": f"score_{two}"})
     column = rng.choice([name for name in names("verdict") if name not in parts.values()])
-    return Reading(parts | {"verdict": column}, rng.choice(_encodings(first, second)))
+    return Reading(parts | {"verdict": column}, rng.choice(_encodings(first, second, column)))
 
 
-def _encodings(first: str, second: str) -> list[dict]:
-    """What the values of a verdict on two columns may mean."""
+def _encodings(first: str, second: str, column: str) -> list[dict]:
+    """What the values of a verdict on two columns may mean, as far as the names leave it open."""
     one, two = marks_of((first, second))
     encodings = [
         {first: "first", second: "second", "tie": "tie"},
@@ -178,15 +182,20 @@ def _encodings(first: str, second: str) -> list[dict]:
         {1: "first", 2: "second", 1.5: "tie"},
         {True: "first", False: "second"},
         {False: "first", True: "second"},
+        {"..0": "first", 0: "tie", "0..": "second"},
+        {"0..0.5": "second", 0.5: "tie", "0.5..1": "first"},
         {-2: "first", -1: "first", 0: "tie", 1: "second", 2: "second"},
         {-1: "second", 0: "tie", 1: "first"},
     ]
     if not one.isdigit():
         encodings += [{one.upper(): "first", two.upper(): "second"}, {f"[[{one}]]": "first", f"[[{two}]]": "second"}]
         encodings += [{f"{one}>{two}": "first", f"{two}>{one}": "second", f"{one}={two}": "tie"}]
-    if one.isdigit():  # columns that are numbered say what their numbers mean
-        numbered = [e for e in encodings if not isinstance(next(iter(e)), (str, bool))]
-        encodings = [e for e in encodings if e not in numbered] + [{int(one): "first", int(two): "second"}]
+    says_which = not column.startswith("label") and column != "win"
+    if (one, two) == ("1", "2") and says_which:  # there 1 is the first
+        encodings = [e for e in encodings if e.get(1) != "second" or isinstance(next(iter(e)), bool)]
+    if (one, two) == ("0", "1") and AN_INDEX.search(column):  # there 0 is the first
+        words = [e for e in encodings if all(isinstance(value, (str, bool)) for value in e)]
+        encodings = [{0: "first", 1: "second"}, *words]
     return encodings
 
 
@@ -209,10 +218,11 @@ def _scored(rng) -> Reading:
     if rng.random() < 0.4:
         return Reading(_prompt(rng) | {"answer": rng.choice(names("answer")), "score": score})
     if rng.random() < 0.3:
-        label = rng.choice(names("label"))
-        answer = {"answer": rng.choice(names("answer")), "label": label}
-        return Reading(_prompt(rng) | answer, rng.choice(({True: "good", False: "bad"}, {1: "good", 0: "bad"},
-                       {"desirable": "good", "undesirable": "bad"}, {1: "good", -1: "bad"})))  # fmt: skip
+        parts = _prompt(rng) | {"answer": rng.choice(names("answer")), "label": rng.choice(names("label"))}
+        meanings = [{True: "good", False: "bad"}, {1: "good", 0: "bad"}, {"desirable": "good", "undesirable": "bad"},
+                    {1: "good", -1: "bad"}]  # fmt: skip
+        is_open = parts["label"] == "label" and parts["answer"] != "completion"
+        return Reading(parts, rng.choice([*meanings, *[{1: "bad", 0: "good"}] * is_open]))
     answers = rng.choice(names("answers"))
     return Reading(
         _prompt(rng)
@@ -226,103 +236,160 @@ def _answer(rng, kind: str, number: int) -> str:
                        f'["{text}", "more"]', f"{text}\n\n- a list"))  # fmt: skip
 
 
-def _rows(rng, reading: Reading, form: str, question: str, good: str, bad: str) -> tuple[list[dict], bool]:
+class Question(NamedTuple):
+    """One question with a better and a worse answer, the form in which cells are written, and a number from 0 to 1."""
+
+    text: str
+    good: str
+    bad: str
+    form: str
+    odd: float
+
+
+def _rows(rng, reading: Reading, asked: Question) -> tuple[list[dict], bool]:
     """The rows of one question, and whether a pair must come of them."""
-    parts, row = reading.parts, {}
-    is_lists = reading.schema == "lmsys_one_hot"
-    written = (lambda text, role: json.dumps([text])) if is_lists else _writer(form)
-    if "prompt" in parts and ".:-1" not in parts["prompt"]:
-        _put(row, parts["prompt"], written(question, "user"))
-    kind = reading.kind
-    has_prompt = "prompt" in parts
-    odd = rng.random()
-    if kind == "preference":
-        answers = [written(good, "assistant"), written(bad, "assistant")]
-        if not has_prompt:
-            answers = [
-                [{"role": "user", "content": question}, {"role": "assistant", "content": text}] for text in (good, bad)
-            ]
-        if ".:-1" in parts.get("prompt", ""):
-            _put(row, "messages", [{"role": "user", "content": question}, {"role": "assistant", "content": good}])
-            _put(row, parts["rejected"], bad)
-            return [row], True
-        if "." in parts["chosen"]:
-            return [row | {parts["chosen"].split(".")[0]: [good, bad]}], True
-        is_json = has_prompt and form in ("json", "pretty")
-        if odd < 0.05:
-            answers[0] = None
-        elif odd < 0.1 and is_json:
-            answers[0] = answers[0][: len(answers[0]) * 2 // 3]  # as a spreadsheet cuts a cell
-        elif odd < 0.15 and is_json:
-            answers[0] = str(json.loads(answers[0]))  # in Python's writing
-        row |= {parts["chosen"]: answers[0], parts["rejected"]: answers[1]}
-        return [row], odd >= (0.15 if is_json else 0.05)
-    if kind in ("two_outputs", "two_scores"):
-        side = rng.choice(("first", "second"))
-        texts = (good, bad) if side == "first" else (bad, good)
-        for part, text in zip(("first", "second"), texts, strict=True):
-            whole = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
-            _put(row, parts[part], written(text, "assistant") if has_prompt else whole)
-        if kind == "two_scores":
-            scores = (9, 2) if side == "first" else (2, 9)
-            scores = (5, 5) if odd < 0.1 else scores
-            row |= {parts["score_first"]: scores[0], parts["score_second"]: scores[1]}
-            return [row], scores[0] != scores[1]
-        meaning = reading.meaning
-        value = rng.choice([value for value, meant in meaning.items() if meant == side])
-        ties = [value for value, meant in meaning.items() if meant == "tie"]
-        is_sound = odd > 0.2
-        if odd < 0.1 and ties:
-            value = rng.choice(ties)
-        elif odd < 0.2:
-            value = rng.choice([word for word in (*ODD, *TIED) if canonical(word) not in map(canonical, meaning)])
-        elif odd < 0.3 and isinstance(value, str) and "|" not in parts["verdict"]:
-            value = value.upper()
-        if "|" in parts["verdict"]:
-            row |= {name: int(name == value) for name in parts["verdict"].split("|")}
-        else:
-            number = isinstance(value, str) and value.lstrip("-").replace(".", "").isdigit()
-            _put(row, parts["verdict"], float(value) if number else value)
-        if "other" in parts:
-            others = [word for word, meant in meaning.items() if meant not in (side, "tie")]
-            row[parts["other"]] = rng.choice(others)
-        return [row | _needed(reading)], is_sound
-    if kind in ("scored_answers", "labelled_answers"):
-        return [_listed(rng, reading, row, question, good, bad)], True
-    if kind == "tree":
-        replies = [{"role": "assistant", "text": bad, "rank": 1}, {"role": "assistant", "text": good, "rank": 0}]
-        return [
-            {"message_tree_id": "x", parts["tree"]: {"role": "prompter", "text": question, "replies": replies}}
-        ], True
-    rows, path = [], parts.get("score") or parts["label"]
-    for text, is_good in ((bad, False), (good, True)):
-        value = int(is_good != lowest_is_best(path)) if "score" in parts else rng.choice(
-            [value for value, meant in reading.meaning.items() if (meant == "good") == is_good])  # fmt: skip
-        rows.append(row | {parts["answer"]: written(text, "assistant"), path: value} | _needed(reading))
+    return DRAWN[reading.kind](rng, reading, asked)
+
+
+def _prompt_of(reading: Reading, asked: Question) -> dict:
+    row, path = {}, reading.parts.get("prompt")
+    if path and ".:-1" not in path:
+        _put(row, path, _write(reading, asked, asked.text, "user"))
+    return row
+
+
+def _answers(reading: Reading, asked: Question, *texts: str) -> list:
+    """Answers as cells; whole conversations where there is no column for the prompt."""
+    if "prompt" in reading.parts:
+        return [_write(reading, asked, text, "assistant") for text in texts]
+    return [[{"role": "user", "content": asked.text}, {"role": "assistant", "content": text}] for text in texts]
+
+
+def _preference(rng, reading: Reading, asked: Question) -> tuple[list[dict], bool]:
+    parts, row = reading.parts, _prompt_of(reading, asked)
+    if ".:-1" in parts.get("prompt", ""):
+        turns = [{"role": "user", "content": asked.text}, {"role": "assistant", "content": asked.good}]
+        return [row | {"messages": turns, parts["rejected"]: asked.bad}], True
+    if "." in parts["chosen"]:
+        return [row | {parts["chosen"].split(".")[0]: [asked.good, asked.bad]}], True
+    chosen, rejected = _answers(reading, asked, asked.good, asked.bad)
+    is_json = "prompt" in parts and asked.form in ("json", "pretty")
+    if asked.odd < 0.05:
+        chosen = None
+    elif asked.odd < 0.1 and is_json:
+        chosen = chosen[: len(chosen) * 2 // 3]  # as a spreadsheet cuts a cell
+    elif asked.odd < 0.15 and is_json:
+        chosen = str(json.loads(chosen))  # in Python's writing
+    return [row | {parts["chosen"]: chosen, parts["rejected"]: rejected}], asked.odd >= (0.15 if is_json else 0.05)
+
+
+def _two(rng, reading: Reading, asked: Question) -> tuple[str, dict]:
+    """Which of two answers is the better, and a row of them."""
+    side, row = rng.choice(("first", "second")), _prompt_of(reading, asked)
+    texts = (asked.good, asked.bad) if side == "first" else (asked.bad, asked.good)
+    for part, cell in zip(("first", "second"), _answers(reading, asked, *texts), strict=True):
+        _put(row, reading.parts[part], cell)
+    return side, row | _needed(reading)
+
+
+def _two_scores(rng, reading: Reading, asked: Question) -> tuple[list[dict], bool]:
+    side, row = _two(rng, reading, asked)
+    scores = (5, 5) if asked.odd < 0.1 else (9, 2) if side == "first" else (2, 9)
+    row |= {reading.parts["score_first"]: scores[0], reading.parts["score_second"]: scores[1]}
+    return [row], scores[0] != scores[1]
+
+
+def _two_outputs_and_verdict(rng, reading: Reading, asked: Question) -> tuple[list[dict], bool]:
+    side, row = _two(rng, reading, asked)
+    parts, meaning, path = reading.parts, reading.meaning, reading.parts["verdict"]
+    value = rng.choice([value for value, meant in meaning.items() if meant == side])
+    ties = [value for value, meant in meaning.items() if meant == "tie" and ".." not in str(value)]
+    if asked.odd < 0.1 and ties:
+        value = rng.choice(ties)
+    elif asked.odd < 0.2:
+        value = rng.choice([word for word in (*ODD, *TIED) if explains(_canonical(meaning), canonical(word)) is None])
+    elif asked.odd < 0.3 and isinstance(value, str) and "|" not in path:
+        value = value.upper()
+    if ".." in str(value):
+        low, high = (float(end or sign) for end, sign in zip(value.split(".."), (-9, 9), strict=True))
+        value = rng.choice((low + 0.1 * (high - low), high - 0.1 * (high - low)))
+    if "|" in path:
+        row |= {name: int(name == value) for name in path.split("|")}
+    else:
+        is_number = isinstance(value, str) and value.lstrip("-").replace(".", "").isdigit()
+        _put(row, path, float(value) if is_number else value)
+    if "other" in parts:
+        row[parts["other"]] = rng.choice([word for word, meant in meaning.items() if meant not in (side, "tie")])
+    return [row], asked.odd > 0.2
+
+
+def _canonical(meaning: dict) -> dict[str, str]:
+    return {canonical(value): meant for value, meant in meaning.items()}
+
+
+def _listed(rng, reading: Reading, asked: Question) -> tuple[list[dict], bool]:
+    parts, row = reading.parts, _prompt_of(reading, asked)
+    middling = [(f"middling {asked.good}", 2)] if "scores" in parts else []
+    texts = [(asked.bad, 1), *middling, (asked.good, 3)]
+    rng.shuffle(texts)
+    if "labels" in parts:
+        words = {3: "preferred", 1: "non-preferred"}
+        messages = [{"role": "user", "content": [{"text": asked.text}]}]
+        candidates = [{"content": [{"text": text}], "preferenceLabel": words[value]} for text, value in texts]
+        return [{"messages": [*messages, {"role": "assistant", "candidates": candidates}]}], True
+    column, _, inner = parts["scores"].partition("[].")
+    if lowest_is_best(inner or column):
+        texts = [(text, 4 - value) for text, value in texts]
+    if not inner:
+        lists = {parts["answers"]: [text for text, _ in texts], column: [value for _, value in texts]}
+        return [row | lists], True
+    key = parts["answers"].partition("[].")[2] or rng.choice(("text", "response", "content"))
+    turn = key == "completion" and reading.schema == "vertex"
+    cells = [{"role": "model", "parts": [{"text": text}]} if turn else text for text, _ in texts]
+    return [row | {column: [{key: cell, inner: value} for cell, (_, value) in zip(cells, texts, strict=True)]}], True
+
+
+def _tree(rng, reading: Reading, asked: Question) -> tuple[list[dict], bool]:
+    replies = [{"role": "assistant", "text": text, "rank": rank} for rank, text in enumerate((asked.good, asked.bad))]
+    rng.shuffle(replies)
+    return [
+        {"message_tree_id": "x", reading.parts["tree"]: {"role": "prompter", "text": asked.text, "replies": replies}}
+    ], True
+
+
+def _messages(rng, reading: Reading, asked: Question) -> tuple[list[dict], bool]:
+    replies = [{"parent_id": asked.text, "role": "assistant", "text": text, "rank": rank, "message_id": asked.text + text}
+               for rank, text in enumerate((asked.good, asked.bad))]  # fmt: skip
+    root = {"message_id": asked.text, "parent_id": None, "role": "prompter", "text": asked.text, "rank": None}
+    rows = [root, *replies]
+    rng.shuffle(rows)
     return rows, True
 
 
-def _listed(rng, reading: Reading, row: dict, question: str, good: str, bad: str) -> dict:
-    parts = reading.parts
-    scored = parts.get("scores") or parts["labels"]
-    texts = [(bad, 1), (f"middling {good}", 2), (good, 3)] if "scores" in parts else [(bad, 0), (good, 1)]
-    rng.shuffle(texts)
-    if "labels" in parts:
-        words = {1: "preferred", 0: "non-preferred"}
-        messages = [{"role": "user", "content": [{"text": question}]}]
-        candidates = [{"content": [{"text": text}], "preferenceLabel": words[value]} for text, value in texts]
-        return {"messages": [*messages, {"role": "assistant", "candidates": candidates}]}
-    worth = [(text, -value if lowest_is_best(scored.rpartition(".")[2] or scored) else value) for text, value in texts]
-    worth = [(text, value + 4 if value < 0 else value) for text, value in worth]
-    column, _, inner = scored.partition("[].")
-    if not inner:
-        return row | {parts["answers"]: [text for text, _ in worth], column: [value for _, value in worth]}
-    key = parts["answers"].partition("[].")[2] or rng.choice(("text", "response", "content"))
-    answer = (
-        {"completion": lambda text: {"role": "model", "parts": [{"text": text}]}} if reading.schema == "vertex" else {}
-    )
-    wrap = answer.get(key, lambda text: text)
-    return row | {column: [{key: wrap(text), inner: value} for text, value in worth]}
+def _one_a_row(rng, reading: Reading, asked: Question) -> tuple[list[dict], bool]:
+    parts, rows = reading.parts, []
+    path = parts.get("score") or parts["label"]
+    for text, is_good in ((asked.bad, False), (asked.good, True)):
+        if "score" in parts:
+            value = int(is_good != lowest_is_best(path))
+        else:
+            value = rng.choice([value for value, meant in reading.meaning.items() if (meant == "good") == is_good])
+        [cell] = _answers(reading, asked, text)
+        rows.append(_prompt_of(reading, asked) | {parts["answer"]: cell, path: value} | _needed(reading))
+    return rows, True
+
+
+DRAWN = {
+    "preference": _preference,
+    "two_outputs": _two_outputs_and_verdict,
+    "two_scores": _two_scores,
+    "scored_answers": _listed,
+    "labelled_answers": _listed,
+    "scored_rows": _one_a_row,
+    "unpaired": _one_a_row,
+    "tree": _tree,
+    "messages": _messages,
+}
 
 
 def _needed(reading: Reading) -> dict:
@@ -331,13 +398,13 @@ def _needed(reading: Reading) -> dict:
     )
 
 
-def _writer(form: str):
-    def write(text: str, role: str):
-        turn = {"role": role, "content": text}
-        return {"text": text, "json": json.dumps([turn]), "pretty": json.dumps([turn], indent=1),
-                "turn": json.dumps(turn), "messages": json.dumps({"messages": [turn]})}[form]  # fmt: skip
-
-    return write
+def _write(reading: Reading, asked: Question, text: str, role: str):
+    """A text as a cell, in the form of its column."""
+    if reading.schema == "lmsys_one_hot":
+        return json.dumps([text])
+    turn = {"role": role, "content": text}
+    return {"text": text, "json": json.dumps([turn]), "pretty": json.dumps([turn], indent=1),
+            "turn": json.dumps(turn), "messages": json.dumps({"messages": [turn]})}[asked.form]  # fmt: skip
 
 
 def _put(row: dict, path: str, value) -> None:

@@ -343,7 +343,7 @@ def pick_table(lines: list[str], head: str) -> list[str]:
 
 
 def _cells(row: str) -> list[str]:
-    return [cell.strip() for cell in row.strip()[1:-1].split("|")]
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip()[1:-1])]
 
 
 def _row(cells: list[str]) -> str:

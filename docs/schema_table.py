@@ -23,6 +23,7 @@ def main() -> None:
         )
         meaning = ", ".join(f"{value} = {meant}" for value, meant in schema.get("meaning", {}).items())
         whose = f"[{schema['title']}]({schema['source']})"
+        whose += f"; not seen there: {schema['unseen']}" if "unseen" in schema else ""
         print(" | ".join(["", f"`{name}`", whose, cell(columns), cell(meaning), ""]).strip())
 
 

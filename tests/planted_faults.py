@@ -60,10 +60,13 @@ FAULTS = {
         "SECOND if first > second else FIRST",
         "readings",
     ),
+    "data: labels that most scores contradict go on": Planted(
+        "machinery/readings/recognise.py", "against * 2 <= checkup.scored", "against <= checkup.scored", "readings"
+    ),
     "data: a guess that later numbers contradict goes on": Planted(
         "machinery/readings/reading.py",
-        "is_number(value) and value not in self.meaning]",
-        "is_number(value) and value in ()]",
+        "is_such(value) and value not in self.meaning]",
+        "is_such(value) and value in ()]",
         "readings",
     ),
     "data: identical answers kept": Planted(

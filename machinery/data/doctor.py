@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.intervals import wilson
+from .report import verdict
 from .store import OPTIONAL, SURROGATE
 
 
@@ -36,7 +37,9 @@ class Finding(NamedTuple):
 FINDINGS = {
     "unreadable": Finding(True, "rows that cannot be read", "Mend the file at the lines named."),
     "missing_field": Finding(True, "a field is missing or null", "Look where the rows come from."),
-    "wrong_type": Finding(True, "a field holds no text", "A number, a list or an image stands where text should."),
+    "wrong_type": Finding(
+        True, "a field of the wrong type", "A number, an image or an object where text should be, say."
+    ),
     "unknown_verdict": Finding(
         True, "a verdict or label that the reading does not know", "Say what it means by --verdict VALUE=..."
     ),
@@ -125,21 +128,28 @@ SHARED_BEGINNING = 20  # characters
 FIRST_ROWS = 10  # how many row numbers a finding names
 PARTS = ("prompt", "chosen", "rejected")
 NULL_WORDS = {"nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A", "undefined"}
-CHAT_MARKS = (
-    "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "<|endoftext|>", "<|user|>", "<|assistant|>",
-    "<|system|>", "<|end|>", "[INST]", "[/INST]", "<<SYS>>", "<start_of_turn>", "<end_of_turn>", "<\uff5cUser\uff5c>",
-    "<\uff5cAssistant\uff5c>", "### Response:", "### Instruction:", "### Assistant:", "### Human:", "\nHuman:", "\nUser:",
-    "\nAssistant:", "\nASSISTANT:", " ASSISTANT:",
-)  # fmt: skip
-# Each of these marks has one of these in it, which are quicker to rule out.
+CHAT_MARKS = re.compile(
+    r"<[|\uff5c]\w+[|\uff5c]>|\[/?INST\]|<<SYS>>|<(start|end)_of_turn>|</s>|### (Response|Instruction|Assistant|Human):"
+    r"|\n(Human|User|Assistant|ASSISTANT):| ASSISTANT:"
+)
+# Each such mark has one of these in it, which are quicker to rule out.
 IN_CHAT_MARKS = (
-    "<|", "INST]", "<<SYS>>", "_of_turn>", "\uff5c", "### ", "\nHuman:", "\nUser:", "\nAssistant:", "ASSISTANT:",
-)  # fmt: skip
-CONTRADICTING = 0.3  # share of scores against the labels; two judges may well differ in less
+    "<|",
+    "INST]",
+    "<<SYS>>",
+    "_of_turn>",
+    "\uff5c",
+    "</s>",
+    "### ",
+    "\nHuman:",
+    "\nUser:",
+    "\nAssistant:",
+    "ASSISTANT:",
+)
+CONTRADICTING = 0.3  # share of scores against the labels; noise in the labels, or two judges, may well give less
 FEW = 20  # so many pairs to one text, or more, are many
 MOST_COUNTED = 5000  # different texts; more are not few
-# Findings that keep data from being called sound wherever they are more than a slip.
-SERIOUS = ("chat_marks", "scores_contradict", "few_prompts", "few_chosen", "few_rejected")
+
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 # Letters keep their marks.
@@ -172,7 +182,7 @@ class Checkup:
         self._loose: dict[int, int] = {}
         self._lengths = {part: array.array("Q") for part in PARTS}
         self._tokens = {part: array.array("Q") for part in PARTS}
-        self._scored = self._contradicting = 0  # pairs with a score of both answers; with a higher one of the rejected
+        self.scored = 0  # pairs with a score of both answers
         self.unknown = self.most_turns = self.with_system_turn = 0
         self.scores: Counter[float] = Counter()  # of answers that stand one in a row
         self.kinds: set[str] = set()  # "text", "turns", "rich turns", and the extra columns
@@ -211,9 +221,8 @@ class Checkup:
             if len(self._distinct[part]) < MOST_COUNTED:
                 self._distinct[part].add(hash(text))
                 self._are_words[part] = self._are_words[part] and len(text) < 60 and " " not in text
-        if "score_chosen" in made and "score_rejected" in made:
-            self._scored += 1
-            self._contradicting += made["score_chosen"] < made["score_rejected"]
+        is_scored = "score_chosen" in made and "score_rejected" in made
+        self.scored += is_scored
         self._note_form(made)
         texts = "".join(words) + made.get("category", "")
         if "rich turns" in self.kinds:
@@ -228,6 +237,7 @@ class Checkup:
             "empty_answer": _is_empty(made["chosen"], chosen) or _is_empty(made["rejected"], rejected),
             "null_word": chosen.strip() in NULL_WORDS or rejected.strip() in NULL_WORDS,
             "chat_marks": not self.is_plain and _has_chat_marks(texts),
+            "scores_contradict": is_scored and made["score_chosen"] < made["score_rejected"],
             "empty_prompt": not prompt.strip(),
             "answer_is_prompt": prompt.strip() and (prompt in words[1:] or question in words[1:]),
             "prompt_repeated": begin_with_prompt and len(prompt.strip()) >= SHARED_BEGINNING,
@@ -336,12 +346,10 @@ class Checkup:
         return report | {"verdict": verdict(report)}
 
     def _note_whole(self) -> None:
-        """Note what only all pairs together show: few different texts for so many pairs, scores against the labels."""
+        """Note what only all pairs together show: few different texts for so many pairs, more than noise in the labels."""
         pairs = len(self.fate)
-        if self._contradicting > self._scored * CONTRADICTING:
-            self.counts["scores_contradict"] = self._contradicting
-            seen = f"{self._contradicting:,} of {self._scored:,} pairs with scores"
-            self.firsts["scores_contradict"] = {"rows": [], "first": "all", "detail": seen}
+        if self.counts["scores_contradict"] <= self.scored * CONTRADICTING:
+            del self.counts["scores_contradict"]
         for part, texts in self._distinct.items():
             few = len(texts) * FEW <= pairs or (len(texts) == 1 and pairs >= 5)
             names = part != "prompt" and self._are_words[part] and pairs >= 4 and len(texts) * 2 <= pairs
@@ -383,43 +391,6 @@ class Checkup:
         return {"unit": unit, "edges": edges.tolist(), "difference_edges": sides.tolist(), **drawn}
 
 
-def verdict(report: dict) -> list[str]:
-    """What to make of a report, in a few sentences; the first one is the verdict."""
-    rows, pairs = report["rows_read"], report["pairs"]
-    dropped = report["rows_dropped"] / max(rows, 1)
-    kept = {name: f for name, f in report["findings"].items() if not f["drops"] and name != "shared_beginning"}
-    look = list(kept.values())
-    if not pairs:
-        first = "Nothing is left to train on."
-    elif dropped > 0.2:
-        first = f"Look at the data before training: {dropped:.0%} of the rows had to be dropped."
-    elif any(finding["share"] > (0.01 if name in SERIOUS else 0.05) for name, finding in kept.items()) or report.get(
-        "columns_that_may_belong"
-    ):
-        first = "Usable, with something to look at."
-    elif dropped > 0:
-        first = "Sound, once the dropped rows are out."
-    else:
-        first = "Sound."
-    drops = [finding for finding in report["findings"].values() if finding["drops"]]
-    worst = [max(drops, key=lambda finding: finding["count"])] if dropped > 0.2 else []
-    told = worst + sorted(look, key=lambda finding: -finding["count"])
-    sentences = [first, *(f"{finding['count']:,} x {finding['title']}: {finding['meaning']}" for finding in told)]
-    if belonging := report.get("columns_that_may_belong"):
-        sentences.append(f"Not read, though the names look as if they belonged to the pairs: {', '.join(belonging)}.")
-    longer = report["longer_is_chosen"]
-    if longer and longer["ci_low"] > 0.6:
-        sentences.append(
-            f"Preferring the longer answer would get {longer['accuracy']:.0%} of the labels right: the model can learn to "
-            "be long instead of good."
-        )
-    elif longer and longer["ci_high"] < 0.4:
-        sentences.append(f"The shorter answer is chosen in {1 - longer['accuracy']:.0%} of the pairs.")
-    if 0 < pairs < 500:
-        sentences.append(f"So few pairs ({pairs:,}) change little, and show it with wide intervals.")
-    return sentences
-
-
 def what_fails(report: dict) -> str:
     """The most frequent finding that drops pairs, and the way out, for data of which nothing is left."""
     name, finding = max(report["findings"].items(), key=lambda found: found[1]["count"] * found[1]["drops"])
@@ -438,7 +409,7 @@ def _words_of(text: str | list[dict]) -> str:
 
 
 def _has_chat_marks(text: str) -> bool:
-    return any(part in text for part in IN_CHAT_MARKS) and any(mark in text for mark in CHAT_MARKS)
+    return any(part in text for part in IN_CHAT_MARKS) and CHAT_MARKS.search(text) is not None
 
 
 def _last_question(prompt: str | list[dict]) -> str | None:

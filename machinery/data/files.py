@@ -71,15 +71,17 @@ WORDS_FOR = {
 SPLIT_WORDS = {word: split for split, words in WORDS_FOR.items() for word in words}
 ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json"}  # not rows
 OF_A_ROW = {"prompt", "question", "instruction", "query", "chosen", "rejected", "messages", "conversations"}
-# How files begin that are not what their names say, and what they are.
+# How files begin, by the ending of their names; and what else may stand there.
 MAGIC = {
+    ".gz": (b"\x1f\x8b", "compressed by gzip"),
+    ".bz2": (b"BZh", "compressed by bzip2"),
+    ".xz": (b"\xfd7zXZ", "compressed by xz"),
+    ".zst": (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    ".parquet": (b"PAR1", "Parquet"),
+}
+STRANGE = {
     b"version https://git-lfs": "is a pointer of Git LFS and not the file itself; fetch that by git lfs pull",
-    b"\x1f\x8b": "is compressed by gzip; give it a name that ends in .gz",
-    b"BZh": "is compressed by bzip2; give it a name that ends in .bz2",
-    b"\xfd7zXZ": "is compressed by xz; give it a name that ends in .xz",
-    b"\x28\xb5\x2f\xfd": "is compressed by zstd; give it a name that ends in .zst",
-    b"PK\x03\x04": "is a zip archive, or a spreadsheet; unpack it, or save it as CSV",
-    b"PAR1": "is Parquet; give it a name that ends in .parquet",
+    b"pk\x03\x04": "is a zip archive, or a spreadsheet; unpack it, or save it as CSV",
     b"<!doctype html": "is a web page and no data; a download needed a login, perhaps",
     b"<html": "is a web page and no data; a download needed a login, perhaps",
 }
@@ -170,19 +172,17 @@ def _check_beginning(path: Path, encoding: str) -> None:
     """Refuse a file that is something else than its name says."""
     with open(path, "rb") as file:
         head = file.read(512)
-    is_packed = path.suffix.lower() in COMPRESSIONS
-    for magic, what in MAGIC.items():
-        is_as_named = (is_packed and magic[:1] in b"\x1fB\xfd\x28") or (
-            magic == b"PAR1" and path.suffix.lower() == ".parquet"
-        )
-        if head[: len(magic)].lower() == magic.lower() and not is_as_named:
+    for magic, what in STRANGE.items():
+        if head.lstrip().lower().startswith(magic):
             raise ValueError(f"{path} {what}")
-    is_text = not is_packed and data_suffix(path) != ".parquet"
-    if (
-        is_text
-        and encoding == "utf-8"
-        and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or head[1::2].count(0) > len(head) / 4)
-    ):
+    named = path.suffix.lower()
+    begins = next((ending for ending, (magic, _) in MAGIC.items() if head.startswith(magic)), "")
+    if begins not in ("", named):
+        raise ValueError(f"{path} is {MAGIC[begins][1]}; give it a name that ends in {begins}")
+    if named in MAGIC and not begins:
+        raise ValueError(f"{path} is not {MAGIC[named][1]}, as its name says")
+    is_wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or head[1::2].count(0) > len(head) / 4
+    if not begins and encoding == "utf-8" and is_wide:
         raise ValueError(f"{path} is written in UTF-16; read it by --encoding utf-16")
 
 
@@ -372,8 +372,8 @@ def _csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[Row]:
     try:
         with _unpacked(path) as content, io.TextIOWrapper(content, encoding=codec, newline="") as lines:
             first = next(lines, "").removeprefix("\ufeff")
-            if delimiter == "," and ";" in first and "," not in first:  # as spreadsheets write it where 1,5 is a number
-                delimiter = ";"
+            if delimiter == "," not in first:  # spreadsheets write ; where 1,5 is a number
+                delimiter = next((mark for mark in ";\t" if mark in first), ",")
             try:
                 header = next(csv.reader([first], strict=True, delimiter=delimiter), [])
             except csv.Error as error:

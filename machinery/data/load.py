@@ -25,7 +25,7 @@ from ..common.kept_files import size_on_disk
 from ..common.safe_text import first_line
 from ..readings.convert import reading_of_function
 from ..readings.reading import KINDS, Reading, schemas
-from ..readings.recognise import belonging, recognise
+from ..readings.recognise import belonging, doubt, recognise
 from . import store
 from .doctor import KEEPABLE, Checkup, what_fails
 from .files import RowSource, open_splits, wrap_splits
@@ -56,8 +56,8 @@ def load_pairs(
     without a report.
     how: dataset_format ("auto", one of KINDS, a schema, or a function from a row to {"prompt", "chosen", "rejected"}),
     columns ({our name: yours}), verdict ({value: what it means}), pairing and min_margin (of several scored answers),
-    held_out_share (of the prompts, where there is no test split), keep_findings (which drop nothing), skip_bad_rows, keep_plain, max_prompt_length,
-    max_length, look_at (how many pairs to examine in tokens; all by default), num_proc, seed, save_cleaned (a .jsonl
+    held_out_share (of the prompts, where there is no test split), keep_findings (which drop nothing), skip_bad_rows,
+    keep_plain, max_prompt_length, max_length, look_at (how many pairs to examine in tokens; all by default), num_proc, seed, save_cleaned (a .jsonl
     file to write).
     """
     # Bars for what takes seconds, none for what takes a moment.
@@ -138,73 +138,31 @@ def _load_whole(
     tokenizer,
     format_pair: Callable,
     *,
-    dataset_format: str | Callable = "auto",
-    columns: dict[str, str] | None = None,
-    verdict: dict[str, str] | None = None,
-    pairing: str = "best_worst",
-    min_margin: float = 0.0,
     held_out_share: float = 0.0,
-    skip_bad_rows: bool = False,
     keep_findings=(),
-    look_at: int | None = None,
-    seed: int = 0,
-    save_cleaned: str | None = None,
-    num_proc: int | None = None,
     keep_plain: bool = False,
-    **lengths,
+    save_cleaned: str | None = None,
+    seed: int = 0,
+    **how,
 ) -> tuple[list[Dataset | None], dict, list[str]]:
     """The sound pairs of the training split and of the held-out one, a report by split, and what is to be said.
 
-    splits: the training split first. lengths: max_prompt_length and max_length. See `load_pairs` for the rest.
+    splits: the training split first. how: see `load_pairs`.
     """
-    for name, values, known in (("pairing", [pairing], PAIRINGS), ("keep_findings", keep_findings or (), KEEPABLE)):
-        for value in values:
-            if value not in known:
-                raise UserError(f"--{name} {value}: there are {', '.join(known)}.")
-    if not 0 <= held_out_share < 1:
-        raise UserError(f"--held_out_share must be at least 0 and below 1, not {held_out_share}.")
+    _check(how.get("pairing", PAIRINGS[0]), keep_findings or (), held_out_share)
     train, *others = splits
     cleaned = {split: store.cleaned_files(save_cleaned, split, train) for split in splits} if save_cleaned else {}
-    checkups: dict[str, Checkup] = {}
-    pairs: dict[str, Dataset] = {}
-    reports, notes = {}, []
+    checkups, pairs, reports, notes = {}, {}, {}, []
     # On Windows a file that is still mapped cannot be deleted.
     with tempfile.TemporaryDirectory(prefix="dpo-", ignore_cleanup_errors=True) as scratch:
         for split in (*others, train):  # the test split first: its prompts must not be trained on
-            rows = splits[split]
-            reading = find_reading(rows, dataset_format, columns, verdict)
-            checkup = checkups[split] = Checkup(
-                checkups[others[0]].prompts if checkups else (), keep_findings, keep_plain
+            rows, elsewhere = splits[split], checkups[others[0]].prompts if checkups else ()
+            checkup = checkups[split] = Checkup(elsewhere, keep_findings, keep_plain)
+            kept = Path(scratch) / f"{split}.arrow"
+            pairs[split], reports[split], said = _load_split(
+                rows, checkup, kept, tokenizer, format_pair, keep_plain=keep_plain, seed=seed, **how
             )
-            made = make_pairs(_with_bar(rows), reading, pairing, min_margin, seed)
-            see = checkup.see if skip_bad_rows else _refusing_unreadable(checkup.see)
-            try:
-                found, digest = store.spool(made, see, Path(scratch) / f"{split}.arrow")
-            except ValueError as error:
-                raise UserError(str(error).rstrip(".") + ".") from error
-            _refuse_unexplained(reading, rows.name)
-            sound = checkup.sound()
-            found = found.select(sound)
-            if tokenizer is not None and sound:
-                as_turns, said = form_for(tokenizer, checkup.kinds, rows.name, keep_plain)
-                notes += said
-                # sound: which of the pairs that were read; the same file may come with other findings kept
-                key = [digest, sound]
-                step = 1 if look_at is None else max(1, len(found) // look_at)
-                found, facts = format_pairs(
-                    found, key, rows.name, checkup.kinds, tokenizer, format_pair, as_turns, step, num_proc, **lengths
-                )
-                for number, seen in zip(sound, facts, strict=True):
-                    checkup.see_tokens(number, seen)
-                found = found.select([place for place, number in enumerate(sound) if checkup.fate[number] is None])
-            pairs[split] = found
-            about = {"source": rows.name, "shape": reading.heading, "reading": in_report(reading)}
-            left = {"columns_left_behind": list(reading.left_behind), "columns_that_may_belong": belonging(reading)}
-            reports[split] = about | checkup.report(left)
-            if not reports[split]["pairs"]:
-                raise UserError(f"{rows.name}: no pair can be used. {what_fails(reports[split])}")
-            notes += _what_to_say(rows.name, reports[split])
-            notes += without_effect(reading, pairing, min_margin, columns or {})
+            notes += said
             if split in cleaned:
                 dropped = checkup.dropped_rows()
                 if PartialState().is_main_process:
@@ -213,21 +171,73 @@ def _load_whole(
                 why = "rows with the reason to drop each"
                 notes.append(f"Saved: {path}, {len(pairs[split]):,} sound pairs; {beside}, {len(dropped):,} {why}.")
         if not others:
-            sound = checkups[train].sound()
-            kept, held = store.hold_out(sound, checkups[train].prompt_of, held_out_share, seed)
+            kept, held = store.hold_out(checkups[train].sound(), checkups[train].prompt_of, held_out_share, seed)
             if held:
                 notes.append(f"Held out: {len(held):,} pairs, by prompt: no prompt is on both sides.")
                 return [pairs[train].select(kept), pairs[train].select(held)], reports, notes
     return [pairs[train], pairs[others[0]] if others else None], reports, notes
 
 
-def _refuse_unexplained(reading: Reading, name: str) -> None:
-    """A number that first turns up in a later row, and that the meaning told from the first ones does not explain."""
-    if odd := reading.unexplained():
-        raise UserError(
-            f"{name}: {reading.verdict} holds {', '.join(odd)} too, in later rows, so the meaning told from the first ones "
-            f"({reading.says}) may be wrong. Say what each value means: {reading.flags},{odd[0]}=..."
+def _check(pairing: str, keep_findings, held_out_share: float) -> None:
+    for name, values, known in (("pairing", [pairing], PAIRINGS), ("keep_findings", keep_findings, KEEPABLE)):
+        for value in values:
+            if value not in known:
+                raise UserError(f"--{name} {value}: there are {', '.join(known)}.")
+    if not 0 <= held_out_share < 1:
+        raise UserError(f"--held_out_share must be at least 0 and below 1, not {held_out_share}.")
+
+
+def _load_split(
+    rows: RowSource,
+    checkup: Checkup,
+    kept: Path,
+    tokenizer,
+    format_pair: Callable,
+    *,
+    dataset_format: str | Callable = "auto",
+    columns: dict[str, str] | None = None,
+    verdict: dict[str, str] | None = None,
+    pairing: str = PAIRINGS[0],
+    min_margin: float = 0.0,
+    skip_bad_rows: bool = False,
+    look_at: int | None = None,
+    seed: int = 0,
+    num_proc: int | None = None,
+    keep_plain: bool = False,
+    **lengths,
+) -> tuple[Dataset, dict, list[str]]:
+    """The sound pairs of one split, its report, and what is to be said.
+
+    kept: a file for its pairs. lengths: max_prompt_length and max_length. See `load_pairs` for the rest.
+    """
+    reading = find_reading(rows, dataset_format, columns, verdict)
+    made = make_pairs(_with_bar(rows), reading, pairing, min_margin, seed)
+    try:
+        found, digest = store.spool(made, checkup.see if skip_bad_rows else _refusing_unreadable(checkup.see), kept)
+    except ValueError as error:
+        raise UserError(str(error).rstrip(".") + ".") from error
+    if said := doubt(reading, checkup, columns, verdict):
+        raise UserError(f"{rows.name}: {said}")
+    sound, notes = checkup.sound(), []
+    found = found.select(sound)
+    if tokenizer is not None and sound:
+        as_turns, notes = form_for(tokenizer, checkup.kinds, rows.name, keep_plain)
+        # sound: which of the pairs that were read; the same file may come with other findings kept
+        key = [digest, sound]
+        step = 1 if look_at is None else max(1, len(found) // look_at)
+        found, facts = format_pairs(
+            found, key, rows.name, checkup.kinds, tokenizer, format_pair, as_turns, step, num_proc, **lengths
         )
+        for number, seen in zip(sound, facts, strict=True):
+            checkup.see_tokens(number, seen)
+        found = found.select([place for place, number in enumerate(sound) if checkup.fate[number] is None])
+    about = {"source": rows.name, "shape": reading.heading, "reading": in_report(reading)}
+    left = {"columns_left_behind": list(reading.left_behind), "columns_that_may_belong": belonging(reading)}
+    report = about | checkup.report(left)
+    if not report["pairs"]:
+        raise UserError(f"{rows.name}: no pair can be used. {what_fails(report)}")
+    notes += _what_to_say(rows.name, report) + without_effect(reading, pairing, min_margin, columns or {})
+    return found, report, notes
 
 
 def in_report(reading: Reading) -> dict:

@@ -29,6 +29,7 @@ def make_pairs(
     by the seed) or "all". min_margin: the least difference of two scores.
     """
     groups: dict[str, list[tuple[int, str, dict]]] = {}
+    messages: dict[str, tuple[int, str, dict]] = {}
     is_grouped = reading.is_grouped
     for number, row in enumerate(rows):
         try:
@@ -37,11 +38,20 @@ def make_pairs(
             if not isinstance(row.value, dict):
                 raise Unusable("unreadable", f"is {row.value!r:.40}; an object with named columns is needed")
             made = convert(row.value, reading)
+            if (
+                reading.kind == "messages"
+                and messages.setdefault(made["message"], (number, row.where, made))[0] != number
+            ):
+                raise Unusable(
+                    "wrong_type", f"{reading.parts['message']!r} is {made['message']!r}, as in an earlier row"
+                )
             is_scored = min_margin and "score_rejected" in made
             if is_scored and not _is_apart(made.get("score_chosen", 0) - made["score_rejected"], min_margin):
                 raise Unusable("not_chosen", f"the scores are less than {min_margin:g} apart")
         except Unusable as error:
             yield {"rows": [number], "where": row.where, "fault": error.fault, "text": str(error)}
+            continue
+        if reading.kind == "messages":
             continue
         if isinstance(made, list):
             yield from _of_one_row(made, number, row.where, pairing, min_margin, seed)
@@ -52,6 +62,7 @@ def make_pairs(
             groups.setdefault(key, []).append((number, row.where, made))
         else:
             yield from _pairs_of([(number, row.where, made)], pairing, min_margin, seed)
+    yield from _of_messages(messages, pairing, min_margin, seed)
     for group in groups.values():
         first, *rest = _pairs_of(group, pairing, min_margin, seed)
         yield first | {"scores": [score for _, _, made in group for _, score in made["answers"]]}
@@ -64,6 +75,41 @@ def _of_one_row(
     """The pairs of a row that has answers to several prompts, such as a tree; a fault only if there is none at all."""
     made = [one for group in groups for one in _pairs_of([(number, where, group)], pairing, min_margin, seed)]
     yield from [one for one in made if "fault" not in one] or made[:1]
+
+
+def _of_messages(messages: dict, pairing: str, min_margin: float, seed: int) -> Iterator[dict]:
+    """The pairs among the ranked replies to one message, where each message is a row of its own.
+
+    messages: (row number, where, {"message", "parent", "turn", "score"}) by name. The rows of a pair are all that it says.
+    """
+    replies: dict[str, list] = {}
+    for node in messages.values():
+        if node[2]["score"] is not None and node[2]["parent"] in messages:
+            replies.setdefault(node[2]["parent"], []).append(node)
+    used, faults = set(), {}
+    for parent, nodes in replies.items():
+        above, name = [], parent
+        while name in messages and messages[name] not in above:
+            above.insert(0, messages[name])
+            name = above[0][2]["parent"]
+        if len(nodes) < 2 or name is not None or above[-1][2]["turn"]["role"] != "user":
+            continue
+        prompt = [made["turn"] for _, _, made in above]
+        group = [
+            (number, where, {"prompt": prompt, "answers": [([made["turn"]], made["score"])]})
+            for number, where, made in nodes
+        ]
+        for made in _pairs_of(group, pairing, min_margin, seed):
+            if "fault" in made:
+                faults[made["rows"][0]] = made
+            else:
+                made["rows"] = sorted({*made["rows"], *(number for number, _, _ in above)})
+                used.update(made["rows"])
+                yield made
+    alone = {"fault": "no_partner", "text": "it is compared with no other reply to the same message"}
+    for number, where, _ in messages.values():
+        if number not in used:
+            yield faults.get(number, alone | {"rows": [number], "where": where})
 
 
 def _pairs_of(group: list[tuple[int, str, dict]], pairing: str, min_margin: float, seed: int) -> Iterator[dict]:

@@ -3,6 +3,7 @@
 show_reports({"train": report}, "runs/data")            # all of it; a report is what doctor.Checkup.report() returns
 print_report(report)                                    # a table of findings, one of lengths, the verdict
 print(summary(report))                                  # the same in one line
+verdict(report)                                         # what to make of it, in a few sentences
 plot_lengths(report, "data_report.png")                 # how long prompts and answers are; is the longer one chosen?
 """
 
@@ -18,6 +19,8 @@ from ..common.kept_files import complete_file
 from ..common.safe_text import visible
 
 COLOURS = {"prompt": "tab:blue", "chosen": "tab:green", "rejected": "tab:red"}
+# Findings that keep data from being called sound wherever they are more than a slip.
+SERIOUS = ("chat_marks", "scores_contradict", "few_prompts", "few_chosen", "few_rejected")
 PLAIN = dict(box=None, padding=(0, 2, 0, 0), header_style="bold")  # of a table
 
 
@@ -77,6 +80,43 @@ def print_report(report: dict) -> None:
     console.print(Text(f"\nVerdict: {report['verdict'][0]}", style="bold"))
     for sentence in report["verdict"][1:]:
         console.print(Text(f"  {sentence}"))
+
+
+def verdict(report: dict) -> list[str]:
+    """What to make of a report, in a few sentences; the first one is the verdict."""
+    rows, pairs = report["rows_read"], report["pairs"]
+    dropped = report["rows_dropped"] / max(rows, 1)
+    kept = {name: f for name, f in report["findings"].items() if not f["drops"] and name != "shared_beginning"}
+    look = list(kept.values())
+    if not pairs:
+        first = "Nothing is left to train on."
+    elif dropped > 0.2:
+        first = f"Look at the data before training: {dropped:.0%} of the rows had to be dropped."
+    elif any(finding["share"] > (0.01 if name in SERIOUS else 0.05) for name, finding in kept.items()) or report.get(
+        "columns_that_may_belong"
+    ):
+        first = "Usable, with something to look at."
+    elif dropped > 0:
+        first = "Sound, once the dropped rows are out."
+    else:
+        first = "Sound."
+    drops = [finding for finding in report["findings"].values() if finding["drops"]]
+    worst = [max(drops, key=lambda finding: finding["count"])] if dropped > 0.2 else []
+    told = worst + sorted(look, key=lambda finding: -finding["count"])
+    sentences = [first, *(f"{finding['count']:,} x {finding['title']}: {finding['meaning']}" for finding in told)]
+    if belonging := report.get("columns_that_may_belong"):
+        sentences.append(f"Not read, though the names look as if they belonged to the pairs: {', '.join(belonging)}.")
+    longer = report["longer_is_chosen"]
+    if longer and longer["ci_low"] > 0.6:
+        sentences.append(
+            f"Preferring the longer answer would get {longer['accuracy']:.0%} of the labels right: the model can learn to "
+            "be long instead of good."
+        )
+    elif longer and longer["ci_high"] < 0.4:
+        sentences.append(f"The shorter answer is chosen in {1 - longer['accuracy']:.0%} of the pairs.")
+    if 0 < pairs < 500:
+        sentences.append(f"So few pairs ({pairs:,}) change little, and show it with wide intervals.")
+    return sentences
 
 
 def summary(report: dict) -> str:

@@ -11,6 +11,7 @@ from datasets import IterableDataset
 
 from ..common.errors import UserError
 from ..readings.reading import Reading
+from ..readings.recognise import doubt
 from . import store
 from .doctor import Checkup, what_fails
 from .files import RowSource
@@ -34,6 +35,8 @@ def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Call
     checkup = Checkup(keep=keep)
     for made in islice(make_pairs(rows, reading, **pairing), 100):
         checkup.see(made)
+    if said := doubt(reading, checkup, how.get("columns"), how.get("verdict")):
+        raise UserError(f"{rows.name}: {said}")
     if not checkup.sound():
         raise UserError(f"{rows.name}: none of the first 100 pairs can be used. {what_fails(checkup.report())}")
     as_turns, notes = form_for(tokenizer, checkup.kinds, rows.name, how.get("keep_plain", False))
@@ -44,8 +47,8 @@ def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Call
         for made in make_pairs(rows, reading, **pairing):
             seen = Checkup(keep=keep)
             seen.see(made)
-            if odd := reading.unexplained():
-                raise UserError(f"{made['where']}: {reading.verdict} holds {odd[0]}, so its meaning may be another.")
+            if said := doubt(reading):
+                raise UserError(f"{made['where']}: {said}")
             try:
                 if not seen.sound():
                     raise ValueError(made.get("text") or seen.fate[0])

@@ -23,7 +23,7 @@ from .texts import (
     interleave,
     with_system,
 )
-from .values import BAD, FIRST, GOOD, SECOND, TIE, TIES, as_score, canonical, marks_of
+from .values import BAD, FIRST, GOOD, SECOND, TIE, TIES, as_score, canonical, explains, marks_of
 
 MOST_VALUES = 1000  # of a verdict that are counted; a column of texts taken for one must not fill the memory
 
@@ -61,12 +61,8 @@ def _cell(row: dict, reading: Reading, part: str) -> Text | list[str]:
     if value is None:
         raise Unusable("missing_field", f"{path!r} is missing")
     text = as_text(value, path, reading.forms.get(part, "text"))
-    if (
-        isinstance(text, str)
-        and len(text) < 60
-        and part in ("chosen", "rejected")
-        and _names_a_column(text, row, reading)
-    ):
+    is_word = isinstance(text, str) and len(text) < 60 and part in ("chosen", "rejected")
+    if is_word and _names_a_column(text, row, reading):
         raise Unusable("names_a_column", f"{path!r} is {text!r}, which names a column and is no answer")
     return text
 
@@ -128,10 +124,11 @@ def _given_scores(row: dict, chosen: str | None, rejected: str | None) -> dict:
 def meant_by(value, reading: Reading) -> str:
     """What a value of the verdict or label means. Raises Unusable where the reading does not say."""
     word = canonical(value)
-    if word in reading.tally or len(reading.tally) < MOST_VALUES:
-        reading.tally[word] += 1
-    if word in reading.meaning:
-        return reading.meaning[word]
+    key = explains(reading.meaning, word)
+    if key or word in reading.tally or len(reading.tally) < MOST_VALUES:
+        reading.tally[key or word] += 1
+    if key:
+        return reading.meaning[key]
     if not word:
         raise Unusable("missing_field", f"{reading.verdict!r} is missing")
     raise Unusable("unknown_verdict", f"{reading.verdict!r} is {value!r:.40}, which this reading gives no meaning")
@@ -268,22 +265,23 @@ def _label(value, reading: Reading) -> float:
     return {GOOD: 1.0, BAD: 0.0}[meant_by(value, reading)]
 
 
-def _scored_row(row: dict, reading: Reading) -> dict:
-    path = reading.parts["score"]
-    answers = [(_cell(row, reading, "answer"), as_score(dig(row, path), path))]
-    return {"prompt": _full_prompt(row, reading), "answers": answers, **extras_of(row)}
-
-
-def _unpaired(row: dict, reading: Reading) -> dict:
-    label = _label(dig(row, reading.parts["label"]), reading)
+def _single(row: dict, reading: Reading) -> dict:
+    """An answer in a row of its own, with its score or its label; it may be a conversation that brings its prompt along."""
+    parts = reading.parts
+    worth = (
+        as_score(dig(row, parts["score"]), parts["score"])
+        if "score" in parts
+        else _label(dig(row, parts["label"]), reading)
+    )
     answer = _cell(row, reading, "answer")
-    if "prompt" in reading.parts:
-        return {"prompt": _full_prompt(row, reading), "answers": [(answer, label)], **extras_of(row)}
-    if isinstance(answer, str) or len(answer) < 2:
-        path = reading.parts["answer"]
-        raise Unusable("wrong_type", f"{path!r} is no conversation of a question and its answer")
-    check_roles(answer[:-1], answer[-1:])
-    return {"prompt": answer[:-1], "answers": [(answer[-1:], label)], **extras_of(row)}
+    if "prompt" in parts:
+        prompt = _full_prompt(row, reading)
+    elif isinstance(answer, str) or len(answer) < 2:
+        raise Unusable("wrong_type", f"{parts['answer']!r} is no conversation of a question and its answer")
+    else:
+        prompt, answer = answer[:-1], answer[-1:]
+        check_roles(prompt, answer)
+    return {"prompt": prompt, "answers": [(answer, worth)], **extras_of(row)}
 
 
 def _tree(row: dict, reading: Reading) -> list[dict]:
@@ -306,15 +304,26 @@ def _tree(row: dict, reading: Reading) -> list[dict]:
     return found
 
 
+def _message(row: dict, reading: Reading) -> dict:
+    """One message of a tree whose messages are rows: its turn, its name and its parent's, its score if it has one."""
+    name, parent, text, rank, role = (
+        dig(row, reading.parts[part]) for part in ("message", "parent", "answer", "score", "role")
+    )
+    score = None if rank in (None, "") else as_score(rank, reading.parts["score"])
+    turn = as_turn({"role": role, "content": text}, reading.parts["answer"])
+    return {"message": name, "parent": parent or None, "turn": turn, "score": score}
+
+
 CONVERTERS = {
+    "messages": _message,
     "preference": _preference,
     "named": _named,
     "two_outputs": _two_outputs,
     "two_scores": _two_scores,
     "scored_answers": _answers,
     "labelled_answers": _answers,
-    "scored_rows": _scored_row,
-    "unpaired": _unpaired,
+    "scored_rows": _single,
+    "unpaired": _single,
     "tree": _tree,
     "converter": lambda row, reading: reading.convert(row),
 }
@@ -327,8 +336,9 @@ def shown(row: dict, reading: Reading) -> str:
     except Unusable as error:
         return f"{error.fault}: {error}"
     made = made[0] if isinstance(made, list) else made
-    parts = {part: made[part] for part in ("prompt", "chosen", "rejected") if part in made}
-    return ", ".join(f"{part} {_short(text)}" for part, text in (parts or made).items())
+    said = {part: _short(made[part]) for part in ("prompt", "chosen", "rejected") if part in made}
+    said |= {f"answer of {score:g}": _short(text) for text, score in made.get("answers", ())}
+    return ", ".join(f"{part} {text}" for part, text in said.items())
 
 
 def _short(text) -> str:

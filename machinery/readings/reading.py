@@ -8,7 +8,8 @@
 A reading names columns by their part: prompt, chosen, rejected; or first, second and a verdict with the meaning of its
 values; or answers with scores or labels. A part is a path into a row: `question`, `question.full_text`, `summaries.0.text`,
 `answers[].text` (of each item of a list), `messages.:-1` (all but the last), `won_a|won_b|tied` (the one column that is
-true). Public schemas and the usual names are data, in schemas.yaml; adding one is adding a few lines there.
+true), `rejected_*` (rejected_1, rejected_2 and so on). Public schemas and the usual names are data, in schemas.yaml; adding
+one is adding a few lines there.
 """
 
 import re
@@ -21,11 +22,12 @@ from pathlib import Path
 
 import yaml
 
-from .values import canonical, is_number, lowest_is_best
+from .values import canonical, is_number, is_numbered, lowest_is_best
 
 TABLE = Path(__file__).with_name("schemas.yaml")
 # Which parts make a kind, in the order in which they are looked for; the prompt is left out where turns bring it along.
 KINDS = {
+    "messages": ("message", "parent", "role", "answer", "score"),
     "preference": ("chosen", "rejected"),
     "two_outputs": ("first", "second", "verdict"),
     "two_scores": ("first", "second", "score_first", "score_second"),
@@ -43,8 +45,10 @@ CARRIED = {"tools", "chat_template_kwargs", "category"}
 # Columns that look as if they belonged to the pair, where nothing reads them.
 MEDIA = re.compile(r"(^|_)(images?|pictures?|videos?|audios?)(_|$)")
 BELONGING = re.compile(
-    r"(^|_)(images?|pictures?|videos?|audios?|context|contexts|passage|document|article|post|history|system|system_prompt|"
-    r"prompt|question|query|instruction|scores?|ratings?|rewards?|ranks?|ranking|preference|winner|verdict|preferred|labels?|swapped|flipped)(_|$)(?!.*(id|ids|model|length|hash|source|tokens|name|type|policy)$)"
+    MEDIA.pattern
+    + r"|(^|_)(contexts?|passage|document|article|post|history|system|prompt|question|query|instruction|scores?|"
+    r"ratings?|rewards?|margins?|ranks?|ranking|preference|preferred|winner|verdict|labels?|swapped|flipped)(_|$)"
+    r"(?!.*(ids?|model|length|hash|source|tokens|name|type|policy)$)"
 )
 
 
@@ -74,17 +78,17 @@ class Reading:
     @property
     def is_grouped(self) -> bool:
         """Whether the answers to a prompt stand in several rows."""
-        return self.kind in ("scored_rows", "unpaired")
+        return self.kind in ("scored_rows", "unpaired", "messages")
 
     @property
     def has_scores(self) -> bool:
         """Whether --min_margin has scores to compare."""
-        return self.kind in ("two_scores", "scored_answers", "scored_rows") or "score_chosen" in self.parts
+        return self.kind in ("two_scores", "scored_answers", "scored_rows", "messages") or "score_chosen" in self.parts
 
     @property
     def has_choice(self) -> bool:
         """Whether --pairing has answers to choose from."""
-        return self.kind in ("scored_answers", "scored_rows", "labelled_answers", "unpaired", "tree")
+        return self.kind in ("scored_answers", "scored_rows", "labelled_answers", "unpaired", "tree", "messages")
 
     @property
     def verdict(self) -> str | None:
@@ -139,15 +143,24 @@ class Reading:
         if self.kind == "converter":
             return ""
         columns = ",".join(f"{part}={path}" for part, path in self.parts.items() if part not in CARRIED)
-        used = [value for value in self.meaning if self.tally[value]] or list(self.meaning)
+        is_all = any(".." in value for value in self.meaning)  # a tie between two ranges may yet come
+        used = [value for value in self.meaning if is_all or self.tally[value]] or list(self.meaning)
         told = ",".join(f"{value}={self.name_of(self.meaning[value])}" for value in used if not self.models)
         return f"--columns {shlex.quote(columns)}" + (f" --verdict {shlex.quote(told)}" if told else "")
 
+    def by_scores(self) -> "Reading":
+        """The same two answers by their scores alone, whatever a verdict or the names of the columns say."""
+        one, two = ("chosen", "rejected") if "chosen" in self.parts else ("first", "second")
+        sides = {"first": one, "second": two, "score_first": f"score_{one}", "score_second": f"score_{two}"}
+        asked = {part: path for part, path in self.parts.items() if part in ("prompt", "input", "system", "history")}
+        return Reading(asked | {part: self.parts[side] for part, side in sides.items()})
+
     def unexplained(self) -> list[str]:
-        """Numbers that a guessed meaning of numbers does not explain, so that it may be another; [] for all else."""
-        if not self.is_guess or not any(is_number(value) for value in self.meaning):
-            return []
-        return [value for value in self.tally if is_number(value) and value not in self.meaning]
+        """Numbers, or names by number, that a guessed meaning of such does not explain, so that it may be another."""
+        for is_such in (is_number, is_numbered) if self.is_guess else ():
+            if any(map(is_such, self.tally & Counter(dict.fromkeys(self.meaning, 1)))):
+                return [value for value in self.tally if is_such(value) and value not in self.meaning]
+        return []
 
 
 # --- Paths -----------------------------------------------------------------------------------------------------------
@@ -157,6 +170,9 @@ def dig(row, path: str):
     """What stands at a path in a row; None where there is nothing."""
     if isinstance(row, dict) and path in row:
         return row[path]
+    if path.endswith("*"):
+        several = [row[key] for key in row if re.fullmatch(re.escape(path[:-1]) + r"\d+", key)]
+        return [value for value in several if value is not None] or None
     if "|" in path:
         marked = [name for name in path.split("|") if canonical(dig(row, name)) in ("1", "true", "yes")]
         known = any(dig(row, name) is not None for name in path.split("|"))

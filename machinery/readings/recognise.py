@@ -16,7 +16,7 @@ from .convert import convert, shown
 from .guesses import Names, answer_pairs, listed, one_by_one, two_outputs
 from .reading import BELONGING, BESIDE, CARRIED, KINDS, MEDIA, TEXTS, Reading, filled, known_names, schemas
 from .texts import Unusable, form_of
-from .values import BAD, FIRST, GOOD, SECOND, TIE, canonical
+from .values import BAD, FIRST, GOOD, SECOND, TIE, canonical, explains
 
 
 def recognise(
@@ -55,13 +55,13 @@ def _finish(reading: Reading, rows: list[dict]) -> Reading:
     if reading.kind == "preference" and "lists" not in forms.values():
         for part in ("chosen", "rejected"):
             cells = filled(rows, reading.parts[part])
-            if sum(_is_several(cell) for cell in cells) > len(cells) / 2:
+            if reading.parts[part].endswith("*") or sum(map(_is_several, cells)) > len(cells) / 2:
                 forms[part] = "several"
     have = list(dict.fromkeys(key for row in rows for key in row if row[key] is not None))
     read = [*reading.parts.values(), *CARRIED]
     read += reading.meaning.values() if reading.kind == "named" else []
-    tops = {top for path in read for one in path.split("|") for top in (one, re.split(r"[.\[]", one)[0])}
-    left = tuple(sorted(key for key in have if key not in tops))
+    tops = {top for path in read for one in path.split("|") for top in (one, _top(one))}
+    left = tuple(sorted(key for key in have if key not in tops and key.rstrip("0123456789") + "*" not in tops))
     return replace(reading, forms=forms, left_behind=left, tally=Counter())
 
 
@@ -94,25 +94,29 @@ def by_schema(rows: list[dict], only: str | None = None) -> Reading | None:
     have = {key for row in rows for key in row}
     fitting = []
     for name, schema in schemas().items():
-        needed = [path for path in schema["columns"].values() if not path.endswith("?")]
-        parts = {part: path.rstrip("?") for part, path in schema["columns"].items()}
         if name != only and (only is not None or "usual" in schema):
             continue
-        if not have.issuperset(schema.get("needs", ())):
+        needed = [path for path in schema["columns"].values() if not path.endswith("?")]
+        if not have.issuperset([*schema.get("needs", ()), *map(_top, needed)]):
             continue
-        tops = {re.split(r"[.\[|]", path)[0] for path in parts.values()}
-        if "alone" in schema and any(key in known_names() or BELONGING.search(key) for key in have - tops):
+        parts = {part: path.rstrip("?") for part, path in schema["columns"].items()}
+        others = have - set(map(_top, parts.values()))
+        if "alone" in schema and any(key in known_names() or BELONGING.search(key) for key in others):
             continue
         if not all(filled(rows, path) for path in needed):
             continue
-        meaning = {canonical(value): meant for value, meant in schema.get("meaning", {}).items()}
-        seen = {canonical(value) for part in ("verdict", "label", "labels") if part in parts
-                for value in _flat(filled(rows, parts[part]))}  # fmt: skip
-        if meaning and not seen & meaning.keys():
-            continue
         parts = {part: path for part, path in parts.items() if filled(rows, path)}
-        fitting.append((len({*needed, *schema.get("needs", ())}), Reading(parts, meaning, name, schema["title"])))
+        meaning = {canonical(value): meant for value, meant in schema.get("meaning", {}).items()}
+        reading = Reading(parts, meaning, name, schema["title"])
+        met = _flat(filled(rows, reading.verdict)) if meaning else []
+        if not meaning or any(explains(meaning, canonical(value)) for value in met):
+            fitting.append((len({*needed, *schema.get("needs", ())}), reading))
     return max(fitting, key=lambda fit: fit[0])[1] if fitting else None
+
+
+def _top(path: str) -> str:
+    """The column that a path begins in."""
+    return re.split(r"[.\[|]", path)[0]
 
 
 # --- The usual names -------------------------------------------------------------------------------------------------
@@ -120,12 +124,16 @@ def by_schema(rows: list[dict], only: str | None = None) -> Reading | None:
 
 def _by_names(look: Names, kind: str | None, verdict: dict[str, str]) -> Reading:
     """The reading that names propose and values allow. kind: one of KINDS, where the user says so."""
+    for trees in ("tree", "messages"):
+        if look.columns.keys() >= set(KINDS[trees]):
+            return Reading({part: look.columns[part] for part in KINDS[trees]})
     verdicts = two_outputs(look, bool(verdict))
     outputs = verdicts[0] if verdicts else []
     if len(outputs) == 1 and "verdict" not in look.columns:  # other verdicts that say otherwise
         outputs = outputs + [v[0] for v in verdicts[1:] if len(v) == 1 and _differ(outputs[0], v[0], look.rows)]
     pairs = answer_pairs(look, {guess.parts.get("verdict") for guess in outputs}, bool(verdict))
     others = one_by_one(look, bool(verdict))
+    others = [guess for guess in others if guess.kind in (kind or others[0].kind)]
     if kind is not None:
         pairs, outputs, others = ([g for g in guesses if g.kind == kind] for guesses in (pairs, outputs, others))
         if not pairs + outputs + others:
@@ -139,13 +147,11 @@ def _by_names(look: Names, kind: str | None, verdict: dict[str, str]) -> Reading
             raise ValueError(_two_ways([pairs[0], outputs[0]], look.rows))
     if pairs and not outputs and _nearly(look, tuple(pairs[0].parts[part] for part in ("chosen", "rejected"))):
         pairs = []  # a verdict about response_j and response_k that nobody understands
-    fitting = pairs or outputs
+    fitting = pairs or outputs or others
     if len(fitting) > 1 and any(_differ(fitting[0], other, look.rows, faults=True) for other in fitting[1:]):
         raise ValueError(_two_ways(fitting, look.rows))
-    if "tree" in look.columns:
-        return Reading({"tree": look.columns["tree"]})
-    if fitting or others:
-        found = (fitting or others)[0]
+    if fitting:
+        found = fitting[0]
         return replace(found, parts=found.parts | {part: path for part, path in look.columns.items() if part in BESIDE})
     raise ValueError(
         f"the columns {listed(look.rows)} are of no shape that is known{_nearly(look)}. Say which is which by --columns "
@@ -182,7 +188,7 @@ def _differ(one: Reading, other: Reading, rows: list[dict], faults: bool = False
         for reading in readings:
             try:
                 pair = convert(row, reading)
-                made.append((str(pair.get("chosen")), str(pair.get("rejected"))))
+                made.append([str(pair.get(part)) for part in ("chosen", "rejected", "answers")])
             except Unusable:
                 made.append(None)
         if made[0] != made[1] and (faults or None not in made):
@@ -201,6 +207,30 @@ def _two_ways(readings: list[Reading], rows: list[dict]) -> str:
             shown(row, reading)
         lines.append(f"  {reading.flags}\n      {pairs[0] if pairs else 'gives no pair'}")
     return "\n".join(lines)
+
+
+def doubt(
+    reading: Reading, checkup=None, columns: dict[str, str] | None = None, verdict: dict[str, str] | None = None
+) -> str | None:
+    """What to say where all rows together raise a doubt that only the user can settle; None where there is none.
+
+    A number that a meaning told from the first rows does not explain; labels that most of the scores contradict, unless
+    the user names the labels himself. checkup: has scored, counts and firsts, as doctor.Checkup. columns, verdict: the flags.
+    """
+    if odd := reading.unexplained():
+        return (
+            f"{reading.verdict} holds {', '.join(odd)} too, in later rows, so the meaning told from the first ones "
+            f"({reading.says}) may be wrong. Say what each value means: {reading.flags},{odd[0]}=..."
+        )
+    against = checkup.counts["scores_contradict"] if checkup is not None else 0
+    is_settled = verdict or reading.parts.get("chosen", reading.verdict) in (columns or {}).values()
+    if not against or against * 2 <= checkup.scored or is_settled or reading.kind == "converter":
+        return None
+    return (
+        f"in {against:,} of {checkup.scored:,} pairs the rejected answer has the higher score, first in "
+        f"{checkup.firsts['scores_contradict']['first']}, so either the scores or the labels are turned around. Say which to "
+        f"go by:\n  {reading.flags}\n  {reading.by_scores().flags}"
+    )
 
 
 def _meant(reading: Reading, verdict: dict[str, str]) -> dict[str, str]:

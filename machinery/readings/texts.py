@@ -33,9 +33,9 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text", "parts"
 TURN_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "function_call")
 TRANSCRIPT_TURN = re.compile(r"(?:^\s*|\n\n|\r\n\r\n)(Human|User|Assistant|System):")
 SINGLE_NEWLINES = re.compile(r"\s*(Human|User):.*\n(Assistant|AI|Bot):", re.DOTALL)
-# How a list of turns, a turn, or an object of messages begins, as JSON or as Python or numpy writes it.
-LIKE_TURNS = re.compile(r"\s*(?:(?:np\.)?array\(\s*)?\[?\s*\{\s*(['\"])(?:role|from|content|value|messages|text)\1\s*:")
-A_ROLE = re.compile(r"(['\"])(?:role|from)\1\s*:\s*(['\"])(\w+)\2", re.IGNORECASE)
+# How a list of turns, a turn, or an object of messages begins, as JSON or as Python or numpy writes it; or JSON in JSON.
+LIKE_TURNS = re.compile(r"""\s*(?:(?:np\.)?array\(\s*)?(?:"\s*)?\[?\s*\{\s*\\?['"]\w+\\?['"]\s*:""")
+A_ROLE = re.compile(r"""(['"])(?:role|from)\\?\1\s*:\s*\\?(['"])(\w+)\\?\2""", re.IGNORECASE)
 
 Text = str | list[dict]
 
@@ -64,7 +64,10 @@ def kind_of_cell(text: str) -> str:
     """What a string holds: "turns", "broken turns" (cut off, or in Python's writing), "list" (of texts), or "text"."""
     if LIKE_TURNS.match(text):
         try:
-            return "turns" if _are_turns(json.loads(text)) else "text"
+            value = json.loads(text)
+            if isinstance(value, str):  # JSON in JSON
+                return "text" if kind_of_cell(value) == "text" else "broken turns"
+            return "turns" if _are_turns(value) else "text"
         except (ValueError, RecursionError):
             roles = {found[2].lower() for found in A_ROLE.findall(text)}
             return "broken turns" if roles & {*KNOWN_ROLES, *ROLES} else "text"
@@ -103,11 +106,12 @@ def as_text(value, name: str, form: str = "text") -> Text:
             return as_text(value["messages"], name)
         if not value.keys() & set(ROLE_KEYS) and value.keys() & set(CONTENT_KEYS):  # a text in an object
             return as_turn({"role": "assistant", **value}, name)["content"]
+        if not value.keys() & {*ROLE_KEYS, *CONTENT_KEYS}:
+            inside = ", ".join(map(str, value))
+            raise Unusable("wrong_type", f"{name!r} is an object of {inside:.60}; name the one in it, as {name}.x")
         return [as_turn(value, name)]
     if not isinstance(value, list):
-        kind = (
-            "true or false" if isinstance(value, bool) else "a number" if isinstance(value, (int, float)) else "no text"
-        )
+        kind = {bool: "true or false", int: "a number", float: "a number"}.get(type(value), "no text")
         raise Unusable("wrong_type", f"{name!r} is {kind}; text or a list of turns is needed")
     if not value:
         raise Unusable("wrong_type", f"{name!r} is an empty list")
@@ -133,7 +137,8 @@ def _read(text: str, name: str, form: str) -> Text:
     if not text.strip():
         raise Unusable("missing_field", f"{name!r} is missing")
     if kind == "broken turns":
-        how = "as Python writes it" if "'" in text[:40] else "as JSON that is cut off"
+        is_twice = text.lstrip().startswith('"')
+        how = "as Python writes it" if "'" in text[:40] else f"as JSON {'in JSON' if is_twice else 'that is cut off'}"
         raise Unusable("broken_turns", f"{name!r} is a conversation {how}; write it as whole JSON")
     raise Unusable("other_form", f"{name!r} is {kind}, where the column holds {form}: {text:.40}")
 
@@ -338,7 +343,5 @@ def check_roles(prompt: list[dict], answer: list[dict]) -> None:
 
 
 def _of_single_newlines(text: str) -> str:
-    is_one = SINGLE_NEWLINES.match(text)
-    return "; its turns stand below each other without an empty line between, so a line of a text could be one" * bool(
-        is_one
-    )
+    said = "; its turns stand below each other without an empty line between, so a line of a text could be one"
+    return said if SINGLE_NEWLINES.match(text) else ""

@@ -255,13 +255,13 @@ def test_types_may_differ_from_row_to_row(tmp_path):
         ("a.json", b"3", "holds no rows"),
         ("a.json", b'["a", "b"]', "no object with named columns"),
         ("a.txt", LINES.encode(), ".jsonl"),
-        ("a.jsonl.gz", LINES.encode(), "unpacked"),
+        ("a.jsonl.gz", LINES.encode(), "is not compressed by gzip, as its name says"),
         ("a.csv", b"prompt,prompt\na,b\n", "stands twice"),
         ("a.csv", "prompt,chosen\na,b\n".encode("utf-16"), "--encoding utf-16"),
         ("a.csv", b"prompt,chosen,rejected\n", "no rows"),
         ("a.csv", b'prompt,"cho"sen,rejected\na,b,c\n', "line 1"),
         ("a.parquet", b"PAR1 but no more", "cannot be read as Parquet"),
-        ("a.jsonl.zst", b"no zstd", "unpacked"),
+        ("a.jsonl.zst", b"no zstd", "is not compressed by zstd"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_sentence(name, content, words, tmp_path):

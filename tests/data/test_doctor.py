@@ -66,7 +66,7 @@ def test_scores_against_the_labels_are_found_where_they_are_more_than_two_judges
     pairs = [{"prompt": f"Why {n}?", "chosen": f"Rain in {n}.", "rejected": f"I say {n} no.", "score_chosen": c,
               "score_rejected": r} for n, (c, r) in enumerate(scores)]  # fmt: skip
     report = examine(*pairs).report()
-    assert ("scores_contradict" in report["findings"]) is is_found
+    assert report["findings"].get("scores_contradict", {"rows": []})["rows"] == list(range(against * is_found))
     assert report["verdict"][0].startswith("Usable" if is_found else "Sound")
 
 

@@ -270,7 +270,7 @@ def test_one_text_that_was_scored_twice_makes_no_pair_with_itself():
     ],
 )
 def test_a_verdict_names_one_of_two_columns(values, names, sides):
-    [meaning] = meanings(values, names, "preference")
+    [meaning] = meanings(values, names, "winner")
     assert [meaning[canonical(value)] for value in values] == sides
 
 
@@ -281,7 +281,10 @@ def test_a_verdict_names_one_of_two_columns(values, names, sides):
      ([-3, 2], ("response_1", "response_2"), "preference"), ([1, 2, 3], ("output_1", "output_2"), "preference"),
      ([1, 1.0], ("response_1", "response_2"), "preference"), ([1], ("response_0", "response_1"), "preference"),
      ([True, False], ("response_0", "response_1"), "preference"), ([0, 1], ("response_0", "response_1"), "label"),
-     ([1, 2], ("response_0", "response_1"), "winner")],
+     ([1, 2], ("response_0", "response_1"), "winner"), ([0, 1], ("response_0", "response_1"), "preference"),
+     ([0, 1], ("response_0", "response_1"), "win"), ([1, 2] * 30, ("response_a", "response_b"), "winner"),
+     ([1, 2], ("response_1", "response_2"), "label"), ([0, 0.5, 1], ("response_0", "response_1"), "winner"),
+     ([0.9, 0.2], ("response_a", "response_b"), "preference"), ([-0.5, 1.25], ("response_a", "response_b"), "preference")],
 )  # fmt: skip
 def test_values_that_can_be_read_in_two_ways_are_shown_both_with_the_flags_that_settle_it(values, names, column):
     assert len(meanings(values, names, column)) == 2

@@ -1,6 +1,7 @@
 """What a stranger's file may look like: it is read rightly, or refused with the flags that settle it."""
 
 import json
+import shlex
 
 import pytest
 
@@ -72,15 +73,17 @@ def test_numbers_in_later_rows_are_no_reading_of_words():
     assert [pair.get("fault") for pair in made_of(rows, head=4)] == [None] * 4 + ["unknown_verdict"] * 3
 
 
-def test_a_number_that_a_guess_does_not_explain_is_refused_when_it_turns_up(tmp_path):
-    rows = [two(n, "a", preference=1 + n % 2) for n in range(150)] + [
-        two(n, "a", preference=0) for n in range(150, 160)
-    ]
+@pytest.mark.parametrize("late", [0, "response_3"])
+def test_a_number_that_a_guess_does_not_explain_is_refused_when_it_turns_up(tmp_path, late):
+    first = (lambda n: 1 + n % 2) if late == 0 else (lambda n: f"response_{1 + n % 2}")
+    rows = [two(n, "a", preference=first(n)) for n in range(150)]
+    rows += [two(n, "a", preference=late) for n in range(150, 160)]
+    rows = [{key.replace("_a", "_1").replace("_b", "_2"): value for key, value in row.items()} for row in rows]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match="preference holds 0 too, in later rows"):
+    with pytest.raises(ValueError, match=f"preference holds {late} too, in later rows"):
         load_pairs(str(path), None, None)
-    meaning = {"1": "response_a", "2": "response_a", "0": "tie"}
+    meaning = {str(first(0)): "response_1", str(first(1)): "response_1", str(late): "tie"}
     assert len(load_pairs(str(path), None, None, verdict=meaning)[0]) == 150
 
 
@@ -194,6 +197,12 @@ TURNS = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content
         (json.dumps(TURNS)[:60], "broken turns"),
         (str(TURNS), "broken turns"),
         ("array([{'content': 'Weather?', 'role': 'user'}], dtype=object)", "broken turns"),
+        (json.dumps([{"id": 7, "role": "assistant", "content": "It rains."}]), "turns"),
+        (json.dumps({"id": 7, "messages": TURNS}), "turns"),
+        (str([{"id": 7, "role": "assistant", "content": "It rains."}]), "broken turns"),
+        (json.dumps([{"id": 7, "role": "assistant", "content": "It rains."}])[:-4], "broken turns"),
+        (json.dumps(json.dumps(TURNS)), "broken turns"),
+        (json.dumps("It rains."), "text"),
         ('["It rains."]', "list"),
         ('[{"from": "Paris", "to": "Rome"}]', "text"),
         ('[{"role": "clerk", "content": "Anna"}]', "text"),
@@ -245,3 +254,110 @@ def test_a_verdict_flag_without_a_verdict_is_refused():
     rows = Rows([Row("row 0", {"prompt": "Weather?", "chosen": "It rains.", "rejected": "No idea."})])
     with pytest.raises(ValueError, match="there is no verdict"):
         find_reading(rows, verdict={"1": "first"})
+
+
+# --- What fits two readings ------------------------------------------------------------------------------------------
+
+
+def refused(rows, words, **how):
+    with pytest.raises(ValueError, match=words) as error:
+        recognise(rows, **how)
+    return str(error.value)
+
+
+def test_one_and_nought_as_a_mere_label_may_mean_a_fault_that_was_found():
+    rows = [{"question": "Weather?", "answer": text, "label": n} for n, text in enumerate(("It rains.", "No idea."))]
+    said = refused(rows, "two ways")
+    assert "--verdict 1=good,0=bad" in said
+    assert "--verdict 1=bad,0=good" in said
+    assert all(map(sound, made_of(rows, verdict={"0": "good", "1": "bad"})))
+    assert made_of([row | {"label": bool(row["label"])} for row in rows])[0]["chosen"] == "No idea."
+    rows = [{"prompt": "Weather?", "completion": row["answer"], "label": 1 - row["label"]} for row in rows]
+    assert all(map(sound, made_of(rows)))  # TRL's own names
+
+
+def test_one_and_nought_in_a_list_of_labels_too():
+    rows = [{"prompt": "Weather?", "responses": ["It rains.", "No idea."], "labels": [0, 1]}]
+    assert "answers=responses,labels=labels --verdict 1=good,0=bad" in refused(rows, "two ways")
+    how = {"columns": {"answers": "responses", "labels": "labels"}, "verdict": {"0": "good", "1": "bad"}}
+    assert all(map(sound, made_of(rows, **how)))
+    assert made_of([rows[0] | {"labels": [False, True]}])[0]["chosen"] == "No idea."
+
+
+def test_a_column_that_says_where_the_order_was_changed_is_asked_about():
+    rows = [two(n, "a", winner="A", swapped=n % 2 == 0) for n in range(4)]
+    refused(rows, "swapped differs from row to row")
+    assert all(map(sound, made_of(rows, columns={"verdict": "winner"})))
+    assert all(map(sound, made_of([row | {"swapped": False} for row in rows])))
+
+
+def test_answers_that_are_named_by_another_count_are_asked_about():
+    rows = [{"prompt": "Weather?", "response_0": "It rains.", "response_1": "No idea.", "winner": "model_1"}]
+    refused(rows, "winner holds 'model_1', which names neither")
+    assert made_of([rows[0] | {"winner": "model_0"}, *rows])[1]["chosen"] == "No idea."
+    refused([rows[0] | {"winner": "model_2"}, *rows], "winner holds 'model_2'")
+
+
+def test_a_preference_that_is_a_number_is_read_by_ranges():
+    rows = [two(n, side, preference=value) for n, (side, value) in enumerate([("a", 0.9), ("b", 0.2), ("a", 0.51)])]
+    rows.append(two(9, "a", preference=0.5))
+    meaning = {"0..0.5": "response_b", "0.5..1": "response_a", "0.5": "tie"}
+    made = made_of(rows, verdict=meaning)
+    assert all(map(sound, made[:3]))
+    assert made[3]["fault"] == "tie"
+    del meaning["0.5"]
+    assert made_of(rows, verdict=meaning)[3]["fault"] == "unknown_verdict"  # on the border of both ranges
+    assert made_of([*rows, two(8, "a", preference=1.2)], verdict=meaning)[4]["fault"] == "unknown_verdict"
+
+
+@pytest.mark.parametrize("kind", ["chosen", "winner"])
+def test_labels_that_most_scores_contradict_are_refused_with_flags_for_both(tmp_path, kind):
+    rows = [two(n, "ab"[n % 2], winner="AB"[n % 2], score_a=1 + n % 2, score_b=2 - n % 2) for n in range(5)]
+    if kind == "chosen":
+        rows = [{"prompt": f"Weather {n}?", "chosen": f"It rains {n}.", "rejected": f"No idea {n}.", "score_chosen": 1,
+                 "score_rejected": 2} for n in range(5)]  # fmt: skip
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="in 5 of 5 pairs the rejected answer has the higher score") as error:
+        load_pairs(str(path), None, None)
+    ends = []
+    for line in str(error.value).splitlines()[1:]:
+        words = dict(zip(*[iter(shlex.split(line))] * 2, strict=True))
+        columns = dict(part.split("=") for part in words["--columns"].split(","))
+        verdict = dict(part.split("=") for part in words.get("--verdict", "").split(",") if part)
+        saved = tmp_path / f"saved{len(ends)}.jsonl"
+        load_pairs(str(path), None, None, columns=columns, verdict=verdict, save_cleaned=str(saved))
+        ends.append([json.loads(row)["chosen"].startswith("It rains") for row in saved.read_text().splitlines()])
+    assert ends == [[True] * 5, [False] * 5]
+
+
+def test_scores_that_contradict_fewer_labels_are_named_row_by_row(tmp_path):
+    rows = [{"prompt": f"Weather {n}?", "chosen": f"It rains {n}.", "rejected": f"No idea {n}.", "score_chosen": 1,
+             "score_rejected": 2 * (n < 2)} for n in range(5)]  # fmt: skip
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = load_pairs(str(path), None, None)[2]["train"]
+    assert report["findings"]["scores_contradict"]["rows"] == [0, 1]
+    assert report["verdict"][0].startswith("Usable")
+
+
+def test_numbered_columns_of_rejected_answers_are_all_read():
+    row = {"prompt": "Weather?", "chosen": "It rains.", "rejected_1": "No idea.", "rejected_2": "No idea at all."}
+    reading = recognise([row])
+    assert reading.left_behind == ()
+    made = list(make_pairs([Row("row 0", row), Row("row 1", row | {"rejected_2": None})], reading, "all"))
+    assert [pair["rejected"] for pair in made] == ["No idea.", "No idea at all.", "No idea."]
+
+
+def test_messages_in_rows_are_joined_to_their_thread_and_every_row_is_accounted_for():
+    names = ("message_id", "parent_id", "role", "text", "rank")
+    rows = [dict(zip(names, row, strict=True)) for row in (
+        ("b", "p", "assistant", "No idea.", 1), ("p", None, "prompter", "Weather?", None), ("a", "p", "assistant", "It rains.", 0),
+        ("c", "lost", "assistant", "Who?", 0), ("d", "c", "prompter", "You.", None), ("a", "p", "assistant", "Twice.", 2),
+        ("x", "y", "prompter", "Round", None), ("y", "x", "prompter", "and round", None), ("q", "y", "assistant", "1", 0),
+        ("r", "y", "assistant", "2", 1))]  # fmt: skip
+    made = made_of(rows)
+    assert sound({part: made[1][part][0]["content"] for part in ("chosen", "rejected")})
+    assert made[1]["rows"] == [0, 1, 2]
+    assert (made[0]["rows"], made[0]["fault"]) == ([5], "wrong_type")
+    assert [(pair["rows"], pair["fault"]) for pair in made[2:]] == [([n], "no_partner") for n in (3, 4, 6, 7, 8, 9)]
