@@ -33,11 +33,13 @@ from accelerate.utils import is_peft_model
 from transformers.utils import logging
 from trl import DPOTrainer
 
+from ..common.errors import UserError
+from . import flex_kernel
 from .cpu_head import cpu_head
 from .length_groups import LengthGrouping
 from .probe import check_head, try_step, why_not_the_same
 from .reference_cache import CachedReference
-from .shared_masks import SharedRows, as_scores, layer_masks, router_counts, why_not_one_row
+from .shared_masks import SharedRows, as_scores, dense_mask, layer_masks, router_counts, why_not_one_row
 from .token_budget import TokenBudget
 
 logger = logging.get_logger(__name__)
@@ -50,6 +52,7 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, LengthGrouping, DPOTr
 
     shared_prompt_refusal: str | None = "not set up yet"
     _forwards: tuple[Callable, ...] = ()  # of the policy, and of the reference if it has weights of its own
+    shared_prompt_kernel: str | None = None
     _is_to_be_compared = False
 
     def __init__(self, *args, **kwargs):
@@ -88,7 +91,30 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, LengthGrouping, DPOTr
             refusal = why_not_the_same(self, self.model, self._forwards[0])
         self._decide(refusal)
         if can_be_tried:
+            if refusal is None and getattr(self.args, "shared_prompt_attention", None) == "flex":
+                self._use_kernel()
             try_step(self)
+
+    def _use_kernel(self) -> None:
+        """Compute shared rows by FlexAttention where it does the same on this device; or say why not."""
+        models = [forward.model for forward in self._forwards]
+        own = [model.config._attn_implementation for model in models]
+        reasons = [flex_kernel.use_flex(model) for model in models]
+        refusal = next((reason for reason in reasons if reason is not None), None)
+        if refusal is None:
+            refusal = why_not_the_same(self, self.model, self._forwards[0])
+            self._decide(None)  # with masks the rows were the same
+        if refusal is None:
+            try:
+                try_step(self)
+            except UserError as error:
+                refusal = str(error).rstrip(".")
+        if refusal is None:
+            self.shared_prompt_kernel = "flex"
+            return
+        for model, implementation in zip(models, own, strict=True):
+            model.set_attn_implementation(implementation)
+        logger.warning(f"Attention stays {own[0]}: {refusal}.")
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """TRL's. Before the first, rows are compared where that had to wait for the weights to be sharded."""
@@ -177,7 +203,8 @@ def planned_forward(model, stock_forward, inputs: dict, labels: torch.Tensor, pl
     counting = nullcontext()
     if plan["rows"] is not None:
         config = model.config.get_text_config()
-        masks = layer_masks(config, plan["rows"])
+        has_kernel = config._attn_implementation == flex_kernel.NAME
+        masks = layer_masks(config, plan["rows"], flex_kernel.block_mask if has_kernel else dense_mask)
         if config._attn_implementation == "eager":
             masks = as_scores(masks, model.dtype)
         inputs = inputs | plan["inputs"] | {"attention_mask": masks}
