@@ -25,18 +25,20 @@ It keeps two rows, and says why, where the result of one would not be the same: 
 the reason or None. `args.shared_prompt = False` turns all of it off.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers.utils import logging
 from trl import DPOTrainer
 
 from ..common.errors import UserError
+from ..common.token_rows import row_lengths
 from . import flex_kernel
 from .cpu_head import cpu_head
-from .length_groups import LengthGrouping
 from .probe import check_head, try_step, why_not_the_same
 from .reference_cache import CachedReference
 from .shared_masks import SharedRows, as_scores, dense_mask, layer_masks, router_counts, why_not_one_row
@@ -47,7 +49,7 @@ logger = logging.get_logger(__name__)
 PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
-class SharedPromptDPOTrainer(TokenBudget, CachedReference, LengthGrouping, DPOTrainer):
+class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
     """TRL's DPO trainer with a forward pass that computes each prompt once. Same arguments, losses and metrics."""
 
     shared_prompt_refusal: str | None = "not set up yet"
@@ -69,6 +71,24 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, LengthGrouping, DPOTr
         for values in self._metrics["eval"].values():
             values += values[-1:] * (len(inputs["input_ids"]) // 2 - 1)  # two rows a pair
         return result
+
+    # For rows of this form Transformers wants a column of lengths for `group_by_length`; here they are counted.
+
+    def _get_train_sampler(self, train_dataset=None):
+        pairs = self.train_dataset if train_dataset is None else train_dataset
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return self._length_groups(pairs, group) or super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return self._length_groups(eval_dataset, self.args.eval_batch_size) or super()._get_eval_sampler(eval_dataset)
+
+    def _length_groups(self, pairs, group: int) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(pairs, Dataset):
+            return None
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        # What all processes together take for a step is one group, so their number changes no batch.
+        group *= self.args.world_size
+        return LengthGroups(row_lengths(pairs), group, seed, epoch=lambda: int(self.state.epoch or 0))
 
     def _share_prompts(self) -> None:
         """Put the planned forward in place of TRL's in the policy and, if it has its own weights, the reference."""
@@ -306,3 +326,31 @@ def _only_states(backbone, states: torch.Tensor):
         yield
     finally:
         hook.remove()
+
+
+class LengthGroups(Sampler):
+    """Batches of rows of like length, still in random order: less padding.
+
+    Shuffles, sorts by length within stretches of several batches, then shuffles the batches of a stretch. The order is
+    a function of the seed and the epoch alone: the same on every process and after a resume.
+    """
+
+    def __init__(self, lengths: torch.Tensor, group: int, seed: int, epoch: Callable[[], int], batches: int = 16):
+        """lengths: one a row, (rows,). group: rows that belong together. batches: how many make a stretch."""
+        self.lengths = lengths
+        self.group, self.seed, self.epoch, self.batches = group, seed, epoch, batches
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        order = torch.randperm(len(self.lengths), generator=generator)
+        for stretch in order.split(self.group * self.batches):
+            stretch = stretch[self.lengths[stretch].argsort(stable=True)]
+            groups = list(stretch.split(self.group))
+            # Only whole groups change places: a shorter one in the middle would shift all batches behind it.
+            whole = [group for group in groups if len(group) == self.group]
+            for number in torch.randperm(len(whole), generator=generator).tolist():
+                yield from whole[number].tolist()
+            yield from (row for group in groups[len(whole) :] for row in group.tolist())

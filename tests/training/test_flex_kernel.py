@@ -44,7 +44,9 @@ def test_log_probs_and_gradients_are_those_of_a_mask(heads, trains_on_a_cpu, mon
     AttentionMaskInterface.register(flex_kernel.NAME, sdpa_mask)
     results = []
     for implementation in ("sdpa", flex_kernel.NAME):
-        model = make_llama(attn_implementation="sdpa", num_key_value_heads=2, num_attention_heads=heads, head_dim=8)
+        model = make_llama(
+            attn_implementation="sdpa", num_key_value_heads=2, num_attention_heads=heads, hidden_size=8 * heads
+        )
         model.set_attn_implementation(implementation)
         add_fused_lm_head(model)
         batch, labels = batch_of(LENGTHS)
