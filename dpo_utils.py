@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 # TRL reports its use to the hub. Here nothing is sent unless the user asks for it (HF_HUB_DISABLE_TELEMETRY=0).
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -101,6 +101,12 @@ class TutorialConfig(DPOConfig):
 
     max_prompt_length: int | None = _flag("max_prompt_length", default=None)
     shared_prompt: bool = _flag("shared_prompt", default=True)
+    shared_prompt_attention: Literal["mask", "flex"] = field(
+        default="mask",
+        metadata={
+            "help": "flex: FlexAttention for shared rows on a GPU (not yet tried on one); mask: a mask for SDPA."
+        },
+    )
     precompute_ref_log_probs: bool = _flag("precompute_ref_log_probs", default=True)
     max_tokens_per_batch: int | None = _flag("max_tokens_per_batch", default=None)
     reference_cache: str | None = field(

@@ -21,6 +21,7 @@ benchmarks/results/NAME.json and NAME.png.
 """
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -71,9 +72,11 @@ ROWS = {
 FAST = ("tuned", "ours")  # in the precision that is faster, with the reference asked beforehand
 GROUPS = {"shapes": list(SHAPES), "length": list(LENGTH), "batch": list(BATCH), "rows": list(ROWS)}
 CASES = SHAPES | LENGTH | BATCH | ROWS
-SIZES = {  # 25 million parameters with 32,000 tokens, and one to try things on
+SIZES = {  # 25 million parameters with 32,000 tokens, one to try things on, and two for benchmarks/gpu.py
     "normal": dict(hidden_size=384, intermediate_size=1152, num_hidden_layers=6, num_attention_heads=6, head_dim=64),
     "small": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32),
+    "0.5B": dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, head_dim=64),
+    "1.5B": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, head_dim=128),
 }
 
 
@@ -148,7 +151,10 @@ def show(report: dict) -> None:
         for one, other in zip(results.get("stock", ()), results.get("exact", ()), strict=False)
         for a, b in zip(one["losses"], other["losses"], strict=True)
     ]
-    print(f"\nOn {report['machine']}, {report['steps']} steps timed.")
+    left_out = (
+        "" if "bf16" in report["peaks"] else " bf16 is left out: it is slower here than fp32, which all trainings use."
+    )
+    print(f"\nOn {report['machine']}, {report['steps']} steps timed.{left_out}")
     if gaps:
         print(
             f"The largest relative difference of the losses in float32 from TRL's on the same batches: {max(gaps):.1e}."
@@ -276,17 +282,20 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
     config = Qwen3Config(
         vocab_size=shape["vocabulary"], num_key_value_heads=2, tie_word_embeddings=True, **SIZES[shape["size"]]
     )
-    policy, reference = Qwen3ForCausalLM(config), None
+    config._attn_implementation = shape.get("attention", "sdpa")
+    with torch.device(device):  # where random weights take no time
+        policy, reference = Qwen3ForCausalLM(config), None
     if is_ours:
         memory.suit_allocator(policy)  # as load_model does
     if not asks_beforehand and not shape["lora"]:
-        reference = Qwen3ForCausalLM(config)
-        reference.load_state_dict(policy.state_dict())
+        reference = copy.deepcopy(policy)
     memory.reset_peak()
+    arguments = configuration(name, shape, steps, device, asks_beforehand)
+    arguments.shared_prompt_attention = shape.get("kernel")
     trainer = Contender(
         model=policy,
         ref_model=reference,
-        args=configuration(name, shape, steps, device, asks_beforehand),
+        args=arguments,
         train_dataset=pairs,
         processing_class=word_tokenizer(shape["vocabulary"]),
         peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if shape["lora"] else None,
@@ -336,7 +345,7 @@ def made_up_pairs(shape: dict, count: int, vocabulary: int):
     from datasets import Dataset
 
     rng = random.Random(0)
-    spread = math.sqrt(math.log(1 + 0.5**2))
+    spread = math.sqrt(math.log(1 + shape.get("spread", 0.5) ** 2))
 
     def text(mean: float) -> str:
         length = max(2, round(rng.lognormvariate(math.log(mean) - spread**2 / 2, spread)))
@@ -353,8 +362,10 @@ def made_up_pairs(shape: dict, count: int, vocabulary: int):
     return Dataset.from_list(rows)
 
 
-def useful_flops(policy, lengths: list[list[int]], is_lora: bool) -> float:
+def useful_flops(policy, lengths: list[list[int]], is_lora: bool, prompts: int = 1) -> float:
     """Operations that a pair takes at least, on average: one forward of the reference, and forward and backward of the policy.
+
+    prompts: how often a pair's prompt is computed.
 
     Two a parameter and token of the blocks, two a parameter of the head and completion token, four a layer, dimension
     and pair of positions that attend to each other. A backward pass is two forwards; with an adapter one, since the
@@ -365,8 +376,8 @@ def useful_flops(policy, lengths: list[list[int]], is_lora: bool) -> float:
     width = config.num_attention_heads * config.head_dim
     total = 0.0
     for prompt, chosen, rejected in lengths:
-        seen = prompt**2 / 2 + sum(answer * prompt + answer**2 / 2 for answer in (chosen, rejected))
-        forward = 2 * blocks * (prompt + chosen + rejected) + 4 * config.num_hidden_layers * width * seen
+        seen = prompts * prompt**2 / 2 + sum(answer * prompt + answer**2 / 2 for answer in (chosen, rejected))
+        forward = 2 * blocks * (prompts * prompt + chosen + rejected) + 4 * config.num_hidden_layers * width * seen
         forward += 2 * config.hidden_size * config.vocab_size * (chosen + rejected)
         total += forward * (3 if is_lora else 4)
     return total / len(lengths)
@@ -376,13 +387,20 @@ def useful_flops(policy, lengths: list[list[int]], is_lora: bool) -> float:
 
 
 def matrix_peaks() -> dict[str, float]:
-    """Operations a second of a large matrix product, the best of several, by precision."""
+    """Operations a second of a large matrix product, the best of several, by precision.
+
+    bf16 only where trainings use it: a CPU without units for it emulates it, and would stand still for minutes.
+    """
     import torch
+
+    from machinery.hardware.precision import prefers_bf16
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     size = 8192 if device.type != "cpu" else 2048
-    peaks = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    peaks, precisions = {}, {"fp32": torch.float32}
+    if prefers_bf16(device):
+        precisions["bf16"] = torch.bfloat16
+    for name, dtype in precisions.items():
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         best = 0.0
         for _ in range(8):

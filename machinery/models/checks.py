@@ -9,7 +9,8 @@ Weights are read from safetensors alone: a pickled file can run any code when it
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
@@ -66,6 +67,11 @@ def check_loaded(model: nn.Module, report: dict, tokenizer) -> None:
         raise ValueError(f"{key} is {tuple(in_file)} in the file, and {tuple(in_config)} by config.json")
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"it lacks {len(missing)} of the model's weights (first: {missing[0]}); they would be random")
+    if unused := unused_weights(model, report["unexpected_keys"]):
+        raise ValueError(
+            f"its files hold {len(unused)} weights of layers that config.json leaves out (first: {unused[0]}); without them "
+            "it is another model"
+        )
     check_weights(model)
     check_vocabulary(model, tokenizer)
 
@@ -107,6 +113,16 @@ def check_architecture(config: PreTrainedConfig) -> None:
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and not is_remote:
         raise ValueError(f"it is {architecture}, which is not a causal language model")
+
+
+def unused_weights(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Of the weights in the files that a model has no place for, those of its own stack of layers, sorted.
+
+    What stands elsewhere is another head, or a part for images; what has these endings is computed anew.
+    """
+    stacks = {name[: place.start() + 1] for name in model.state_dict() if (place := re.search(r"\.\d+\.", name))}
+    of_layers = (name for name in unexpected if any(name.startswith(stack) for stack in stacks))
+    return sorted(name for name in of_layers if not name.endswith((".inv_freq", ".masked_bias", ".attn.bias")))
 
 
 @torch.no_grad()

@@ -26,25 +26,26 @@ the reason or None. `args.shared_prompt = False` turns all of it off.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import contextmanager, nullcontext
 
 import torch
-from accelerate.utils import broadcast_object_list, is_peft_model
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.utils import logging
 from trl import DPOTrainer
 
+from ..common.errors import UserError
 from ..common.token_rows import row_lengths
+from . import flex_kernel
 from .cpu_head import cpu_head
+from .probe import check_head, try_step, why_not_the_same
 from .reference_cache import CachedReference
+from .shared_masks import SharedRows, as_scores, dense_mask, layer_masks, router_counts, why_not_one_row
 from .token_budget import TokenBudget
 
 logger = logging.get_logger(__name__)
 
-# The mask is made for these two; others (FlashAttention) take no mask of this form.
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
@@ -52,6 +53,9 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
     """TRL's DPO trainer with a forward pass that computes each prompt once. Same arguments, losses and metrics."""
 
     shared_prompt_refusal: str | None = "not set up yet"
+    _forwards: tuple[Callable, ...] = ()  # of the policy, and of the reference if it has weights of its own
+    shared_prompt_kernel: str | None = None
+    _is_to_be_compared = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -87,21 +91,64 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
         return LengthGroups(row_lengths(pairs), group, seed, epoch=lambda: int(self.state.epoch or 0))
 
     def _share_prompts(self) -> None:
-        """Put the shared forward in place of TRL's in the policy and, if it has its own weights, the reference."""
+        """Put the planned forward in place of TRL's in the policy and, if it has its own weights, the reference."""
         if self.shared_prompt_refusal != "not set up yet":
             return
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        leave_alone = self._why_not_at_all()
-        refusal = [leave_alone or self._why_not(policy)]
-        if refusal == [None] and self.accelerator.is_main_process:  # the others may hold no weights yet
-            refusal = [self._probe(policy)]
-        self.shared_prompt_refusal = broadcast_object_list(refusal)[0]
-        if leave_alone is None:
-            share_prompt(policy, self.shared_prompt_refusal is None)
-            if self.ref_model is not None:
-                share_prompt(self.accelerator.unwrap_model(self.ref_model), self.shared_prompt_refusal is None)
-        if self.shared_prompt_refusal is not None and getattr(self.args, "shared_prompt", True):
-            logger.warning(f"Each prompt is computed twice, as in TRL: {self.shared_prompt_refusal}.")
+        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+        refusal = self._why_not_at_all()
+        if refusal is None:
+            self._forwards = tuple(share_prompt(model, one_row=False) for model in (policy, reference) if model)
+        can_be_tried = not (self.is_deepspeed_enabled or self.is_fsdp_enabled or self._is_vision_dataset)
+        if can_be_tried:
+            check_head(self)
+        if refusal is None:
+            reasons = [why_not_one_row(forward.model) for forward in self._forwards]
+            refusal = next((reason for reason in reasons if reason is not None), None)
+        # Until training begins, weights that will be sharded are whole on one process's CPU: too slow to try anything.
+        self._is_to_be_compared = refusal is None and not can_be_tried
+        if refusal is None and can_be_tried:
+            refusal = why_not_the_same(self, self.model, self._forwards[0])
+        self._decide(refusal)
+        if can_be_tried:
+            if refusal is None and getattr(self.args, "shared_prompt_attention", None) == "flex":
+                self._use_kernel()
+            try_step(self)
+
+    def _use_kernel(self) -> None:
+        """Compute shared rows by FlexAttention where it does the same on this device; or say why not."""
+        models = [forward.model for forward in self._forwards]
+        own = [model.config._attn_implementation for model in models]
+        reasons = [flex_kernel.use_flex(model) for model in models]
+        refusal = next((reason for reason in reasons if reason is not None), None)
+        if refusal is None:
+            refusal = why_not_the_same(self, self.model, self._forwards[0])
+            self._decide(None)  # with masks the rows were the same
+        if refusal is None:
+            try:
+                try_step(self)
+            except UserError as error:
+                refusal = str(error).rstrip(".")
+        if refusal is None:
+            self.shared_prompt_kernel = "flex"
+            return
+        for model, implementation in zip(models, own, strict=True):
+            model.set_attn_implementation(implementation)
+        logger.warning(f"Attention stays {own[0]}: {refusal}.")
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """TRL's. Before the first, rows are compared where that had to wait for the weights to be sharded."""
+        if self._is_to_be_compared:
+            self._is_to_be_compared = False
+            self._decide(why_not_the_same(self, model, self._forwards[0]))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _decide(self, refusal: str | None) -> None:
+        self.shared_prompt_refusal = refusal
+        for forward in self._forwards:
+            forward.one_row = refusal is None
+        if refusal is not None and getattr(self.args, "shared_prompt", True):
+            logger.warning(f"Each prompt is computed twice, as in TRL: {refusal}.")
 
     def _why_not_at_all(self) -> str | None:
         """Why TRL's own forward stays, head and all."""
@@ -115,84 +162,36 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
             return "the adapter puts virtual tokens before the prompt"
         return None
 
-    def _why_not(self, policy) -> str | None:
-        """Why two answers cannot stand in one row."""
-        config = policy.config.get_text_config()
-        layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if layer_types != {"full_attention"}:
-            return f"the model has {', '.join(sorted(layer_types - {'full_attention'}))} layers"
-        if "layer_types" not in config.to_dict() and getattr(config, "sliding_window", None):
-            return "the model has sliding-window attention"
-        if config._attn_implementation not in ATTENTION_IMPLEMENTATIONS:
-            return f"attention by {config._attn_implementation} takes no mask of our own"
-        if hasattr(config, "output_router_logits"):
-            return "the router loss of a mixture of experts counts the tokens of both rows"
-        return None
 
-    def _probe(self, policy) -> str | None:
-        """Run two pairs both ways: models differ in what they make of a mask, and some ignore positions.
-
-        The two longest, since some attend only to what is near; where one row would not be shorter, those with the
-        longest prompts.
-        """
-        for rows in self._rows_to_probe():
-            batch = self.data_collator([{k: v for k, v in row.items() if k.endswith("_ids")} for row in rows])
-            batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
-            labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
-            plan = plan_shared_rows(batch["input_ids"], batch["attention_mask"], labels)
-            if plan is not None:
-                return self._compare(policy, batch, labels, plan)
-        return "no pair would be shorter in one row"
-
-    def _rows_to_probe(self) -> Iterator[list[dict]]:
-        pairs = self.train_dataset
-        if not isinstance(pairs, Dataset):
-            yield list(islice(iter(pairs), 2))
-            return
-        for count in (row_lengths, lambda pairs: torch.tensor([len(ids) for ids in pairs["prompt_ids"]])):
-            yield [pairs[number] for number in count(pairs).topk(min(2, len(pairs))).indices.tolist()]
-
-    def _compare(self, policy, batch: dict, labels: torch.Tensor, plan: dict) -> str | None:
-        was_training = policy.training
-        policy.eval()
-        try:
-            with torch.no_grad(), self.accelerator.autocast():
-                stock = policy(**batch, labels=labels, fused_lm_head=True).log_probs
-                shared = planned_forward(policy, policy.forward, batch, labels, plan)
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            return f"this model takes no mask of our own ({str(error).splitlines()[0]})"
-        finally:
-            policy.train(was_training)
-        # bfloat16 keeps 8 bits: there two exact computations differ by a percent of a log-prob of about 10
-        tolerance = 1e-3 if policy.dtype == torch.float32 and self.args.mixed_precision == "no" else 0.1
-        difference = (stock - shared.log_probs).abs().max().item()
-        if not difference < tolerance:
-            return f"this model's log-probs would differ by {difference:.1g} (the mask or the positions are ignored)"
-        return None
-
-
-def share_prompt(model, one_row: bool = True) -> None:
+def share_prompt(model, one_row: bool = True) -> Callable:
     """Let `model(..., labels=labels, fused_lm_head=True)` compute equal prompts once; all other calls stay as they are.
 
     model: a causal language model that went through TRL's `add_fused_lm_head`. one_row: False leaves each answer its
-    own row, and only keeps the prompts from the head.
+    own row, and only keeps the prompts from the head. Returns the new forward, whose attribute `one_row` may be changed.
     """
     stock_forward = model.forward
-    costs = forward_costs(model) if one_row else None
+    costs = None
+
+    def plan(inputs: dict, labels: torch.Tensor, costs: tuple[float, float]) -> dict | None:
+        return plan_shared_rows(inputs["input_ids"], inputs["attention_mask"], labels, costs)
 
     def forward(*args, labels=None, fused_lm_head=False, **kwargs):
+        nonlocal costs
         if not fused_lm_head or labels is None or args:
             return stock_forward(*args, labels=labels, fused_lm_head=fused_lm_head, **kwargs)
-        plan = None
-        if one_row:
-            plan = plan_shared_rows(kwargs["input_ids"], kwargs["attention_mask"], labels, costs)
-        return planned_forward(model, stock_forward, kwargs, labels, plan or plan_two_rows(kwargs["input_ids"], labels))
+        shared = None
+        if forward.one_row:
+            costs = costs or forward_costs(model)
+            shared = plan(kwargs, labels, costs)
+        return planned_forward(
+            model, stock_forward, kwargs, labels, shared or plan_two_rows(kwargs["input_ids"], labels)
+        )
 
     # `generate` reads the names of the arguments a model takes from the signature of its forward
     forward.__wrapped__ = stock_forward
+    forward.one_row, forward.plan, forward.model = one_row, plan, model
     model.forward = forward
+    return forward
 
 
 def forward_costs(model) -> tuple[float, float]:
@@ -202,9 +201,16 @@ def forward_costs(model) -> tuple[float, float]:
         id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module
     }
     blocks = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return float(blocks), 2.0 * config.num_hidden_layers * heads * head_dim
+    experts = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
+    if experts:  # of which a token meets a few
+        count = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+        chosen = getattr(config, "num_experts_per_tok", None)
+        if count and chosen:
+            blocks -= experts * (1 - chosen / count)
+    heads, attention = config.num_attention_heads, 0.0
+    for layer in config.per_layer_config:  # the configuration itself, where all layers are alike
+        attention += 2.0 * heads * (getattr(layer, "head_dim", None) or config.hidden_size // heads)
+    return float(blocks), attention
 
 
 def planned_forward(model, stock_forward, inputs: dict, labels: torch.Tensor, plan: dict):
@@ -214,14 +220,17 @@ def planned_forward(model, stock_forward, inputs: dict, labels: torch.Tensor, pl
     labels: (2B, L), -100 on prompts and padding. plan: from `plan_shared_rows` or `plan_two_rows`.
     Returns per-token outputs of shape (2B, L - 1).
     """
-    mask = plan["inputs"].get("attention_mask")
-    if mask is not None and model.config._attn_implementation != "sdpa":  # eager attention adds the mask to its scores
-        mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
-            ~mask, torch.finfo(model.dtype).min
-        )
-        plan["inputs"]["attention_mask"] = mask
-    with _only_states(model.base_model, plan["states"]), cpu_head(labels.device):
-        outputs = stock_forward(shift_labels=plan["targets"][None], fused_lm_head=True, **(inputs | plan["inputs"]))
+    counting = nullcontext()
+    if plan["rows"] is not None:
+        config = model.config.get_text_config()
+        has_kernel = config._attn_implementation == flex_kernel.NAME
+        masks = layer_masks(config, plan["rows"], flex_kernel.block_mask if has_kernel else dense_mask)
+        if config._attn_implementation == "eager":
+            masks = as_scores(masks, model.dtype)
+        inputs = inputs | plan["inputs"] | {"attention_mask": masks}
+        counting = router_counts(plan["rows"].counts)
+    with _only_states(model.base_model, plan["states"]), cpu_head(labels.device), counting:
+        outputs = stock_forward(shift_labels=plan["targets"][None], fused_lm_head=True, **inputs)
     for name in PER_TOKEN_OUTPUTS:
         per_target = getattr(outputs, name)  # (1, T)
         if per_target is not None:
@@ -237,7 +246,7 @@ def plan_two_rows(input_ids: torch.Tensor, labels: torch.Tensor) -> dict:
     is_target = labels[:, 1:] != -100
     row, column = is_target.nonzero(as_tuple=True)
     return {
-        "inputs": {},
+        "rows": None,
         "states": row * input_ids.shape[1] + column,
         "targets": labels[:, 1:][is_target],
         "is_target": is_target,
@@ -250,9 +259,9 @@ def plan_shared_rows(
     """Turn B pairs in 2B rows into B shared rows, and say which of their hidden states predict which token.
 
     input_ids, attention_mask, labels: (2B, L) as in `planned_forward`. costs: from `forward_costs`.
-    Returns inputs: input_ids (B, N), position_ids (B, N), attention_mask (B, 1, N, N) with True where attention is
-    allowed; states (T,): flat positions in (B, N) of the states that predict; targets (T,): the tokens they predict;
-    is_target (2B, L - 1): their places in TRL's shifted layout, in the same order. None where it would cost more.
+    Returns inputs: input_ids (B, N), position_ids (B, N); rows: from which their masks are made; states (T,): flat
+    positions in (B, N) of the states that predict; targets (T,): the tokens they predict; is_target (2B, L - 1): their
+    places in TRL's shifted layout, in the same order. None where it would cost more.
     """
     rows, length = input_ids.shape
     pairs = rows // 2
@@ -287,15 +296,16 @@ def plan_shared_rows(
     position_ids = torch.where(place < row_ends, position_ids, 0)  # padding: any position the model knows
 
     is_first = (place >= prompt_ends - 1) & ~is_second  # the last prompt token and the chosen answer
-    causal = place[:, None] >= place[None, :]  # (N, N)
-    mask = causal & ~(is_second[:, :, None] & is_first[:, None, :])  # (B, N, N)
+    in_one = is_first | (is_second & (place < row_ends))
+    counts = torch.where(place < prompt_ends - 1, 2.0, in_one.float())
 
     is_target = is_completion[:, 1:]
     row, column = is_target.nonzero(as_tuple=True)  # (T,) row by row, as `masked_scatter` fills them
     pair = row % pairs
     shift = torch.where(row < pairs, 0, (chosen_ends - prompt_ends + 1).squeeze(1)[pair])
     return {
-        "inputs": {"input_ids": shared_ids, "position_ids": position_ids, "attention_mask": mask[:, None]},
+        "inputs": {"input_ids": shared_ids, "position_ids": position_ids},
+        "rows": SharedRows(position_ids, is_first, is_second, counts),
         "states": pair * width + column + shift,
         "targets": labels[:, 1:][is_target],
         "is_target": is_target,

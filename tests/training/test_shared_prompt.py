@@ -16,8 +16,6 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     MptConfig,
     MptForCausalLM,
 )
@@ -28,6 +26,7 @@ from trl.trainer.utils import add_fused_lm_head
 from machinery.runs import checkpoints
 from machinery.runs.checkpoints import CompleteCheckpoints
 from machinery.training.losses import TRL_LOSSES
+from machinery.training.shared_masks import dense_mask
 from machinery.training.shared_prompt import (
     LengthGroups,
     SharedPromptDPOTrainer,
@@ -65,10 +64,9 @@ def test_the_shared_row_is_prompt_chosen_last_prompt_token_rejected():
     assert plan["inputs"]["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3]]
     assert plan["targets"].tolist() == [8, 9, 3]
     assert plan["states"].tolist() == [2, 3, 5]  # 7 predicts 8, 8 predicts 9, the repeated 7 predicts 3
-    second_branch = plan["inputs"]["attention_mask"][
-        0, 0, 6
-    ].tolist()  # what the rejected token sees: 5 6, the repeated 7, itself
-    assert second_branch == [True, True, False, False, False, True, True]
+    seen = dense_mask(plan["rows"])[0, 0, 6].tolist()  # by the rejected token: 5 6, the repeated 7, itself
+    assert seen == [True, True, False, False, False, True, True]
+    assert plan["rows"].counts.tolist() == [[2, 2, 1, 1, 1, 1, 1]]  # in how many of the two rows each token stands
 
 
 @pytest.mark.parametrize("rows", ["one row", "two rows"])
@@ -241,14 +239,6 @@ def test_a_model_that_ignores_the_mask_is_found_by_the_probe(base_tokenizer, tmp
     trainer, logs = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
     assert "would differ" in trainer.shared_prompt_refusal
     assert logs[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
-
-
-def test_sliding_windows_are_refused_by_name(base_tokenizer, tmp_path):
-    config = MistralConfig(vocab_size=len(base_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                           num_attention_heads=4, num_key_value_heads=2, sliding_window=8)  # fmt: skip
-    model = reloaded(MistralForCausalLM(config), tmp_path / "mistral")
-    trainer, _ = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
-    assert "sliding" in trainer.shared_prompt_refusal
 
 
 def test_attention_to_what_is_near_is_found_by_the_longest_pairs(base_tokenizer, tmp_path):
