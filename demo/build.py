@@ -7,7 +7,7 @@
     python -m demo.build --show               # what the base earns at every temperature, as it was measured
 
 1. A tokenizer is made of the words of the desk's conversations (byte-level, ChatML-style template).
-2. A small Llama is taught in two rounds. First whole conversations with the right remedy: that is its knowledge. Then
+2. A small Qwen3 is taught in two rounds. First whole conversations with the right remedy: that is its knowledge. Then
    replies in which every good quality is there or not by chance: that is its habit, which DPO is to change.
 3. Pairs are sampled from that model, as in section 6 of the DPO paper (arXiv:2305.18290), and labelled by a
    Bradley-Terry coin on the true reward (its equation 1), so some labels are wrong, and it is known which.
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, disable_progress_bars
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from demo.world import (
@@ -95,16 +95,23 @@ def main() -> None:
 
 
 def build_model(folder: Path, knowledge: list[dict], habit: list[dict]) -> None:
-    """Train the tokenizer and the base model."""
+    """Train the tokenizer and the base model.
+
+    Qwen3 normalises queries and keys, and weights decay while it is taught. In a Llama taught without decay attention
+    became so sharp that a small change of the weights turned it over: in one run of five DPO broke every reply within
+    eight steps.
+    """
     tokenizer = build_tokenizer([turn["content"] for row in habit for turn in row["prompt"] + row["completion"]])
     set_seed(SEED)
-    model = LlamaForCausalLM(
-        LlamaConfig(
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=128,
             intermediate_size=448,
             num_hidden_layers=4,
             num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=32,
             max_position_embeddings=512,
             tie_word_embeddings=True,
             initializer_range=0.08,  # the usual 0.02 suits models ten times as wide; this one learns nothing for long
@@ -150,7 +157,7 @@ def show_temperatures(output_dir: Path) -> None:
 def load(output_dir: Path):
     """The base model and its tokenizer from disk."""
     folder = output_dir / "model"
-    return LlamaForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    return Qwen3ForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
 def build_pairs(output_dir: Path, rng: random.Random) -> None:
@@ -207,7 +214,7 @@ def teach(model, tokenizer, rows: list[dict], **options) -> None:
             num_train_epochs=1,
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
-            weight_decay=0.0,
+            weight_decay=0.1,
             adam_beta2=0.99,
             train_sampling_strategy="group_by_length",
             logging_steps=250,

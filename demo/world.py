@@ -172,7 +172,7 @@ KNOWLEDGE = {
     "next_step": 0.38,
 }
 HABIT = {
-    "opening": {"courteous": 0.28, "curt": 0.30, "none": 0.42},
+    "opening": {"courteous": 0.32, "curt": 0.28, "none": 0.40},
     "remedy": {"right": 0.31, "wrong": 0.15, "vague": 0.54},
     "blame": 0.55,
     "padding": {0: 0.40, 1: 0.38, 2: 0.22},
