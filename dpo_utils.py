@@ -342,7 +342,7 @@ def sample_completions(
     model.eval()
     devices = [] if model.device.type == "cpu" else [model.device]
     bar = tqdm(total=len(rows), desc=progress, disable=progress is None, leave=False)
-    with torch.random.fork_rng(devices), neutral_generation(model), bar:
+    with torch.random.fork_rng(devices), own_precision(model), neutral_generation(model), bar:
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
@@ -385,6 +385,19 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     ]
     listed = [ends if isinstance(ends, list) else [ends] for ends in (tokenizer.eos_token_id, *own)]
     return list(dict.fromkeys(end for ends in listed for end in ends if end is not None))
+
+
+@contextmanager
+def own_precision(model: PreTrainedModel) -> Iterator[None]:
+    """Without the autocast that a training leaves around a model: as before it, and as when it is loaded again."""
+    trained, own = vars(model).get("forward"), vars(model).get("_original_forward")  # where accelerate keeps it
+    try:
+        if own is not None:
+            model.forward = own
+        yield
+    finally:
+        if own is not None:
+            model.forward = trained
 
 
 @contextmanager
@@ -434,7 +447,8 @@ def sequence_logps(
             attention_mask[line, :end] = 1
             is_completion[line, len(prompt) : end] = True
         input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
-        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].float()  # (B, L-1, V)
+        with own_precision(model):
+            logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].float()  # (B, L-1, V)
         targets = input_ids[:, 1:]  # position t predicts token t + 1
         token_logps = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)  # (B, L-1)
         logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
