@@ -120,8 +120,8 @@ def _device_settings(values: dict) -> dict:
     if values["bf16"] is None and not values["fp16"]:
         settings["bf16"] = prefers_bf16(torch.accelerator.current_accelerator() if has_accelerator else "cpu")
     is_sharded = any(os.environ.get(f"ACCELERATE_USE_{engine}") == "true" for engine in ("FSDP", "DEEPSPEED"))
-    if values["dataset_streaming"] or values["sync_ref_model"] or is_sharded:
-        # Rows that pass by once, a reference that moves, or weights that are in pieces before training begins.
+    if values["dataset_streaming"] or values["sync_ref_model"] or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # Rows that pass by once, a reference that moves, or one that FSDP would have to shard besides.
         settings["precompute_ref_log_probs"] = False
     if is_sharded and values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None:
         # What it would save cannot be foreseen. Transformers refuses it beside FSDP's own.

@@ -8,6 +8,7 @@ measure the one from another than it starts from.
 
 import logging
 import math
+from itertools import islice
 
 import torch
 
@@ -24,7 +25,7 @@ def show_start(trainer, reference: str) -> None:
 
     reference: a description of the reference, for the reader. Raises UserError where the two differ.
     """
-    rows = [row for row, _ in zip(trainer.train_dataset, range(4), strict=False)]
+    rows = [*islice((row for row in trainer.train_dataset if not math.isnan(row.get("ref_chosen_logps", 0.0))), 4)]
     batch = trainer.data_collator(rows)
     _show_pair(batch, trainer.processing_class, rejected=len(rows))  # the batch is [chosen rows; rejected rows]
     say(f"\nReference: {reference}")

@@ -356,6 +356,8 @@ class LengthGroups(Sampler):
     a function of the seed and the epoch alone: the same on every process and after a resume.
     """
 
+    is_reproducible = True  # so that what a training will draw can be told before it begins
+
     def __init__(self, lengths: torch.Tensor, group: int, seed: int, epoch: Callable[[], int], batches: int = 16):
         """lengths: one a row, (rows,). group: rows that belong together. batches: how many make a stretch."""
         self.lengths = lengths
