@@ -48,7 +48,7 @@ from machinery.evaluation.true_reward import show_true_rewards
 from machinery.hardware.memory import suit_allocator
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
-from machinery.models.sharded_weights import on_whole_weights
+from machinery.models.sharded_weights import on_whole_weights, waits_for_shards
 from machinery.runs.failures import end_together, exit_code
 from machinery.runs.identity import keep_checkpoints
 from machinery.runs.interrupts import SaveOnSignal
@@ -542,9 +542,17 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
 # --- After training --------------------------------------------------------------------------------------------------
 
 
-def sample_at(temperatures: tuple[float, ...], *model_tokenizer_prompts, **options) -> dict[float, list[Completion]]:
-    """Replies by temperature, each by `sample_completions`, which takes the rest of the arguments."""
-    return {t: sample_completions(*model_tokenizer_prompts, temperature=t, **options) for t in temperatures}
+def sample_at(
+    temperatures: tuple[float, ...], model, tokenizer, prompts: list[Prompt], **options
+) -> dict[float, list[Completion]]:
+    """Replies by temperature, each by `sample_completions`, which takes the rest of the arguments.
+
+    Where FSDP has still to cut the model up they are empty: whole, it lies on a CPU, where sampling would take hours.
+    """
+    if waits_for_shards(model):
+        say("Replies before training are not sampled: until FSDP shards it, the model is whole on a CPU.")
+        return {t: [Completion("(not sampled)", [], [], False)] * len(prompts) for t in temperatures}
+    return {t: sample_completions(model, tokenizer, prompts, temperature=t, **options) for t in temperatures}
 
 
 def report_change(
@@ -571,12 +579,16 @@ def report_change(
         say(f"  prompt   {visible(str(question))}\n  before   {visible(old.text)}\n  after    {visible(new.text)}\n")
 
     measured = {"kl": sequence_kl(policy, reference, after[1], tokenizer.pad_token_id)}
-    for when, replies in (("before", before[1]), ("after", after[1])):
+    sampled = {"before": before[1], "after": after[1]}
+    was_sampled = any(reply.ids for reply in before[1])  # not under FSDP
+    if not was_sampled:
+        del sampled["before"]
+    for when, replies in sampled.items():
         measured[f"reply_tokens_{when}"] = bootstrap_mean([float(len(reply.ids)) for reply in replies])
-    if truth is not None:
+    if truth is not None and was_sampled:
         measured |= show_true_rewards(truth, prompts, before, after)
     say(f"KL from the reference, nats a reply: {with_interval(measured['kl'])}")
-    lengths = [with_interval(measured[f"reply_tokens_{when}"], 1) for when in ("before", "after")]
-    say(f"Tokens a reply, before and after: {lengths[0]}, {lengths[1]}")
+    lengths = [with_interval(measured[f"reply_tokens_{when}"], 1) for when in sampled]
+    say(f"Tokens a reply, {' and '.join(sampled)}: {', '.join(lengths)}")
     ends = ("", "_ci_low", "_ci_high")
     return {name + end: value for name, values in measured.items() for end, value in zip(ends, values, strict=True)}

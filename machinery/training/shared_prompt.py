@@ -41,6 +41,7 @@ from ..common.one_process import without_gathering
 from ..common.token_rows import row_lengths
 from .cpu_head import cpu_head
 from .dropout import switch_off_dropout
+from .few_layers import few_layers
 from .reference_cache import CachedReference
 from .token_budget import TokenBudget, take_pairs
 from .weighted_metrics import count, merge
@@ -166,13 +167,16 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
         The two longest, since some attend only to what is near; where one row would not be shorter, those with the
         longest prompts.
         """
+        # under FSDP the model is still whole here, on a CPU: there two layers of it must do, where they are fast
+        device = self.accelerator.device if self.is_fsdp_enabled else None
         for rows in self._rows_to_probe():
             batch = self.data_collator([{k: v for k, v in row.items() if k.endswith("_ids")} for row in rows])
-            batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
+            batch = {name: tensor.to(device or policy.device) for name, tensor in batch.items()}
             labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
             plan = plan_shared_rows(batch["input_ids"], batch["attention_mask"], labels)
             if plan is not None:
-                return self._compare(policy, batch, labels, plan)
+                with few_layers(policy, device):
+                    return self._compare(policy, batch, labels, plan)
         return "no pair would be shorter in one row"
 
     def _rows_to_probe(self) -> Iterator[list[dict]]:
