@@ -27,6 +27,7 @@ from ..training.losses import TRL_LOSSES, check_names
 from ..training.token_budget import COUPLED
 from .command_line import CommandLine
 from .flag_checks import check_environment, check_values
+from .no_effect import without_effect
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -59,9 +60,12 @@ def settle(
         check_environment()
         check_values(values)
         args, training_args, model_args, mixture = parser.build()
+        idle = without_effect(parser.given(), values) if needs_data else []
     except ValueError as error:
         raise UserError(str(error)) from error
 
+    for sentence in idle:
+        say(sentence)
     args.source = mixture if mixture.datasets else args.dataset_name
     args.is_model_given = said.model_name_or_path is not None
     args.is_data_given = said.dataset_name is not None or bool(mixture.datasets)
