@@ -38,6 +38,7 @@ from trl.trainer.utils import use_adapter
 
 from machinery.command.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.command.settings import settle
+from machinery.common.chat import Turns, has_thought, reply_start, split_thought, thought_marks
 from machinery.common.errors import UserError
 from machinery.common.intervals import bootstrap_mean, with_interval
 from machinery.common.safe_text import first_line, inert_record, say, visible
@@ -47,7 +48,7 @@ from machinery.evaluation.true_reward import show_true_rewards
 from machinery.hardware.memory import suit_allocator
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
-from machinery.models.sharded_weights import on_whole_weights
+from machinery.models.sharded_weights import on_whole_weights, waits_for_shards
 from machinery.runs.failures import end_together, exit_code
 from machinery.runs.identity import keep_checkpoints
 from machinery.runs.interrupts import SaveOnSignal
@@ -56,7 +57,7 @@ from machinery.watching.warning_list import WarningList
 from machinery.watching.watcher import Watcher
 
 Turn = dict  # {"role": "user", "content": "..."}
-Prompt = str | list[Turn]
+Prompt = str | list[Turn]  # and Turns where tools, keywords of the template or thoughts belong to it
 
 logging.getLogger("dpo").addFilter(inert_record)
 WarningList("dpo", "trl", "transformers")  # for warnings.jsonl
@@ -85,7 +86,7 @@ class TutorialArguments(ScriptArguments):
     keep_findings: list[str] = field(default_factory=list, metadata={"help": FLAGS["keep_findings"]})
     keep_plain: bool = _flag("keep_plain", default=False)
     num_eval_prompts: int = _flag("num_eval_prompts", default=8)
-    max_new_tokens: int = _flag("max_new_tokens", default=256)
+    max_new_tokens: int | None = _flag("max_new_tokens", default=None)
     traceback: bool = _flag("traceback", default=False)
     # No flags: `parse_args` fills them in.
     source: str | DatasetMixtureConfig | None = field(default=None, init=False)  # the name, or a recipe's mixture
@@ -224,15 +225,18 @@ def load_preferences(
 
 
 def pick_prompts(pairs: Dataset | IterableDataset, count: int) -> list[Prompt]:
-    """The first `count` different prompts. Says where the replies to them will lack the pairs' tools."""
-    picked, has_tools = {}, False
+    """The first `count` different prompts, each with the tools and the keywords that its pair is trained on with."""
+    picked = {}
     for row in pairs:
         if len(picked) == count:
             break
-        picked.setdefault(json.dumps(row["prompt"], sort_keys=True), row["prompt"])
-        has_tools |= bool(row.get("tools"))
-    if has_tools:
-        say("The pairs have tools: they are trained on with them, and the replies that are shown are sampled without.")
+        prompt = row["prompt"]
+        if not isinstance(prompt, str):
+            thinks = has_thought(row["chosen"]) or has_thought(row["rejected"])
+            prompt = Turns(prompt, row.get("tools"), row.get("chat_template_kwargs"), thinks)
+        picked.setdefault(json.dumps([prompt, row.get("tools")], sort_keys=True), prompt)
+    if any(getattr(prompt, "thinks", False) for prompt in picked.values()):
+        say("The pairs' answers begin with a thought, and so do the replies; what is shown and judged comes behind it.")
     return list(picked.values())
 
 
@@ -254,16 +258,14 @@ def format_pair(
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
     full = prompt
     if max_prompt_length is not None:
-        prompt = shorten_prompt(prompt, tokenizer, max_prompt_length, pair.get("tools"))
+        kwargs = pair.get("chat_template_kwargs")
+        prompt = shorten_prompt(prompt, tokenizer, max_prompt_length, pair.get("tools"), kwargs)
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "is_shortened": prompt != full}
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """A prompt in tokens, as the model sees it before it answers."""
-    if isinstance(prompt, str):  # from an empty one, too, a first token has to be predicted
-        return tokenizer(prompt)["input_ids"] or [tokenizer.bos_token_id or tokenizer.eos_token_id]
-    # A template of a thinking model shows an answer of the pairs behind an empty thought; so the reply begins there too.
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, enable_thinking=False)["input_ids"]
+    """A prompt in tokens, as the model sees it before its reply: see `reply_start`."""
+    return reply_start(tokenizer, prompt)
 
 
 def pair_ids(row: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
@@ -306,6 +308,10 @@ class Completion(NamedTuple):
     prompt_ids: list[int]
     ids: list[int]  # with the EOS token, if it came
     is_finished: bool  # whether the model stopped by itself
+    thought: str = ""  # what came before the text, where the answers of the pairs think
+
+
+REPLY_TOKENS = {"plain": 256, "thinking": 1024}  # the most that are sampled where nothing else is said
 
 
 @torch.no_grad()
@@ -315,7 +321,7 @@ def sample_completions(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Prompt],
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
@@ -323,18 +329,26 @@ def sample_completions(
 ) -> list[Completion]:
     """Sample one reply to each prompt from the model's own distribution: no top-k, no top-p, no repetition penalty.
 
-    temperature: 1 samples what the KL is defined on; 0 takes the most likely token each time.
-    progress: a label for a progress bar. Draws from a generator of its own, so training goes on with the same bits.
+    prompts: texts or turns; Turns that think are answered with a thought, which stands apart from the text.
+    max_new_tokens: 256 by default, and 1,024 where there are thoughts. temperature: 1 samples what the KL is defined
+    on; 0 takes the most likely token each time. progress: a label for a progress bar, and a word about thoughts that
+    were cut off. A reply ends at any token by which the tokenizer or the model's configuration ends one. Draws from a generator of its own, so training goes on with the same bits.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     rows = [prompt_ids(tokenizer, prompt)[1 - positions :] for prompt in prompts]  # room for one token at least
+    thinks = [getattr(prompt, "thinks", False) for prompt in prompts]
+    marks = [
+        thought_marks(tokenizer, prompt.template_kwargs) if thinks[n] else None for n, prompt in enumerate(prompts)
+    ]
+    most = max_new_tokens or REPLY_TOKENS["thinking" if any(thinks) else "plain"]
+    ends = end_ids(model, tokenizer)
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))  # like lengths together: little padding
     completions: list[Completion | None] = [None] * len(rows)
     was_training = model.training
     model.eval()
     devices = [] if model.device.type == "cpu" else [model.device]
     bar = tqdm(total=len(rows), desc=progress, disable=progress is None, leave=False)
-    with torch.random.fork_rng(devices), neutral_generation(model), bar:
+    with torch.random.fork_rng(devices), own_precision(model), neutral_generation(model), bar:
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
@@ -343,22 +357,53 @@ def sample_completions(
             batch = batch.to(model.device)
             sampled = model.generate(
                 **batch,
-                max_new_tokens=min(max_new_tokens, positions - batch["input_ids"].shape[1]),
+                max_new_tokens=min(most, positions - batch["input_ids"].shape[1]),
                 do_sample=temperature > 0,
                 temperature=temperature or None,
                 top_k=0 if temperature > 0 else None,  # left alone it would be 50
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends,
             )
             for number, ids in zip(numbers, sampled[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                is_finished = tokenizer.eos_token_id in ids
-                if is_finished:
-                    ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+                length = next((at + 1 for at, token in enumerate(ids) if token in ends), None)
+                ids, is_finished, thought = ids[:length], length is not None, ""
                 text = tokenizer.decode(ids, skip_special_tokens=True)
-                completions[number] = Completion(text, rows[number], ids, is_finished)
+                if marks[number]:
+                    whole = tokenizer.decode(ids)  # the marks may be special tokens
+                    thought, text = split_thought(whole, *marks[number], is_finished)
+                    for token in tokenizer.all_special_tokens:
+                        text = text.replace(token, "")
+                completions[number] = Completion(text, rows[number], ids, is_finished, thought)
             bar.update(len(numbers))
     model.train(was_training)
+    cut = sum(bool(reply.thought) and not reply.is_finished and not reply.text for reply in completions)
+    if cut and progress is not None:
+        logging.getLogger("dpo").warning(
+            f"{progress}: {cut} of {len(rows)} ended inside their thought and have no answer: raise --max_new_tokens {most}."
+        )
     return completions
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All tokens that end a reply: the tokenizer's EOS, and those of the model's configurations, which may have several."""
+    own = [
+        getattr(config, "eos_token_id", None) for config in (model.generation_config, model.config.get_text_config())
+    ]
+    listed = [ends if isinstance(ends, list) else [ends] for ends in (tokenizer.eos_token_id, *own)]
+    return list(dict.fromkeys(end for ends in listed for end in ends if end is not None))
+
+
+@contextmanager
+def own_precision(model: PreTrainedModel) -> Iterator[None]:
+    """Without the autocast that a training leaves around a model: as before it, and as when it is loaded again."""
+    trained, own = vars(model).get("forward"), vars(model).get("_original_forward")  # where accelerate keeps it
+    try:
+        if own is not None:
+            model.forward = own
+        yield
+    finally:
+        if own is not None:
+            model.forward = trained
 
 
 @contextmanager
@@ -408,7 +453,8 @@ def sequence_logps(
             attention_mask[line, :end] = 1
             is_completion[line, len(prompt) : end] = True
         input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
-        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].float()  # (B, L-1, V)
+        with own_precision(model):
+            logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].float()  # (B, L-1, V)
         targets = input_ids[:, 1:]  # position t predicts token t + 1
         token_logps = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)  # (B, L-1)
         logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
@@ -480,12 +526,14 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
     ends there. Raises UserError where the run is to go on from a checkpoint of another one.
     """
 
+    most = REPLY_TOKENS["thinking"] if getattr(preview_prompt, "thinks", False) else None
+
     def reply(model) -> str:
-        [completion] = sample_completions(model, tokenizer, [preview_prompt], temperature=0, max_new_tokens=64)
-        return visible(completion.text)
+        [completion] = sample_completions(model, tokenizer, [preview_prompt], temperature=0, max_new_tokens=most or 64)
+        return visible(completion.text or f"(thinks) {completion.thought}")
 
     def sample(model) -> list[tuple[list[int], bool]]:
-        replies = sample_completions(model, tokenizer, [preview_prompt] * 8, max_new_tokens=128)
+        replies = sample_completions(model, tokenizer, [preview_prompt] * 8, max_new_tokens=most or 128)
         return [(reply.ids, reply.is_finished) for reply in replies]
 
     keep_checkpoints(trainer)
@@ -500,9 +548,17 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
 # --- After training --------------------------------------------------------------------------------------------------
 
 
-def sample_at(temperatures: tuple[float, ...], *model_tokenizer_prompts, **options) -> dict[float, list[Completion]]:
-    """Replies by temperature, each by `sample_completions`, which takes the rest of the arguments."""
-    return {t: sample_completions(*model_tokenizer_prompts, temperature=t, **options) for t in temperatures}
+def sample_at(
+    temperatures: tuple[float, ...], model, tokenizer, prompts: list[Prompt], **options
+) -> dict[float, list[Completion]]:
+    """Replies by temperature, each by `sample_completions`, which takes the rest of the arguments.
+
+    Where FSDP has still to cut the model up they are empty: whole, it lies on a CPU, where sampling would take hours.
+    """
+    if waits_for_shards(model):
+        say("Replies before training are not sampled: until FSDP shards it, the model is whole on a CPU.")
+        return {t: [Completion("(not sampled)", [], [], False)] * len(prompts) for t in temperatures}
+    return {t: sample_completions(model, tokenizer, prompts, temperature=t, **options) for t in temperatures}
 
 
 def report_change(
@@ -529,12 +585,16 @@ def report_change(
         say(f"  prompt   {visible(str(question))}\n  before   {visible(old.text)}\n  after    {visible(new.text)}\n")
 
     measured = {"kl": sequence_kl(policy, reference, after[1], tokenizer.pad_token_id)}
-    for when, replies in (("before", before[1]), ("after", after[1])):
+    sampled = {"before": before[1], "after": after[1]}
+    was_sampled = any(reply.ids for reply in before[1])  # not under FSDP
+    if not was_sampled:
+        del sampled["before"]
+    for when, replies in sampled.items():
         measured[f"reply_tokens_{when}"] = bootstrap_mean([float(len(reply.ids)) for reply in replies])
-    if truth is not None:
+    if truth is not None and was_sampled:
         measured |= show_true_rewards(truth, prompts, before, after)
     say(f"KL from the reference, nats a reply: {with_interval(measured['kl'])}")
-    lengths = [with_interval(measured[f"reply_tokens_{when}"], 1) for when in ("before", "after")]
-    say(f"Tokens a reply, before and after: {lengths[0]}, {lengths[1]}")
+    lengths = [with_interval(measured[f"reply_tokens_{when}"], 1) for when in sampled]
+    say(f"Tokens a reply, {' and '.join(sampled)}: {', '.join(lengths)}")
     ends = ("", "_ci_low", "_ci_high")
     return {name + end: value for name, values in measured.items() for end, value in zip(ends, values, strict=True)}

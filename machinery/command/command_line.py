@@ -68,6 +68,12 @@ class CommandLine(TrlParser):
         """Set defaults for what neither the command line nor the recipe says."""
         self.set_defaults_with_config(**{name: value for name, value in defaults.items() if name not in self.recipe})
 
+    def given(self) -> set[str]:
+        """The names of what the command line and the recipe say."""
+        flags = {word[2:].split("=")[0].replace("-", "_") for word in self.argv if word.startswith("--")}
+        known = {action.dest for action in self._actions}
+        return {flag if flag in known else flag.removeprefix("no_") for flag in flags} | set(self.recipe)
+
     def values(self) -> dict:
         """What all flags are set to so far."""
         return vars(self.parse_known_args(self.argv)[0])

@@ -45,7 +45,7 @@ FLAGS = {
     "logging_steps": "how often a line is printed",
     "stop_on_warning": "end at the first warning of the watcher, with a checkpoint and exit code 1: for unattended runs",
     "num_eval_prompts": "how many held-out prompts are answered before and after training",
-    "max_new_tokens": "the longest reply that is sampled, in tokens",
+    "max_new_tokens": "the longest reply that is sampled, in tokens (default: 256, and 1024 where the pairs think)",
     "seed": "the order of the pairs and all sampling; the spread over seeds is your error bar",
     "config": "a YAML file with any of these names; the command line wins over it",
     "traceback": "show where in the code an error arose",

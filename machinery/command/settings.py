@@ -27,6 +27,7 @@ from ..training.losses import TRL_LOSSES, check_names
 from ..training.token_budget import COUPLED
 from .command_line import CommandLine
 from .flag_checks import check_environment, check_values
+from .no_effect import without_effect
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -59,9 +60,12 @@ def settle(
         check_environment()
         check_values(values)
         args, training_args, model_args, mixture = parser.build()
+        idle = without_effect(parser.given(), values) if needs_data else []
     except ValueError as error:
         raise UserError(str(error)) from error
 
+    for sentence in idle:
+        say(sentence)
     args.source = mixture if mixture.datasets else args.dataset_name
     args.is_model_given = said.model_name_or_path is not None
     args.is_data_given = said.dataset_name is not None or bool(mixture.datasets)
@@ -120,8 +124,8 @@ def _device_settings(values: dict) -> dict:
     if values["bf16"] is None and not values["fp16"]:
         settings["bf16"] = prefers_bf16(torch.accelerator.current_accelerator() if has_accelerator else "cpu")
     is_sharded = any(os.environ.get(f"ACCELERATE_USE_{engine}") == "true" for engine in ("FSDP", "DEEPSPEED"))
-    if values["dataset_streaming"] or values["sync_ref_model"] or is_sharded:
-        # Rows that pass by once, a reference that moves, or weights that are in pieces before training begins.
+    if values["dataset_streaming"] or values["sync_ref_model"] or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # Rows that pass by once, a reference that moves, or one that FSDP would have to shard besides.
         settings["precompute_ref_log_probs"] = False
     if is_sharded and values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None:
         # What it would save cannot be foreseen. Transformers refuses it beside FSDP's own.

@@ -119,6 +119,11 @@ FINDINGS = {
     "doubled_bos": Finding(False, "two BOS tokens", "The template and the tokenizer both add one."),
     "doubled_eos": Finding(False, "two EOS tokens at the end", "The template writes one, and the text another."),
     "no_eos": Finding(False, "no EOS at the end of what is trained on", "The model will not learn to stop."),
+    "thought_left_out": Finding(
+        False,
+        "the chat template leaves a thought out",
+        "The answers are trained on without it. Does the model think, and its template know the turns' key?",
+    ),
     "unknown_tokens": Finding(False, "texts with unknown tokens", "The tokenizer cannot write this text."),
 }
 KEEPABLE = ("empty_answer", "null_word", "identical", "answer_is_prompt", "opposite_label", "duplicate",

@@ -20,10 +20,12 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from filelock import FileLock
 
+from ..common import chat
+from ..common.chat import TEMPLATE_ERRORS
 from ..common.kept_files import forget_damaged, forget_oldest, seal
 from ..common.safe_text import first_line
 from . import store, tokens
-from .tokens import TEMPLATE_ERRORS, token_facts
+from .tokens import token_facts
 
 logger = logging.getLogger("dpo")
 
@@ -78,7 +80,7 @@ def format_pairs(
     )
     how = {"as_turns": as_turns, "step": step, "columns": list(features)}
     how |= {"max_prompt_length": max_prompt_length, "max_length": max_length}
-    code = [Path(file).read_bytes() for file in (__file__, tokens.__file__)]
+    code = [Path(file).read_bytes() for file in (__file__, tokens.__file__, chat.__file__)]
     try:
         code.append(inspect.getsource(format_pair))
     except (OSError, TypeError):  # typed into a session

@@ -9,9 +9,7 @@ stays, and so does all that follows the last user turn (a tool call and its resu
 this and cut tokens wherever they fell; it has nothing now.
 """
 
-import json
-
-import jinja2
+from ..common.chat import TEMPLATE_ERRORS, THOUGHTS, common_length, has_thought, template_ids
 
 
 def tokenise(prompt, chosen, rejected, tokenizer, tools: str | None = None, kwargs: dict | None = None):
@@ -27,21 +25,11 @@ def tokenise(prompt, chosen, rejected, tokenizer, tools: str | None = None, kwar
             ids = tokenizer(prompt if answer is None else prompt + answer)["input_ids"]
             return ids if answer is None or ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
         turns = prompt if answer is None else prompt + answer
-        given = json.loads(tools) if tools else None
-        encoded = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=answer is None, tools=given, tokenize=True, return_dict=True, **(kwargs or {})
-        )
-        return encoded["input_ids"]
+        return template_ids(tokenizer, turns, tools, kwargs, add_generation_prompt=answer is None)
 
     alone, *whole = encode(None), encode(chosen), encode(rejected)
-    length = min(_common_length(alone, ids) for ids in whole)
+    length = min(common_length(alone, ids) for ids in whole)
     return alone[:length], whole[0][length:], whole[1][length:], alone[length:]
-
-
-# A template is a program that came with a model: it can fail in any of these ways.
-TEMPLATE_ERRORS = (
-    jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
-)  # fmt: skip
 
 
 def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = None, tools=None, kwargs=None) -> dict:
@@ -51,6 +39,14 @@ def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = No
     except TEMPLATE_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": reason}
+
+    def drops_thought(answer, ids) -> bool:
+        """Whether the template writes the same tokens without the thought that a turn carries."""
+        if isinstance(answer, str) or not has_thought(answer):
+            return False
+        bare = [{key: value for key, value in turn.items() if key not in THOUGHTS} for turn in answer]
+        return bare != answer and tokenise(prompt, bare, bare, tokenizer, tools, kwargs)[1][-len(ids) :] == ids
+
     start, *answers, rest = parts
     if answers[0] == answers[1]:
         text = "in tokens both answers are the same" if answers[0] else "it leaves the answers out"
@@ -71,17 +67,13 @@ def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = No
         flags.append("doubled_eos")
     if any(tokenizer.eos_token_id not in ids[-3:] for ids in answers):
         flags.append("no_eos")
+    if any(map(drops_thought, (chosen, rejected), answers)):
+        flags.append("thought_left_out")
     unknown = 0
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
         unknown = sum(ids.count(tokenizer.unk_token_id) for ids in parts[:3])
         flags += ["unknown_tokens"] if unknown else []
     return {"lengths": lengths, "unknown": unknown, "flags": flags, "text": text}
-
-
-def _common_length(first: list[int], second: list[int]) -> int:
-    return next(
-        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
 
 
 def end_of_turn(tokenizer) -> str | None:
@@ -103,18 +95,19 @@ def end_of_turn(tokenizer) -> str | None:
 # --- Shorter ---------------------------------------------------------------------------------------------------------
 
 
-def shorten_prompt(prompt: str | list[dict], tokenizer, max_tokens: int, tools=None) -> str | list[dict]:
+def shorten_prompt(
+    prompt: str | list[dict], tokenizer, max_tokens: int, tools=None, kwargs: dict | None = None
+) -> str | list[dict]:
     """The prompt, shortened until with its template it has at most `max_tokens` tokens. Plain text loses its start.
 
-    tools: as the chat template takes them, or as a JSON string. Raises ValueError where shortening is not enough.
+    tools: as the chat template takes them, or as a JSON string. kwargs: for the chat template. Raises ValueError where
+    shortening is not enough.
     """
-    tools = json.loads(tools) if isinstance(tools, str) else tools
 
     def fits(candidate: str | list[dict]) -> bool:
         if isinstance(candidate, str):
             return len(tokenizer(candidate)["input_ids"]) <= max_tokens
-        encoded = tokenizer.apply_chat_template(candidate, add_generation_prompt=True, tools=tools or None)
-        return len(encoded["input_ids"]) <= max_tokens
+        return len(template_ids(tokenizer, candidate, tools, kwargs, add_generation_prompt=True)) <= max_tokens
 
     if fits(prompt):
         return prompt

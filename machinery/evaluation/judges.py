@@ -37,6 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.chat import template_ids
 from ..common.errors import UserError
 from ..common.safe_text import first_line
 
@@ -61,10 +62,13 @@ class Verdict(NamedTuple):
 
 
 def as_text(prompt: Prompt) -> str:
-    """A prompt for people and judges to read, each turn under its role."""
+    """A prompt for people and judges to read, each turn under its role, and first the tools that may be used."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in prompt)
+    tools = getattr(prompt, "tools", None)
+    return "\n\n".join(
+        [f"tools: {tools}"] * bool(tools) + [f"{turn['role']}: {turn.get('content') or ''}" for turn in prompt]
+    )
 
 
 # --- Scores ----------------------------------------------------------------------------------------------------------
@@ -115,9 +119,9 @@ def reward_model_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     def encode(prompt: Prompt, answer: str) -> list[int]:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if tokenizer.chat_template:
-            turns = [*turns, {"role": "assistant", "content": answer}]
-            try:
-                text = tokenizer.apply_chat_template(turns, tokenize=False)  # writes special tokens itself
+            how = getattr(prompt, "tools", None), getattr(prompt, "template_kwargs", None)
+            try:  # writes special tokens itself
+                text = template_ids(tokenizer, [*turns, {"role": "assistant", "content": answer}], *how, tokenize=False)
             except Exception as error:  # a template is a program that came with a model
                 raise JudgeError(f"the reward model's chat template refuses a prompt: {error}") from error
             return tokenizer(text, add_special_tokens=False, **cut)["input_ids"]

@@ -13,16 +13,13 @@ weight and draws no random number that the training would draw. The runtime is w
 was loaded, and the kernels' own memory (on a CPU only).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..common.errors import is_out_of_memory
+from ..common.one_process import without_gathering
 from ..common.token_rows import row_lengths
 from . import memory
 
@@ -182,8 +179,8 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
             torch.enable_grad(),  # nothing is kept without
             torch.random.fork_rng(devices),
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-            trainer.compute_loss_context_manager(),
-            _without_gathering(trainer.accelerator),
+            trainer.accelerator.autocast(),  # as in training, where accelerate puts it around the model's forward
+            without_gathering(trainer.accelerator),
         ):
             trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
     finally:  # after running out of memory too: the caller may go on
@@ -193,13 +190,3 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
         trainer._total_train_tokens = tokens_seen
         trainer._metrics["train"].clear()  # TRL would mix them into the first line that it logs
     return sum(kept.values())
-
-
-@contextmanager
-def _without_gathering(accelerator: Accelerator) -> Iterator[None]:
-    """A process's trial is its own: the others may be elsewhere, and what TRL gathers for its metrics would wait for them."""
-    accelerator.gather = accelerator.gather_for_metrics = lambda values, *args, **kwargs: values
-    try:
-        yield
-    finally:
-        del accelerator.gather, accelerator.gather_for_metrics

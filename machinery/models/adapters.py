@@ -169,12 +169,70 @@ def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: D
     if not model_args.use_peft:
         return None
     check_targets(base, model_args.lora_target_modules, model_args.lora_r, model_args.lora_modules_to_save)
+    check_parameters(base, model_args, training_args.disable_dropout)
     if model_args.lora_dropout and training_args.disable_dropout:
         say(f"--lora_dropout {model_args.lora_dropout} does nothing: TRL switches dropout off (--no_disable_dropout).")
     config = get_peft_config(model_args)
+    if config.target_parameters and training_args.disable_dropout:
+        config.lora_dropout = 0.0  # as it will be; PEFT refuses any other beside parameters
     if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
         config.target_modules = {config.target_modules}  # TRL makes one name a string, which PEFT takes for a pattern
+    if config.target_modules == "all-linear":
+        if taboo := forbidden_targets(base):
+            config.target_modules = set(linear_names(base)) - taboo
+            say(
+                f"all-linear: {', '.join(sorted(config.target_modules))}; PEFT takes no adapter on a Mamba layer's out_proj."
+            )
+        if (fused := fused_experts(base)) and not config.target_parameters:
+            say(f"all-linear leaves the experts out: --lora_target_parameters {' '.join(fused)} adapts them too.")
+    is_tied = base.get_output_embeddings() is not None and (
+        base.get_output_embeddings().weight is getattr(base.get_input_embeddings(), "weight", None)
+    )
+    own = {module_name(base, base.get_output_embeddings()), module_name(base, base.get_input_embeddings())}
+    if is_tied and own & {*(config.modules_to_save or []), *config.target_modules}:
+        say(
+            "Head and embedding are one weight here; what is trained on one of them stays with the adapter, and no merge holds it."
+        )
     return config
+
+
+def module_name(model: nn.Module, module: nn.Module | None) -> str:
+    """The last part of a module's name, such as lm_head."""
+    return next((name.rsplit(".", 1)[-1] for name, other in model.named_modules() if other is module), "")
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """What PEFT's all-linear adapts: the last names of the linear layers, the head aside."""
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) or "Conv1D" in type(m).__name__]
+    return sorted({module_name(model, module) for module in linear if module is not model.get_output_embeddings()})
+
+
+def forbidden_targets(model: nn.Module) -> set[str]:
+    """Modules that PEFT takes no adapter on: a Mamba layer's kernel reads their weights past any adapter."""
+    kinds = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # as in PEFT's tuners_utils.py
+    return {"out_proj", "conv1d"} if getattr(model.config, "model_type", None) in kinds else set()
+
+
+def fused_experts(model: nn.Module) -> list[str]:
+    """The weights of a mixture's experts that are one tensor for all, no modules: as --lora_target_parameters names them."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        if parameter.ndim == 3 and "experts" in parts[-2]:
+            last_number = max((at for at, part in enumerate(parts) if part.isdigit()), default=-1)
+            found[".".join(parts[last_number + 1 :])] = None
+    return list(found)
+
+
+def check_parameters(model: nn.Module, model_args: ModelConfig, has_no_dropout: bool) -> None:
+    """Accept names of parameters that are there, and what PEFT can do with them. Raises UserError."""
+    for target in model_args.lora_target_parameters or []:
+        if not any(name == target or name.endswith("." + target) for name, _ in model.named_parameters()):
+            there = ", ".join(fused_experts(model)) or "no experts in one tensor; name modules by --lora_target_modules"
+            raise UserError(f"--lora_target_parameters {target} matches nothing; there are {there}")
+    for flag in ("use_dora",) if has_no_dropout else ("use_dora", "lora_dropout"):
+        if model_args.lora_target_parameters and getattr(model_args, flag):
+            raise UserError(f"--lora_target_parameters: PEFT adapts parameters without --{flag}")
 
 
 def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, saved: list[str] | None = None) -> None:
@@ -182,19 +240,32 @@ def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, 
     if rank < 1:
         raise UserError(f"--lora_r must be at least 1, not {rank}")
     modules = dict(model.named_modules())
-    names = [name for name, m in modules.items() if isinstance(m, nn.Linear) or "Conv1D" in type(m).__name__]
+    kinds = (nn.Linear, nn.Embedding)  # PEFT adapts others too, which language models do not have
+    names = [name for name, m in modules.items() if isinstance(m, kinds) or "Conv1D" in type(m).__name__]
     head = next((name for name, module in modules.items() if module is model.get_output_embeddings()), "lm_head")
+    works = ", ".join(sorted(set(linear_names(model)) - forbidden_targets(model)))
     for target in [targets] if isinstance(targets, str) else targets or []:
+        if target in forbidden_targets(model):
+            raise UserError(
+                f"--lora_target_modules {target}: PEFT takes no adapter on it in a {model.config.model_type}, whose kernel reads "
+                f"the weight itself; {works} work, and all-linear takes those"
+            )
         if target != "all-linear" and not any(name == target or name.endswith("." + target) for name in names):
-            there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names if name != head}))
-            raise UserError(f"--lora_target_modules {target} matches nothing; there are {there}, or all-linear")
+            fused = fused_experts(model)
+            experts = (
+                f". The experts' weights are no modules: --lora_target_parameters {' '.join(fused)}" if fused else ""
+            )
+            raise UserError(
+                f"--lora_target_modules {target} matches nothing; there are {works}, or all-linear{experts}"
+            )
         if target == head:
-            raise UserError(f"--lora_target_modules {target}: TRL's DPO trainer takes no adapter on the head")
+            raise UserError(
+                f"--lora_target_modules {target}: TRL's DPO trainer reads the head's weight past any adapter on it. "
+                f"--lora_modules_to_save {target} trains the head whole"
+            )
     for name in saved or []:
         if not any(module.endswith(name) for module in modules):  # as PEFT looks for it
             raise UserError(f"--lora_modules_to_save {name}: the model has no such module")
-    if head in (saved or []):
-        raise UserError(f"--lora_modules_to_save {head}: TRL's DPO trainer takes no adapter on the head")
 
 
 @torch.no_grad()

@@ -1,17 +1,28 @@
-"""Make weights whole for a while that DeepSpeed's ZeRO-3 has cut into pieces, one a process.
+"""Weights that are cut into pieces, one a process: made whole for a while under ZeRO-3, waited for under FSDP.
 
     @on_whole_weights
     def answer(model, prompt):
         return model.generate(...)
 
 Under ZeRO-3 a model is in pieces from the moment it is loaded. During the training DeepSpeed's engine puts each layer
-together when its turn comes; before it, and for a model that is never trained, nobody does.
+together when its turn comes; before it, and for a model that is never trained, nobody does. Under FSDP it is the other
+way round: until the training begins the model is whole, on a CPU and often on the first process alone, where a forward
+pass of seventy billion parameters takes hours.
 """
 
+import os
 from collections.abc import Callable
 from functools import wraps
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+def waits_for_shards(model: nn.Module) -> bool:
+    """Whether FSDP will cut a model up when its training begins, and has not yet; accelerate ignores FSDP on a CPU."""
+    will_be = os.environ.get("ACCELERATE_USE_FSDP") == "true" and torch.accelerator.is_available()
+    return will_be and not any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def on_whole_weights(function: Callable) -> Callable:

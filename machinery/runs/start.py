@@ -6,13 +6,17 @@ Then every margin is 0 and the loss ln 2. Where it is not, the policy and its re
 measure the one from another than it starts from.
 """
 
+import logging
 import math
+from itertools import islice
 
 import torch
 
 from ..common.errors import UserError
 from ..common.safe_text import say, visible
 from ..hardware.estimate import choose_checkpointing
+
+logger = logging.getLogger("dpo")
 
 
 @torch.no_grad()
@@ -21,7 +25,7 @@ def show_start(trainer, reference: str) -> None:
 
     reference: a description of the reference, for the reader. Raises UserError where the two differ.
     """
-    rows = [row for row, _ in zip(trainer.train_dataset, range(4), strict=False)]
+    rows = [*islice((row for row in trainer.train_dataset if not math.isnan(row.get("ref_chosen_logps", 0.0))), 4)]
     batch = trainer.data_collator(rows)
     _show_pair(batch, trainer.processing_class, rejected=len(rows))  # the batch is [chosen rows; rejected rows]
     say(f"\nReference: {reference}")
@@ -30,22 +34,25 @@ def show_start(trainer, reference: str) -> None:
         trainer.args.logging_first_step = True
         say("The weights are sharded, so the first loss that is logged must tell: it should be ln 2 = 0.6931.")
         return
-    was_training = trainer.model.training
-    trainer.model.eval()
-    with trainer.compute_loss_context_manager():
-        loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item()
-    trainer.model.train(was_training)
-    metrics = trainer._metrics.pop("eval")  # TRL would mix them into the first evaluation
-    trainer._metrics["eval"] = type(metrics)(list)
+    inputs = trainer._prepare_inputs(batch)
+    loss, metrics = _measure(trainer, inputs, "eval")
+    _, in_training = _measure(trainer, inputs, "train")
     if not getattr(trainer, "needs_reference", True):
         say(f"Loss before training: {loss:.4f}. It has no reference, so nothing but the rate holds the policy back.\n")
         return
-    drift = abs(metrics["rewards/chosen"][-1]) + abs(metrics["rewards/rejected"][-1])
+    drift = abs(metrics["rewards/chosen"]) + abs(metrics["rewards/rejected"])
     is_exact = not (trainer.args.bf16 or trainer.args.fp16) and trainer.model.dtype == torch.float32
     if not drift / trainer.beta < (0.01 if is_exact else 5.0):  # in nats a completion
         raise UserError(
             f"The policy is not the reference: before training their log-probs already differ by {drift / trainer.beta:.3g} nats. "
             "A checkpoint or an adapter was loaded into one of them only."
+        )
+    names = ("logps/chosen", "logps/rejected")
+    noise = sum(abs(in_training[name] - metrics[name]) for name in names)
+    if trainer.args.disable_dropout and not noise < (0.01 if is_exact else 0.5):
+        logger.warning(
+            f"In training mode the policy's log-probs differ by {noise:.2g} nats from those it has otherwise: something in "
+            "its code is random or switched there (dropout, noise of experts), and every margin will carry that noise."
         )
     meaning, off = "", abs(loss - math.log(2))
     if trainer.args.loss_type == ["sigmoid"] and off < 0.05:
@@ -53,6 +60,25 @@ def show_start(trainer, reference: str) -> None:
     say(
         f"Loss before training: {loss:.4f}{meaning}, because the policy still is the reference and every margin is 0.\n"
     )
+
+
+def _measure(trainer, inputs: dict, mode: str) -> tuple[float, dict[str, float]]:
+    """The loss and TRL's metrics of a batch, in the precision of the training; no random number of it is drawn."""
+    model, tokens_seen = trainer.model, trainer._total_train_tokens
+    was_training = model.training
+    model.train(mode == "train")
+    try:
+        with (
+            torch.random.fork_rng([] if model.device.type == "cpu" else [model.device]),
+            trainer.accelerator.autocast(),
+        ):
+            loss = trainer.compute_loss(model, inputs).item()
+    finally:
+        model.train(was_training)
+        trainer._total_train_tokens = tokens_seen
+        metrics = {name: values[-1] for name, values in trainer._metrics[mode].items()}
+        trainer._metrics[mode].clear()  # TRL would mix them into the first line that it logs
+    return loss, metrics
 
 
 def _show_pair(batch: dict, tokenizer, rejected: int) -> None:

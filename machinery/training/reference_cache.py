@@ -8,6 +8,9 @@ or, in a trainer of TRL's with `args.precompute_ref_log_probs` and the folder as
 
     class MyTrainer(CachedReference, DPOTrainer): ...
 
+which asks only about pairs that the training will draw: of twenty steps' worth, where `max_steps` is 20. What was not
+asked is NaN; a longer run finds the rest, and asks about no more than that.
+
 The key is a hash of all weights that the reference is made of, of the tokens of all rows and of the settings, so
 another model, another row or another length is another file. A file names its own checksum. Old files go when the
 folder grows beyond 1 GB (some 100 million pairs).
@@ -15,18 +18,21 @@ folder grows beyond 1 GB (some 100 million pairs).
 
 import hashlib
 import json
+import math
 import os
 import struct
 from pathlib import Path
 
 import torch
 import transformers
+from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import RandomSampler, SequentialSampler
 
 from ..common.kept_files import forget_oldest
 from ..common.token_rows import hash_rows, row_lengths
@@ -56,7 +62,10 @@ def reference_key(model: nn.Module, dataset: Dataset, settings: dict, adapter: s
 
 
 def load_logps(folder: Path, key: str, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The chosen and the rejected log-probs kept under this key, (count,) each; None where there are no sound ones."""
+    """The chosen and the rejected log-probs kept under this key, (count,) each, NaN where they were not asked for.
+
+    None where there are no sound ones.
+    """
     path = folder / f"{key}.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
@@ -85,7 +94,9 @@ def save_logps(folder: Path, key: str, chosen: torch.Tensor, rejected: torch.Ten
 
 
 class CachedReference:
-    """Before TRL's DPOTrainer among a class's bases: its precomputation in batches of like length, and kept on disk."""
+    """Before TRL's DPOTrainer among a class's bases: its precomputation for the pairs that are drawn, and kept on disk."""
+
+    is_asked_in_part = False
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if not isinstance(dataset, Dataset) or self._is_vision_dataset:
@@ -100,18 +111,54 @@ class CachedReference:
                 key = reference_key(model, dataset, settings | {"config": model.config.to_dict()}, adapter)
                 kept = load_logps(Path(folder), key, len(dataset))
             [kept] = broadcast_object_list([kept])
-        if kept is None:
-            order = row_lengths(dataset).argsort(descending=True, stable=True)  # too little memory shows at once
-            ordered = dataset.select(order.tolist())
+        kept = kept or tuple(torch.full((len(dataset),), torch.nan) for _ in COLUMNS)
+        wanted = torch.zeros(len(dataset), dtype=torch.bool)
+        wanted[drawn_rows(self, dataset) if name == "train" else slice(None)] = True
+        missing = (wanted & kept[0].isnan()).nonzero().squeeze(1)
+        if len(missing):
+            missing = missing[row_lengths(dataset)[missing].argsort(descending=True, stable=True)]
+            ordered = dataset.select(missing.tolist())  # the longest first: too little memory shows at once
             # TRL keeps log-probs too, by rows and weights alone; so the settings become part of the rows' name.
             ordered._fingerprint = Hasher.hash([ordered._fingerprint, settings])
             done = super()._precompute_ref_logps(ordered, name, batch_size)
-            kept = [torch.tensor(done[column])[order.argsort()] for column in COLUMNS]
+            for column, logps in zip(COLUMNS, kept, strict=True):
+                logps[missing] = torch.tensor(done[column])
             if key is not None:
                 save_logps(Path(folder), key, *kept)
+        if name == "train":
+            self.is_asked_in_part = not wanted.all()
         for column, logps in zip(COLUMNS, kept, strict=True):
             dataset = dataset.add_column(column, logps.tolist())
         return dataset
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        """TRL's; RuntimeError where the order of the rows has become another than when the reference was asked."""
+        if self.is_asked_in_part and inputs["ref_chosen_logps"].isnan().any():
+            raise RuntimeError(
+                "A pair was drawn that the reference was not asked about: the seed or the sampler was changed after the trainer "
+                "was made. Set data_seed, which fixes the order, or precompute_ref_log_probs=False"
+            )
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def drawn_rows(trainer, dataset: Dataset) -> list[int] | slice:
+    """The rows that the training will draw before `max_steps`, or a share of an epoch, ends it; all where that is unsure."""
+    args, everything = trainer.args, slice(None)
+    at_once = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    steps = (
+        args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(len(dataset) / at_once))
+    )
+    if steps * at_once >= len(dataset) or args.auto_find_batch_size:
+        return everything
+    sampler = trainer._get_train_sampler(dataset)
+    if type(sampler) is RandomSampler:
+        if not args.accelerator_config.use_seedable_sampler:
+            return everything
+        # what accelerate makes of it; the trainer's constructor has set the seed
+        sampler = SeedableRandomSampler(dataset, data_seed=args.data_seed)
+    elif not isinstance(sampler, SequentialSampler) and not getattr(sampler, "is_reproducible", False):
+        return everything
+    return list(sampler)[: steps * at_once]
 
 
 def _checksum(chosen: torch.Tensor, rejected: torch.Tensor) -> str:

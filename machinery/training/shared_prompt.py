@@ -25,6 +25,7 @@ It keeps two rows, and says why, where the result of one would not be the same: 
 the reason or None. `args.shared_prompt = False` turns all of it off.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -36,13 +37,16 @@ from transformers.utils import logging
 from trl import DPOTrainer
 
 from ..common.errors import UserError
+from ..common.one_process import without_gathering
 from ..common.token_rows import row_lengths
-from . import flex_kernel
-from .cpu_head import cpu_head
-from .probe import check_head, try_step, why_not_the_same
+from ..shared_rows import flex_kernel
+from ..shared_rows.cpu_head import cpu_head
+from ..shared_rows.probe import check_head, try_step, why_not_the_same
+from ..shared_rows.shared_masks import SharedRows, as_scores, dense_mask, layer_masks, router_counts, why_not_one_row
+from .dropout import switch_off_dropout
 from .reference_cache import CachedReference
-from .shared_masks import SharedRows, as_scores, dense_mask, layer_masks, router_counts, why_not_one_row
-from .token_budget import TokenBudget
+from .token_budget import TokenBudget, take_pairs
+from .weighted_metrics import count, merge
 
 logger = logging.get_logger(__name__)
 
@@ -60,6 +64,8 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._share_prompts()
+        if self.args.disable_dropout and (there := switch_off_dropout(self.model)):
+            logger.warning(f"Dropout inside the model's own code is set to 0 for this training: {', '.join(there)}.")
 
     def _precompute_ref_logps(self, *args, **kwargs):
         self._share_prompts()  # TRL calls this in its constructor, before ours gets to it
@@ -67,9 +73,34 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         """TRL's, with each batch's metrics noted once a pair: TRL's mean over batches counts a short last one as a whole."""
+        pairs = len(inputs["input_ids"]) // 2  # two rows a pair
+        if self.args.world_size > 1 and not self._is_vision_dataset:
+            return self._predict_without_padding(model, inputs, pairs, *args, **kwargs)
         result = super().prediction_step(model, inputs, *args, **kwargs)
         for values in self._metrics["eval"].values():
-            values += values[-1:] * (len(inputs["input_ids"]) // 2 - 1)  # two rows a pair
+            values += values[-1:] * (pairs - 1)
+        return result
+
+    def _predict_without_padding(self, model, inputs, pairs: int, *args, **kwargs):
+        """On several processes: the last batch is filled up from the first rows, and those do not count a second time."""
+        state, before, own = self.accelerator.gradient_state, self._metrics["eval"], pairs
+        if (
+            state.end_of_dataloader and state.remainder > 0
+        ):  # so many rows of the last batch of all processes are its own
+            own = min(max(state.remainder - self.accelerator.process_index * pairs, 0), pairs)
+        inputs = take_pairs(inputs, list(range(max(own, 1))))  # a sharded model needs all processes
+        self._metrics["eval"] = noted = defaultdict(list)
+        try:
+            with without_gathering(self.accelerator):
+                result = super().prediction_step(model, inputs, *args, **kwargs)
+        finally:
+            self._metrics["eval"] = before
+        noted["loss"].append(result[0].item())  # logged as eval_loss, in the place of Transformers' own mean
+        counted = count(inputs) if own else dict.fromkeys(count(inputs), 0)
+        together = int(self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device)))
+        for name, value in merge([(noted, counted)], self.accelerator).items():
+            before[name] += [value] * together
+        before["num_tokens"] = [self._total_train_tokens]
         return result
 
     # For rows of this form Transformers wants a column of lengths for `group_by_length`; here they are counted.
@@ -334,6 +365,8 @@ class LengthGroups(Sampler):
     Shuffles, sorts by length within stretches of several batches, then shuffles the batches of a stretch. The order is
     a function of the seed and the epoch alone: the same on every process and after a resume.
     """
+
+    is_reproducible = True  # so that what a training will draw can be told before it begins
 
     def __init__(self, lengths: torch.Tensor, group: int, seed: int, epoch: Callable[[], int], batches: int = 16):
         """lengths: one a row, (rows,). group: rows that belong together. batches: how many make a stretch."""

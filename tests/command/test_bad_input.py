@@ -346,8 +346,7 @@ MODELS = {
 ADAPTERS = {
     "rank_0": Case(LORA, TRAIN + "--lora_r 0", ("--lora_r must be at least 1",), PAIRS),
     "target_unknown": Case(LORA, TRAIN + "--lora_target_modules q_porj", ("q_porj matches nothing", "down_proj"), PAIRS),
-    "target_is_the_head": Case(LORA, TRAIN + "--lora_target_modules lm_head", ("no adapter on the head",), PAIRS),
-    "saved_is_the_head": Case(LORA, TRAIN + "--lora_modules_to_save lm_head", ("no adapter on the head",), PAIRS),
+    "target_is_the_head": Case(LORA, TRAIN + "--lora_target_modules lm_head", ("--lora_modules_to_save lm_head",), PAIRS),
     "adapter_not_there": Case(LORA, "--adapter nothing", ("--adapter nothing is no folder",)),
     "adapter_is_a_model": Case(LORA, "--adapter {demo}/model", ("holds a full model, not an adapter",)),
     "adapter_is_something_else": Case(LORA, "--adapter {demo}", ("holds no adapter",)),

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from conftest import make_llama
 from lora_trainers import sft_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Mamba2Config, Mamba2ForCausalLM, MixtralConfig, MixtralForCausalLM
 from trl import DPOConfig, ModelConfig
 
 from dpo_utils import load_any, load_model, load_tokenizer
@@ -69,3 +71,66 @@ def test_targets_that_match_nothing_are_named_with_those_there_are(base_model_fo
     with pytest.raises(ValueError, match="q_porj matches nothing; there are c_attn, c_fc, c_proj, or all-linear"):
         check_targets(model, ["c_attn", "q_porj"], 8)
     check_targets(model, "all-linear", 8)
+
+
+def lora(**options):
+    return ModelConfig(use_peft=True, **options)
+
+
+def tiny_mamba():
+    config = Mamba2Config(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_heads=2, head_dim=16, state_size=8, n_groups=1, expand=2
+    )
+    return Mamba2ForCausalLM(config)
+
+
+def tiny_mixture():
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2,
+    )  # fmt: skip
+    return MixtralForCausalLM(config)
+
+
+def adapted(model, capsys, **options):
+    """The names that get an adapter, or are trained whole, and what was said."""
+    policy = get_peft_model(model, new_adapter(model, lora(**options), DPOConfig("out", use_cpu=True, bf16=False)))
+    trained = {name.split(".lora_")[0].split(".modules_to_save")[0].rsplit(".", 1)[-1] for name, p in policy.named_parameters() if p.requires_grad}  # fmt: skip
+    return trained, capsys.readouterr().out
+
+
+def test_embeddings_get_an_adapter_and_the_head_is_trained_whole(tiny_llama, capsys):
+    assert adapted(tiny_llama, capsys, lora_target_modules=["embed_tokens"])[0] == {"embed_tokens"}
+    trained, _ = adapted(make_llama(), capsys, lora_target_modules=["q_proj"], lora_modules_to_save=["lm_head"])
+    assert trained == {"q_proj", "lm_head"}
+    with pytest.raises(UserError, match="--lora_modules_to_save lm_head trains the head whole"):
+        check_targets(make_llama(), ["lm_head"], 8)
+
+
+def test_a_mamba_s_all_linear_leaves_out_what_peft_refuses(capsys):
+    trained, said = adapted(tiny_mamba(), capsys, lora_target_modules=["all-linear"])
+    assert trained == {"in_proj"}
+    assert "out_proj" in said
+    with pytest.raises(UserError, match="in_proj work, and all-linear takes those"):
+        check_targets(tiny_mamba(), ["out_proj"], 8)
+
+
+def test_experts_in_one_tensor_are_parameters_and_no_modules(capsys):
+    trained, said = adapted(tiny_mixture(), capsys, lora_target_modules=["all-linear"])
+    assert "experts" not in trained
+    assert "--lora_target_parameters mlp.experts.gate_up_proj mlp.experts.down_proj" in said
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    trained, said = adapted(tiny_mixture(), capsys, lora_target_modules=["q_proj"], lora_target_parameters=parameters)
+    assert {"q_proj", "experts"} <= trained
+    assert "leaves the experts out" not in said
+    with pytest.raises(UserError, match=r"no modules: --lora_target_parameters mlp\.experts\.gate_up_proj"):
+        check_targets(tiny_mixture(), ["gate_up_proj"], 8)
+    with pytest.raises(UserError, match=r"matches nothing; there are mlp\.experts\.gate_up_proj"):
+        adapted(tiny_mixture(), capsys, lora_target_parameters=["mlp.experts.w1"])
+    with pytest.raises(UserError, match="without --use_dora"):
+        adapted(tiny_mixture(), capsys, lora_target_parameters=parameters, use_dora=True)
+
+
+def test_a_head_that_is_the_embedding_is_said(capsys):
+    model = make_llama(tie_word_embeddings=True)
+    assert "one weight" in adapted(model, capsys, lora_target_modules=["embed_tokens"])[1]

@@ -117,6 +117,50 @@ def test_a_new_adapter_has_the_base_s_whatever_it_was_drawn_from(base_model_fold
     assert not asked
 
 
+@pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
+def test_only_what_will_be_drawn_is_asked_and_a_longer_run_asks_for_the_rest(
+    strategy, base_model_folder, tmp_path, monkeypatch
+):
+    rows_asked, drawn = [], []
+    stock = DPOTrainer.compute_ref_log_probs
+    monkeypatch.setattr(
+        DPOTrainer,
+        "compute_ref_log_probs",
+        lambda self, model, inputs: rows_asked.append(len(inputs["input_ids"]) // 2) or stock(self, model, inputs),
+    )
+    step = SharedPromptDPOTrainer.training_step
+    monkeypatch.setattr(
+        SharedPromptDPOTrainer,
+        "training_step",
+        lambda self, model, inputs, *rest: drawn.extend(inputs["ref_chosen_logps"].tolist()) or step(self, model, inputs, *rest),
+    )  # fmt: skip
+    options = dict(max_steps=3, per_device_train_batch_size=2, train_sampling_strategy=strategy, save_strategy="no")
+    few = trainer_for(base_model_folder, tmp_path, **options)
+    few.train()
+    assert sum(rows_asked) == len(drawn) == 6
+    kept = columns(few)[0]
+    assert sorted(kept[~kept.isnan()].tolist()) == pytest.approx(sorted(drawn))
+    rows_asked.clear()
+    every = columns(trainer_for(base_model_folder, tmp_path, **options | {"max_steps": 6}))[0]
+    assert sum(rows_asked) == len(ROWS) - 6
+    assert every.isfinite().all()
+    assert torch.equal(every[~kept.isnan()], kept[~kept.isnan()])
+
+
+def test_a_part_of_an_epoch_asks_for_that_part(base_model_folder, tmp_path):
+    options = dict(num_train_epochs=0.5, per_device_train_batch_size=2)
+    trainer = trainer_for(base_model_folder, tmp_path, **options)
+    assert columns(trainer)[0].isfinite().sum() == 6  # 3 of 6 steps
+
+
+def test_another_order_than_was_foreseen_is_no_silent_nan(base_model_folder, tmp_path):
+    options = dict(max_steps=1, per_device_train_batch_size=2, save_strategy="no")
+    trainer = trainer_for(base_model_folder, tmp_path, **options)
+    torch.manual_seed(99)
+    with pytest.raises(RuntimeError, match="data_seed"):
+        trainer.train()
+
+
 def test_an_adapter_that_belongs_to_the_reference_counts():
     rows = Dataset.from_dict({name: [[1, 2]] for name in TOKEN_COLUMNS})
     model = make_llama()

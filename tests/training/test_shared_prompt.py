@@ -25,8 +25,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from machinery.runs import checkpoints
 from machinery.runs.checkpoints import CompleteCheckpoints
+from machinery.shared_rows.shared_masks import dense_mask
 from machinery.training.losses import TRL_LOSSES
-from machinery.training.shared_masks import dense_mask
 from machinery.training.shared_prompt import (
     LengthGroups,
     SharedPromptDPOTrainer,

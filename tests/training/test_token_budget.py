@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import make_llama
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from custom_loss_dpo import LOSSES
+from machinery.common.errors import UserError
 from machinery.training.losses import choose_loss, couples_pairs
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 from machinery.training.token_budget import COUPLED, pair_lengths, plan_parts, split_further, take_pairs
@@ -45,6 +46,30 @@ def test_losses_and_gradients_are_those_of_whole_batches(loss_type, shared, base
     whole = history(trainer_for(base_model_folder, tmp_path, None, shared, loss_type=[loss_type]), "loss", "grad_norm")
     parts = history(trainer_for(base_model_folder, tmp_path, 60, shared, loss_type=[loss_type]), "loss", "grad_norm")
     assert parts == pytest.approx(whole, rel=1e-4, abs=1e-5)
+
+
+MADE = ("entropy", "num_tokens", "logits/chosen", "logits/rejected", "mean_token_accuracy", "rewards/chosen",
+        "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")  # fmt: skip
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_every_logged_metric_is_that_of_whole_batches(accumulation, base_model_folder, tmp_path):
+    options = dict(per_device_train_batch_size=8 // accumulation, gradient_accumulation_steps=accumulation)
+    whole = history(trainer_for(base_model_folder, tmp_path, None, **options), *MADE)
+    parts = history(trainer_for(base_model_folder, tmp_path, 60, **options), *MADE)
+    assert len(whole) == 3 * len(MADE)
+    assert parts == pytest.approx(whole, rel=1e-4, abs=1e-5)
+
+
+def test_a_router_loss_couples_the_pairs_of_a_batch(tmp_path):
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2,
+    )  # fmt: skip
+    args = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    args.max_tokens_per_batch = 60
+    with pytest.raises(UserError, match="--router_aux_loss_coef 0"):
+        SharedPromptDPOTrainer(MixtralForCausalLM(config), args=args)
 
 
 def test_accumulation_and_parts_add_up(base_model_folder, tmp_path):

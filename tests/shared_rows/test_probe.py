@@ -19,7 +19,7 @@ from transformers import (
 from trl import DPOConfig
 
 from machinery.common.errors import UserError
-from machinery.training import probe
+from machinery.shared_rows import probe
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,

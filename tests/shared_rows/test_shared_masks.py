@@ -8,7 +8,7 @@ from conftest import PROJECT
 from transformers import Gemma2Config, Llama4TextConfig, LlamaConfig, Qwen3NextConfig
 from transformers.models.mixtral import modeling_mixtral
 
-from machinery.training.shared_masks import SharedRows, dense_mask, layer_masks, layer_reaches, router_counts
+from machinery.shared_rows.shared_masks import SharedRows, dense_mask, layer_masks, layer_reaches, router_counts
 from machinery.training.shared_prompt import plan_shared_rows
 
 sys.path.insert(0, str(PROJECT))

@@ -11,8 +11,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from trl.trainer.utils import add_fused_lm_head
 
-from machinery.training import flex_kernel
-from machinery.training.shared_masks import dense_mask, may_see
+from machinery.shared_rows import flex_kernel
+from machinery.shared_rows.shared_masks import dense_mask, may_see
 from machinery.training.shared_prompt import plan_shared_rows, planned_forward
 
 from test_shared_prompt import LENGTHS, batch_of  # isort: skip

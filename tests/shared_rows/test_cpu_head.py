@@ -4,7 +4,7 @@ import pytest
 import torch
 from trl.kernels import ChunkedLogProbFunction
 
-from machinery.training.cpu_head import CPUHead, cpu_head
+from machinery.shared_rows.cpu_head import CPUHead, cpu_head
 
 METRICS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
@@ -42,7 +42,7 @@ def test_in_bfloat16_they_are_trls_within_its_eight_bits():
 
 
 def test_products_are_made_in_blocks_without_a_seam(monkeypatch):
-    monkeypatch.setattr("machinery.training.cpu_head.SLOPES", 2500 * 100)  # seven blocks of tokens
+    monkeypatch.setattr("machinery.shared_rows.cpu_head.SLOPES", 2500 * 100)  # seven blocks of tokens
     for one, other in zip(*both(), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,108 @@
+"""One route from a conversation to tokens: training, sampling and judging write it by the same call of its template.
+
+    prompt = Turns([{"role": "user", "content": "Hello"}], tools=row["tools"])   # a list of turns, and what goes with it
+    ids = template_ids(tokenizer, prompt, prompt.tools, prompt.template_kwargs)
+    ids = reply_start(tokenizer, prompt)              # what a reply follows, as in the pairs that were trained on
+    thought, answer = split_thought(text, *thought_marks(tokenizer))
+
+A chat template is called with more than turns: with the tools that may be used, with keywords of its own
+(`enable_thinking`), and answers may carry a thought. All of it changes the tokens, so it has to be the same everywhere.
+"""
+
+import json
+
+import jinja2
+
+# A template is a program that came with a model: it can fail in any of these ways.
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+)  # fmt: skip
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where a turn keeps its thought, by the template's family
+THOUGHT, ANSWER = "Let-me-see", "So-it-is"  # of no template, so that they are found again
+
+
+class Turns(list):
+    """The turns of a prompt, with what its template takes besides.
+
+    tools: as JSON, or None. template_kwargs: keywords for the template. thinks: whether the pairs' answers to it begin
+    with a thought.
+    """
+
+    def __init__(self, turns=(), tools: str | None = None, template_kwargs: dict | None = None, thinks: bool = False):
+        super().__init__(turns)
+        self.tools, self.template_kwargs, self.thinks = tools, template_kwargs, thinks
+
+
+def template_ids(tokenizer, turns: list[dict], tools: str | list | None = None, kwargs: dict | None = None, **how):
+    """Turns in tokens. tools: as JSON or as a list. how: more for `apply_chat_template`. Raises what the template raises."""
+    given = json.loads(tools) if isinstance(tools, str) and tools else tools or None
+    how = dict(tokenize=True, return_dict=True) | how
+    encoded = tokenizer.apply_chat_template(list(turns), tools=given, **how, **(kwargs or {}))
+    return encoded["input_ids"] if how["tokenize"] else encoded
+
+
+def reply_start(tokenizer, prompt: str | list[dict]) -> list[int]:
+    """The tokens that a reply follows: those in which answers of the pairs are trained on, up to their own first word.
+
+    A template may write more before an answer than behind a prompt, an empty thought for one: a reply follows that too.
+    Where answers of the pairs think (`prompt.thinks`), the reply begins with its own thought.
+    """
+    if isinstance(prompt, str):
+        ids, eos = tokenizer(prompt)["input_ids"], tokenizer.eos_token_id
+        if len(ids) > 1 and ids[-1] == eos and not prompt.endswith(tokenizer.eos_token):
+            ids = ids[:-1]  # some tokenizers end every text by it
+        return ids or [eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+    how = getattr(prompt, "tools", None), getattr(prompt, "template_kwargs", None)
+    asked = template_ids(tokenizer, prompt, *how, add_generation_prompt=True)
+    thinks = getattr(prompt, "thinks", False)
+    thought = dict.fromkeys(THOUGHTS, THOUGHT) if thinks else {}
+    try:
+        one, other = (
+            template_ids(tokenizer, [*prompt, {"role": "assistant", "content": answer} | thought], *how)
+            for answer in (ANSWER, "Well")
+        )
+    except TEMPLATE_ERRORS:  # it may take no answer without more
+        return asked
+    start = asked[: common_length(asked, one)] if thinks else one[: common_length(one, other)]
+    return start if start and one != other else asked
+
+
+def has_thought(answer: str | list[dict]) -> bool:
+    """Whether an answer of a pair thinks before it speaks."""
+    turns = [{"content": answer}] if isinstance(answer, str) else answer
+    return any(any(turn.get(key) for key in THOUGHTS) or "</think>" in str(turn.get("content") or "") for turn in turns)
+
+
+def thought_marks(tokenizer, kwargs: dict | None = None) -> tuple[str, str]:
+    """What the template writes before a thought and between it and the answer, such as <think> and </think>."""
+    turns = [{"role": "user", "content": "How?"}]
+    answer = {"role": "assistant", "content": ANSWER} | dict.fromkeys(THOUGHTS, THOUGHT)
+    marks = ("<think>", "</think>")
+    if not tokenizer.chat_template:
+        return marks
+    try:
+        asked = template_ids(tokenizer, turns, None, kwargs, add_generation_prompt=True, tokenize=False)
+        whole = template_ids(tokenizer, [*turns, answer], None, kwargs, tokenize=False)
+    except TEMPLATE_ERRORS:
+        return marks
+    before, found, rest = whole.partition(THOUGHT)
+    if not found or ANSWER not in rest:
+        return marks
+    return before[common_length(before, asked) :].strip(), rest.partition(ANSWER)[0].strip()
+
+
+def split_thought(text: str, opening: str, closing: str, is_finished: bool = True) -> tuple[str, str]:
+    """A reply's thought and its answer. A thought that was cut off has no answer; a reply may do without a thought."""
+    thought, found, answer = text.rpartition(closing)
+    if found:
+        return thought.strip().removeprefix(opening).strip(), answer.strip()
+    if is_finished or not text.strip().startswith(opening):  # an empty opening stands in the prompt already
+        return "", text
+    return text.strip().removeprefix(opening).strip(), ""
+
+
+def common_length(first, second) -> int:
+    """How many items two sequences have in common at their beginning."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
