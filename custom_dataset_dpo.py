@@ -49,9 +49,8 @@ from machinery.training.shared_prompt import SharedPromptDPOTrainer
 DEMO = dict(
     dataset_name="demo/spoilt",  # NEW: 1,024 whole pairs of the demo and 1,030 among which faults are hidden
     beta=0.1,  # the paper's; higher stays closer to the reference
-    learning_rate=3e-4,  # hundreds of times what a model of a billion parameters bears
-    lr_scheduler_type="constant_with_warmup",
-    adam_epsilon=1e-5,  # at the usual 1e-8 Adam takes full steps for tokens whose gradient is almost 0
+    learning_rate=5e-4,  # hundreds of times what a model of a billion parameters bears
+    adam_epsilon=1e-4,  # at the usual 1e-8 Adam takes full steps for tokens whose gradient is almost 0
     warmup_steps=0.1,  # a tenth of all steps
     per_device_train_batch_size=32,
     per_device_eval_batch_size=64,

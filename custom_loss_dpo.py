@@ -308,9 +308,8 @@ DEMO = dict(
     loss_type=["dpop"],  # NEW
     beside="sigmoid",  # NEW
     beta=0.1,  # means something else in each loss: BY_LOSS has the demo's
-    learning_rate=3e-4,  # hundreds of times what a model of a billion parameters bears
-    lr_scheduler_type="constant_with_warmup",
-    adam_epsilon=1e-5,  # at the usual 1e-8 Adam takes full steps for tokens whose gradient is almost 0
+    learning_rate=5e-4,  # hundreds of times what a model of a billion parameters bears
+    adam_epsilon=1e-4,  # at the usual 1e-8 Adam takes full steps for tokens whose gradient is almost 0
     warmup_steps=0.1,  # a tenth of all steps
     per_device_train_batch_size=32,  # 2048 pairs / 32 = 64 steps
     per_device_eval_batch_size=64,
