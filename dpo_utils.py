@@ -17,8 +17,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from typing import Literal, NamedTuple
@@ -32,13 +30,13 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 from trl.trainer.utils import use_adapter
 
 from machinery.command.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.command.settings import settle
-from machinery.common.chat import Turns, has_thought, reply_start, split_thought, thought_marks
+from machinery.common.chat import Turns, has_thought, most_tokens, read_reply, reply_start, warn_of_cut_thoughts
 from machinery.common.errors import UserError
 from machinery.common.intervals import bootstrap_mean, with_interval
 from machinery.common.safe_text import first_line, inert_record, say, visible
@@ -48,6 +46,7 @@ from machinery.evaluation.true_reward import show_true_rewards
 from machinery.hardware.memory import suit_allocator
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
+from machinery.models.generation import end_ids, neutral_generation, own_precision
 from machinery.models.sharded_weights import on_whole_weights, waits_for_shards
 from machinery.runs.failures import end_together, exit_code
 from machinery.runs.identity import keep_checkpoints
@@ -311,9 +310,6 @@ class Completion(NamedTuple):
     thought: str = ""  # what came before the text, where the answers of the pairs think
 
 
-REPLY_TOKENS = {"plain": 256, "thinking": 1024}  # the most that are sampled where nothing else is said
-
-
 @torch.no_grad()
 @on_whole_weights
 def sample_completions(
@@ -332,15 +328,12 @@ def sample_completions(
     prompts: texts or turns; Turns that think are answered with a thought, which stands apart from the text.
     max_new_tokens: 256 by default, and 1,024 where there are thoughts. temperature: 1 samples what the KL is defined
     on; 0 takes the most likely token each time. progress: a label for a progress bar, and a word about thoughts that
-    were cut off. A reply ends at any token by which the tokenizer or the model's configuration ends one. Draws from a generator of its own, so training goes on with the same bits.
+    were cut off. A reply ends at any token by which the tokenizer or the model's configuration ends one. Draws from a
+    generator of its own, so training goes on with the same bits.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     rows = [prompt_ids(tokenizer, prompt)[1 - positions :] for prompt in prompts]  # room for one token at least
-    thinks = [getattr(prompt, "thinks", False) for prompt in prompts]
-    marks = [
-        thought_marks(tokenizer, prompt.template_kwargs) if thinks[n] else None for n, prompt in enumerate(prompts)
-    ]
-    most = max_new_tokens or REPLY_TOKENS["thinking" if any(thinks) else "plain"]
+    most = max_new_tokens or most_tokens(prompts)
     ends = end_ids(model, tokenizer)
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))  # like lengths together: little padding
     completions: list[Completion | None] = [None] * len(rows)
@@ -366,55 +359,14 @@ def sample_completions(
             )
             for number, ids in zip(numbers, sampled[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 length = next((at + 1 for at, token in enumerate(ids) if token in ends), None)
-                ids, is_finished, thought = ids[:length], length is not None, ""
-                text = tokenizer.decode(ids, skip_special_tokens=True)
-                if marks[number]:
-                    whole = tokenizer.decode(ids)  # the marks may be special tokens
-                    thought, text = split_thought(whole, *marks[number], is_finished)
-                    for token in tokenizer.all_special_tokens:
-                        text = text.replace(token, "")
+                ids, is_finished = ids[:length], length is not None
+                thought, text = read_reply(tokenizer, prompts[number], ids, is_finished)
                 completions[number] = Completion(text, rows[number], ids, is_finished, thought)
             bar.update(len(numbers))
     model.train(was_training)
-    cut = sum(bool(reply.thought) and not reply.is_finished and not reply.text for reply in completions)
-    if cut and progress is not None:
-        logging.getLogger("dpo").warning(
-            f"{progress}: {cut} of {len(rows)} ended inside their thought and have no answer: raise --max_new_tokens {most}."
-        )
+    if progress is not None:
+        warn_of_cut_thoughts(progress, most, completions)
     return completions
-
-
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """All tokens that end a reply: the tokenizer's EOS, and those of the model's configurations, which may have several."""
-    own = [
-        getattr(config, "eos_token_id", None) for config in (model.generation_config, model.config.get_text_config())
-    ]
-    listed = [ends if isinstance(ends, list) else [ends] for ends in (tokenizer.eos_token_id, *own)]
-    return list(dict.fromkeys(end for ends in listed for end in ends if end is not None))
-
-
-@contextmanager
-def own_precision(model: PreTrainedModel) -> Iterator[None]:
-    """Without the autocast that a training leaves around a model: as before it, and as when it is loaded again."""
-    trained, own = vars(model).get("forward"), vars(model).get("_original_forward")  # where accelerate keeps it
-    try:
-        if own is not None:
-            model.forward = own
-        yield
-    finally:
-        if own is not None:
-            model.forward = trained
-
-
-@contextmanager
-def neutral_generation(model: PreTrainedModel) -> Iterator[None]:
-    """None of the penalties and cuts of a generation_config.json: they make replies that are not the model's own."""
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # under an adapter
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 # --- Log-probs -------------------------------------------------------------------------------------------------------
@@ -526,7 +478,7 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
     ends there. Raises UserError where the run is to go on from a checkpoint of another one.
     """
 
-    most = REPLY_TOKENS["thinking"] if getattr(preview_prompt, "thinks", False) else None
+    most = most_tokens([preview_prompt]) if getattr(preview_prompt, "thinks", False) else None
 
     def reply(model) -> str:
         [completion] = sample_completions(model, tokenizer, [preview_prompt], temperature=0, max_new_tokens=most or 64)
@@ -585,13 +537,10 @@ def report_change(
         say(f"  prompt   {visible(str(question))}\n  before   {visible(old.text)}\n  after    {visible(new.text)}\n")
 
     measured = {"kl": sequence_kl(policy, reference, after[1], tokenizer.pad_token_id)}
-    sampled = {"before": before[1], "after": after[1]}
-    was_sampled = any(reply.ids for reply in before[1])  # not under FSDP
-    if not was_sampled:
-        del sampled["before"]
+    sampled = {"before": before[1], "after": after[1]} if any(reply.ids for reply in before[1]) else {"after": after[1]}
     for when, replies in sampled.items():
         measured[f"reply_tokens_{when}"] = bootstrap_mean([float(len(reply.ids)) for reply in replies])
-    if truth is not None and was_sampled:
+    if truth is not None and "before" in sampled:  # under FSDP there are no replies before training
         measured |= show_true_rewards(truth, prompts, before, after)
     say(f"KL from the reference, nats a reply: {with_interval(measured['kl'])}")
     lengths = [with_interval(measured[f"reply_tokens_{when}"], 1) for when in sampled]

@@ -3,13 +3,14 @@
     prompt = Turns([{"role": "user", "content": "Hello"}], tools=row["tools"])   # a list of turns, and what goes with it
     ids = template_ids(tokenizer, prompt, prompt.tools, prompt.template_kwargs)
     ids = reply_start(tokenizer, prompt)              # what a reply follows, as in the pairs that were trained on
-    thought, answer = split_thought(text, *thought_marks(tokenizer))
+    thought, text = read_reply(tokenizer, prompt, reply_ids)
 
 A chat template is called with more than turns: with the tools that may be used, with keywords of its own
 (`enable_thinking`), and answers may carry a thought. All of it changes the tokens, so it has to be the same everywhere.
 """
 
 import json
+import logging
 
 import jinja2
 
@@ -18,6 +19,7 @@ TEMPLATE_ERRORS = (
     jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
 )  # fmt: skip
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where a turn keeps its thought, by the template's family
+MOST_TOKENS = {"plain": 256, "thinking": 1024}  # of a reply, where nothing else is said
 THOUGHT, ANSWER = "Let-me-see", "So-it-is"  # of no template, so that they are found again
 
 
@@ -71,6 +73,31 @@ def has_thought(answer: str | list[dict]) -> bool:
     """Whether an answer of a pair thinks before it speaks."""
     turns = [{"content": answer}] if isinstance(answer, str) else answer
     return any(any(turn.get(key) for key in THOUGHTS) or "</think>" in str(turn.get("content") or "") for turn in turns)
+
+
+def most_tokens(prompts: list) -> int:
+    """How many tokens a reply may have where nothing else is said: more where replies think."""
+    return MOST_TOKENS["thinking" if any(getattr(prompt, "thinks", False) for prompt in prompts) else "plain"]
+
+
+def read_reply(tokenizer, prompt: str | list[dict], ids: list[int], is_finished: bool = True) -> tuple[str, str]:
+    """A reply's thought, "" where answers to this prompt have none, and its text. ids: its tokens, with the EOS."""
+    if not getattr(prompt, "thinks", False):
+        return "", tokenizer.decode(ids, skip_special_tokens=True)
+    marks = thought_marks(tokenizer, prompt.template_kwargs)
+    thought, text = split_thought(tokenizer.decode(ids), *marks, is_finished)  # the marks may be special tokens
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, "")
+    return thought, text
+
+
+def warn_of_cut_thoughts(name: str, most: int, replies: list) -> None:
+    """Say how many replies ended inside their thought. replies: with thought, text and is_finished. most: their bound."""
+    cut = sum(bool(reply.thought) and not reply.is_finished and not reply.text for reply in replies)
+    if cut:
+        logging.getLogger("dpo").warning(
+            f"{name}: {cut} of {len(replies)} ended inside their thought and have no answer: raise --max_new_tokens {most}."
+        )
 
 
 def thought_marks(tokenizer, kwargs: dict | None = None) -> tuple[str, str]:
