@@ -139,3 +139,23 @@ def call(monkeypatch, capsys):
     yield _call
     for number, handler in handlers.items():  # a training that fails leaves its own
         signal.signal(number, handler)
+
+
+LENGTHS = [(7, 3, 5), (20, 1, 1), (4, 6, 2), (15, 1, 9)]  # prompt, chosen, rejected; the last is cut at 22
+
+
+def batch_of(lengths, max_length=22):
+    """Random pairs of these lengths as the trainer's collator makes them a batch, and their labels."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference  # takes seconds, which few tests need
+
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        {
+            name: torch.randint(3, 50, (length,), generator=generator).tolist()
+            for name, length in zip(("prompt_ids", "chosen_ids", "rejected_ids"), row, strict=True)
+        }
+        for row in lengths
+    ]
+    batch = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(rows)
+    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+    return batch, labels

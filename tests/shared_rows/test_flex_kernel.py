@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_llama
+from conftest import LENGTHS, batch_of, make_llama
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import create_mask
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -14,8 +14,6 @@ from trl.trainer.utils import add_fused_lm_head
 from machinery.shared_rows import flex_kernel
 from machinery.shared_rows.shared_masks import dense_mask, may_see
 from machinery.training.shared_prompt import plan_shared_rows, planned_forward
-
-from test_shared_prompt import LENGTHS, batch_of  # isort: skip
 
 
 @pytest.fixture

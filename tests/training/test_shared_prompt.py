@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from conftest import make_llama
+from conftest import LENGTHS, batch_of, make_llama
 from datasets import Dataset
 from peft import LoraConfig
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -20,7 +20,6 @@ from transformers import (
     MptForCausalLM,
 )
 from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from machinery.runs import checkpoints
@@ -36,22 +35,6 @@ from machinery.training.shared_prompt import (
     planned_forward,
     share_prompt,
 )
-
-LENGTHS = [(7, 3, 5), (20, 1, 1), (4, 6, 2), (15, 1, 9)]  # prompt, chosen, rejected; the last is cut at 22
-
-
-def batch_of(lengths, max_length=22):
-    generator = torch.Generator().manual_seed(1)
-    rows = [
-        {
-            name: torch.randint(3, 50, (length,), generator=generator).tolist()
-            for name, length in zip(("prompt_ids", "chosen_ids", "rejected_ids"), row, strict=True)
-        }
-        for row in lengths
-    ]
-    batch = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(rows)
-    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
-    return batch, labels
 
 
 def test_the_shared_row_is_prompt_chosen_last_prompt_token_rejected():
