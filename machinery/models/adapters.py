@@ -11,18 +11,22 @@ An adapter is a difference from its base. On any other base it is noise, and not
 all models of a family. So a run writes a fingerprint of the base beside its adapter, and it is compared before use.
 """
 
+import copy
 import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import DPOConfig, ModelConfig, get_peft_config
 
@@ -168,32 +172,44 @@ def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: D
     """
     if not model_args.use_peft:
         return None
-    check_targets(base, model_args.lora_target_modules, model_args.lora_r, model_args.lora_modules_to_save)
+    config, targets = get_peft_config(model_args), model_args.lora_target_modules or []
+    if isinstance(targets, str):  # TRL makes one name a string, which PEFT takes for a pattern
+        targets = [targets]
+        config.target_modules = config.target_modules if targets == ["all-linear"] else set(targets)
+    as_run = in_this_transformers(config, base)
+    moved = set(targets) - set(as_run.target_modules or [])
+    check_targets(base, model_args.lora_target_modules, model_args.lora_r, model_args.lora_modules_to_save, moved)
     check_parameters(base, model_args, training_args.disable_dropout)
-    if model_args.lora_dropout and training_args.disable_dropout:
-        say(f"--lora_dropout {model_args.lora_dropout} does nothing: TRL switches dropout off (--no_disable_dropout).")
-    config = get_peft_config(model_args)
-    if config.target_parameters and training_args.disable_dropout:
+    if as_run.target_parameters and training_args.disable_dropout:
         config.lora_dropout = 0.0  # as it will be; PEFT refuses any other beside parameters
-    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
-        config.target_modules = {config.target_modules}  # TRL makes one name a string, which PEFT takes for a pattern
+    elif config.lora_dropout and training_args.disable_dropout:
+        say(f"--lora_dropout {config.lora_dropout} does nothing: TRL switches dropout off (--no_disable_dropout).")
     if config.target_modules == "all-linear":
         if taboo := forbidden_targets(base):
             config.target_modules = set(linear_names(base)) - taboo
-            say(
-                f"all-linear: {', '.join(sorted(config.target_modules))}; PEFT takes no adapter on a Mamba layer's out_proj."
-            )
-        if (fused := fused_experts(base)) and not config.target_parameters:
+            names = ", ".join(sorted(config.target_modules))
+            say(f"all-linear is {names}: PEFT takes no adapter on {' and '.join(sorted(taboo))} of this model.")
+        if (fused := fused_experts(base)) and not as_run.target_parameters:
             say(f"all-linear leaves the experts out: --lora_target_parameters {' '.join(fused)} adapts them too.")
     is_tied = base.get_output_embeddings() is not None and (
         base.get_output_embeddings().weight is getattr(base.get_input_embeddings(), "weight", None)
     )
     own = {module_name(base, base.get_output_embeddings()), module_name(base, base.get_input_embeddings())}
-    if is_tied and own & {*(config.modules_to_save or []), *config.target_modules}:
+    if is_tied and own & {*(config.modules_to_save or []), *targets}:
         say(
             "Head and embedding are one weight here; what is trained on one of them stays with the adapter, and no merge holds it."
         )
     return config
+
+
+def in_this_transformers(config: PeftConfig, model: nn.Module) -> PeftConfig:
+    """What PEFT makes of a configuration: where experts have become one tensor, their old names (w1, gate_proj) mean it."""
+    resolved = copy.deepcopy(config)
+    try:
+        convert_peft_config_for_transformers(resolved, model, get_model_conversion_mapping(model))
+    except ValueError as error:  # one of two that are fused
+        raise UserError(f"--lora_target_modules: {first_line(error)}") from error
+    return resolved
 
 
 def module_name(model: nn.Module, module: nn.Module | None) -> str:
@@ -235,8 +251,13 @@ def check_parameters(model: nn.Module, model_args: ModelConfig, has_no_dropout: 
             raise UserError(f"--lora_target_parameters: PEFT adapts parameters without --{flag}")
 
 
-def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, saved: list[str] | None = None) -> None:
-    """Accept "all-linear" and names of modules that are there. Raises UserError that lists those there are."""
+def check_targets(
+    model: nn.Module, targets: str | list[str] | None, rank: int, saved: list[str] | None = None, moved: Collection = ()
+) -> None:
+    """Accept "all-linear" and names of modules that are there. Raises UserError that lists those there are.
+
+    saved: modules to be trained whole. moved: targets that PEFT finds elsewhere, see `in_this_transformers`.
+    """
     if rank < 1:
         raise UserError(f"--lora_r must be at least 1, not {rank}")
     modules = dict(model.named_modules())
@@ -250,7 +271,11 @@ def check_targets(model: nn.Module, targets: str | list[str] | None, rank: int, 
                 f"--lora_target_modules {target}: PEFT takes no adapter on it in a {model.config.model_type}, whose kernel reads "
                 f"the weight itself; {works} work, and all-linear takes those"
             )
-        if target != "all-linear" and not any(name == target or name.endswith("." + target) for name in names):
+        if (
+            target != "all-linear"
+            and target not in moved
+            and not any(name == target or name.endswith("." + target) for name in names)
+        ):
             fused = fused_experts(model)
             experts = (
                 f". The experts' weights are no modules: --lora_target_parameters {' '.join(fused)}" if fused else ""

@@ -5,7 +5,14 @@ import torch
 from conftest import make_llama
 from lora_trainers import sft_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import Mamba2Config, Mamba2ForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from trl import DPOConfig, ModelConfig
 
 from dpo_utils import load_any, load_model, load_tokenizer
@@ -115,20 +122,36 @@ def test_a_mamba_s_all_linear_leaves_out_what_peft_refuses(capsys):
         check_targets(tiny_mamba(), ["out_proj"], 8)
 
 
-def test_experts_in_one_tensor_are_parameters_and_no_modules(capsys):
+def tiny_gpt_oss():
+    config = GptOssConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
+        num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    return GptOssForCausalLM(config)
+
+
+def test_experts_in_one_tensor_are_found_by_their_old_names_where_peft_knows_them(capsys):
     trained, said = adapted(tiny_mixture(), capsys, lora_target_modules=["all-linear"])
+    assert "experts" in trained
+    assert "leaves the experts out" not in said
+    assert "experts" in adapted(tiny_mixture(), capsys, lora_target_modules=["w1", "w3"])[0]
+    with pytest.raises(UserError, match="without also targeting w3"):
+        adapted(tiny_mixture(), capsys, lora_target_modules=["q_proj", "w1"])
+
+
+def test_experts_in_one_tensor_are_parameters_where_it_does_not(capsys):
+    trained, said = adapted(tiny_gpt_oss(), capsys, lora_target_modules=["all-linear"])
     assert "experts" not in trained
     assert "--lora_target_parameters mlp.experts.gate_up_proj mlp.experts.down_proj" in said
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    trained, said = adapted(tiny_mixture(), capsys, lora_target_modules=["q_proj"], lora_target_parameters=parameters)
+    trained, said = adapted(tiny_gpt_oss(), capsys, lora_target_modules=["q_proj"], lora_target_parameters=parameters)
     assert {"q_proj", "experts"} <= trained
-    assert "leaves the experts out" not in said
     with pytest.raises(UserError, match=r"no modules: --lora_target_parameters mlp\.experts\.gate_up_proj"):
-        check_targets(tiny_mixture(), ["gate_up_proj"], 8)
+        check_targets(tiny_gpt_oss(), ["gate_up_proj"], 8)
     with pytest.raises(UserError, match=r"matches nothing; there are mlp\.experts\.gate_up_proj"):
-        adapted(tiny_mixture(), capsys, lora_target_parameters=["mlp.experts.w1"])
+        adapted(tiny_gpt_oss(), capsys, lora_target_parameters=["mlp.experts.w1"])
     with pytest.raises(UserError, match="without --use_dora"):
-        adapted(tiny_mixture(), capsys, lora_target_parameters=parameters, use_dora=True)
+        adapted(tiny_gpt_oss(), capsys, lora_target_parameters=parameters, use_dora=True)
 
 
 def test_a_head_that_is_the_embedding_is_said(capsys):
