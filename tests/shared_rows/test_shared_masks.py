@@ -96,8 +96,8 @@ def test_one_row_trains_as_two_in_trl(family):
 def test_a_window_counted_in_places_is_found(monkeypatch):
     """The probe's pairs are long enough to see it: with the rule wrong, the model keeps two rows."""
     families.quiet()
-    wrong = lambda config, rows: layer_masks(config, SharedRows(  # noqa: E731
+    wrong = lambda config, rows, make: layer_masks(config, SharedRows(  # noqa: E731
         torch.arange(rows.position_ids.shape[1]).expand_as(rows.position_ids), rows.is_first, rows.is_second, rows.counts
-    ))  # fmt: skip
+    ), make)  # fmt: skip
     monkeypatch.setattr("machinery.training.shared_prompt.layer_masks", wrong)
     assert "would differ" in families.measure("mistral")["full"]["why"]
