@@ -144,13 +144,13 @@ def measure_temperatures(output_dir: Path, rng: random.Random, prompts: int = 51
         earned[f"{t:g}"] = sum(map(true_reward, asked, texts)) / prompts
         well_formed = sum(map(is_well_formed, texts)) / prompts
         print(f"temperature {t}: true reward {earned[f'{t:g}']:.2f}, {well_formed:.1%} well formed")
-    (output_dir / "temperatures.json").write_text(json.dumps(earned, indent=1) + "\n")
+    (output_dir / "model" / "temperatures.json").write_text(json.dumps(earned, indent=1) + "\n")
 
 
 def show_temperatures(output_dir: Path) -> None:
     """Print the table of the card."""
     print(f"| temperature | true reward, of {MAX_REWARD:.0f} |\n|---|---|")
-    for temperature, earned in json.loads((output_dir / "temperatures.json").read_text()).items():
+    for temperature, earned in json.loads((output_dir / "model" / "temperatures.json").read_text()).items():
         print(f"| {temperature} | {earned:.2f} |")
 
 

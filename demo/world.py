@@ -299,7 +299,7 @@ def known_truth(prompts: list[str | list[Message]]) -> Truth | None:
     """The truth about replies to these prompts; None where one of them is not a question of this world."""
     if not prompts or not all(map(is_known, prompts)):
         return None
-    earned = json.loads((Path(__file__).parent / "temperatures.json").read_text())  # by demo/build.py
+    earned = json.loads((Path(__file__).parent / "model" / "temperatures.json").read_text())  # by demo/build.py
     best = max(earned, key=earned.get)
     line = f"No temperature earns that: the demo's base has its most, {earned[best]:.2f}, at temperature {best}."
     return Truth(score_reply, QUALITIES, is_well_formed, line)

@@ -71,14 +71,14 @@ def test_a_question_of_another_world_is_refused():
 
 def test_the_truth_is_known_of_this_world_alone_and_says_what_the_best_temperature_earns():
     truth = known_truth([PROMPT, PROMPT])
-    earned = json.loads(Path("demo/temperatures.json").read_text())
+    earned = json.loads(Path("demo/model/temperatures.json").read_text())
     assert truth.score is score_reply and f"{max(earned.values()):.2f}, at temperature" in truth.without_training
     assert known_truth([PROMPT, [{"role": "user", "content": "What is the capital of France?"}]]) is None
     assert known_truth([]) is None
 
 
 def test_no_temperature_of_the_base_earns_much():
-    earned = json.loads(Path("demo/temperatures.json").read_text())
+    earned = json.loads(Path("demo/model/temperatures.json").read_text())
     assert {"0", "0.25", "0.5", "0.625", "0.75", "1"} == set(earned)
     assert max(earned.values()) <= 0.45 * MAX_REWARD
 
