@@ -48,15 +48,15 @@ LESSONS = {
     "rate_x3": "accuracy hardly notices that the text breaks",
 }
 WON = {
-    "true_reward_after": "true reward, sampled",
-    "greedy_reward_after": "greedily",
-    "win_rate": "win rate, sampled",
-    "greedy_win_rate": "greedily",
+    "true_reward_after": "true reward",
+    "greedy_reward_after": "greedy reward",
+    "win_rate": "win rate",
+    "greedy_win_rate": "greedy win rate",
     "kl": "KL",
     "garbled_after": "garbled",
+    "reward_accuracy": "accuracy",
 }
 HOW = {
-    "reward_accuracy": "accuracy",
     "chosen_logp_change": "chosen logp change",
     "rejected_logp_change": "rejected logp change",
     "reply_tokens_after": "tokens a reply",
@@ -81,7 +81,7 @@ def main() -> None:
     first = next(iter(results.values()))
     sampled, greedily = (spread([run[f"{name}_before"] for run in first]) for name in ("true_reward", "greedy_reward"))
     garbled = spread([run["garbled_before"] for run in first])
-    untrained = f"before training | {{}}{sampled} | {greedily} | 0.50 | 0.50 | 0.00 | {garbled} |"
+    untrained = f"before training | {{}}{sampled} | {greedily} | 0.50 | 0.50 | 0.00 | {garbled} | |"
     lessons = {f"`{' '.join(['python', cases[case][0], *cases[case][1]])}` | {look}": results[case]
                for case, look in LESSONS.items() if case in cases}  # fmt: skip
     named = {CASES[case][0]: results[case] for case in cases}
