@@ -9,12 +9,12 @@ write answers to the same held-out prompts, a judge compares them, and every num
 
       What the models write
                                                         reference          runs/basic
-      score of the judge                                2.83 [2.72, 2.95]  5.49 [5.36, 5.61]
-      score of the reference's best by implicit reward                     4.45 [4.22, 4.66]
-      KL from the reference, nats a reply                                  4.47 [4.06, 4.90]
+      score of the judge                                2.37 [2.26, 2.48]  5.30 [5.18, 5.42]
+      score of the reference's best by implicit reward                     3.81 [3.60, 4.03]
+      KL from the reference, nats a reply                                  3.52 [3.06, 4.00]
 
       runs/basic against demo/model: BETTER
-        Win rate of runs/basic against demo/model: 0.84 [0.82, 0.87] on 200 prompts, ties half (paired test: p below 0.001).
+        Win rate of runs/basic against demo/model: 0.89 [0.87, 0.91] on 200 prompts, ties half (paired test: p below 0.001).
 
 and in report.html the same with figures and all answers side by side.
 

@@ -427,7 +427,7 @@ DATA_FILES = {
         BASIC, "--dataset_name a.jsonl.gz --output_dir out", ("cannot be unpacked",), write("a.jsonl.gz", [PAIR])
     ),
     "archive_of_nothing": Case(
-        BASIC, "--dataset_name a.jsonl.gz --output_dir out", ("no rows",), write("a.jsonl.gz", gzip.compress(b""))
+        BASIC, "--dataset_name a.jsonl.gz --output_dir out", ("no rows",), write("a.jsonl.gz", gzip.compress(b"", mtime=0))
     ),
     "column_twice": Case(
         BASIC, "--dataset_name a.csv --output_dir out", ("stands twice",), write("a.csv", "prompt,prompt\na,b\n")
