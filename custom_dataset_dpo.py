@@ -8,8 +8,9 @@ basic_dpo_training.py does, in about a minute on two CPU cores. You see (figures
 
     Data: demo/spoilt, train: 2,054 rows, 1,965 used in 1,965 pairs, 89 dropped (12 identical, 12 opposite_label, ...
     Verdict: Sound, once the dropped rows are out.
-                  before              after               most
-      all         2.83 [2.60, 3.06]   5.50 [5.26, 5.71]   7
+                  sampled             greedily
+                  before    after     before    after     most
+      all         2.44      4.65      2.58      6.66      7
 
 Try next:
 
