@@ -147,11 +147,13 @@ def test_code_in_a_model_folder_runs_only_when_it_is_trusted(file, values, tmp_p
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     shutil.copytree(DEMO_MODEL, tmp_path / "m")
-    path = tmp_path / "m" / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    of_a_llama = {"config.json": {"model_type": "llama"}}  # whose tokenizer Transformers looks for by its class
+    for name, changes in ({file: values} if file == "config.json" else of_a_llama | {file: values}).items():
+        path = tmp_path / "m" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     (tmp_path / "m" / "own.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
     if "model_type" not in values and file == "config.json":
-        load_model(str(tmp_path / "m"))  # it is a Llama, which needs no code
+        load_model(str(tmp_path / "m"))  # it is a Qwen3, which needs no code
     else:
         with pytest.raises(UserError, match="custom code"):
             load_model(str(tmp_path / "m"))

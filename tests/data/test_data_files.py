@@ -285,7 +285,11 @@ def test_what_is_not_there_is_said(tmp_path):
     [
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n", "a pointer of Git LFS"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n", "a pointer of Git LFS"),
-        ("a.jsonl", gzip.compress(b'{"prompt": "a"}\n', mtime=0), "compressed by gzip; give it a name that ends in .gz"),
+        (
+            "a.jsonl",
+            gzip.compress(b'{"prompt": "a"}\n', mtime=0),
+            "compressed by gzip; give it a name that ends in .gz",
+        ),
         ("a.csv", lzma.compress(b"prompt\na\n"), "compressed by xz"),
         ("a.csv", b"PK\x03\x04...", "a spreadsheet; unpack it"),
         ("a.json", b"<!DOCTYPE html><html>", "a web page"),

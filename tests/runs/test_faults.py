@@ -211,7 +211,7 @@ def other_model(tmp_path):
     ("changed", "words"),
     [
         (("--seed", 0), ["--seed is 0, and was 42"]),
-        (("--beta", 0.2, "--learning_rate", 1e-5), ["--beta is 0.2, and was 0.1", "--learning_rate is 1e-05, and was 0.0003"]),
+        (("--beta", 0.2, "--learning_rate", 1e-5), ["--beta is 0.2, and was 0.1", "--learning_rate is 1e-05, and was 0.0005"]),
         (("--gradient_accumulation_steps", 2), ["the number of pairs a step is 8, and was 4"]),
         (("--dataset_name", "demo"), ["the training pairs are others (2048 now, 32 then)"]),
     ],
@@ -229,7 +229,7 @@ def test_going_on_with_another_command_is_refused_and_the_difference_named(chang
 def test_going_on_with_another_model_is_refused(other_model, cut, pairs_file, call):
     code, _, error = call(
         "basic_dpo_training", "--dataset_name", pairs_file, *FLAGS, "--output_dir", cut, "--resume_from_checkpoint",
-        "--model_name_or_path", other_model, "--learning_rate", 3e-4, "--beta", 0.1,
+        "--model_name_or_path", other_model, "--learning_rate", 5e-4, "--beta", 0.1,
     )  # fmt: skip
     assert code == 2
     assert f"the model is {other_model}, and was demo/model: their weights differ" in error
