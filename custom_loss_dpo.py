@@ -7,10 +7,10 @@ A preference loss is a function of a few numbers a pair: the log-probs of the tw
 their lengths, and beta. You see (figures differ by seed and machine)
 
                             dpop                  sigmoid
-      true reward           4.75 [4.51, 4.99]     5.41 [5.18, 5.63]
-      KL, nats a reply      0.99 [0.77, 1.23]     4.30 [3.54, 5.07]
-      chosen logp change    -0.42                 -4.16
-      rejected logp change  -1.70                 -7.80
+      true reward           4.12 [3.85, 4.36]     5.19 [4.95, 5.41]
+      KL, nats a reply      0.81 [0.59, 1.06]     3.79 [3.01, 4.69]
+      chosen logp change    -0.42                 -3.49
+      rejected logp change  -1.64                 -7.86
 
 DPO lowers the chosen answers too, and the rejected ones more; dpop penalises lowering the chosen ones, and moves less.
 
