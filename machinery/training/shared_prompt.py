@@ -174,6 +174,14 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
             self._decide(why_not_the_same(self, model, self._forwards[0]))
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def _compute_loss(self, model, inputs, return_outputs):
+        """TRL's, which divides a mean by tokens that it cannot score: the first, where the whole prompt was cut away."""
+        if "completion_mask" in inputs:
+            mask = inputs["completion_mask"].clone()
+            mask[:, 0] = 0  # nothing comes before it that it could be predicted from
+            inputs = {**inputs, "completion_mask": mask}
+        return super()._compute_loss(model, inputs, return_outputs)
+
     def _decide(self, refusal: str | None) -> None:
         self.shared_prompt_refusal = refusal
         for forward in self._forwards:

@@ -123,10 +123,14 @@ def config_for(tmp_path, **options):
 
 
 def history_of(trainer_class, model, tokenizer, tmp_path, adapter=None, **options):
+    pairs = pairs_dataset()
+    if {"ipo", "sigmoid_norm"} & set(options.get("loss_type", ())):
+        # of answers behind an empty prompt TRL counts a token that it does not score: see test_public_reports.py
+        pairs = pairs.filter(lambda row: row["prompt"] != "")
     trainer = trainer_class(
         model=model,
         args=config_for(tmp_path, **options),
-        train_dataset=pairs_dataset(),
+        train_dataset=pairs,
         processing_class=tokenizer,
         peft_config=adapter,
     )
