@@ -83,7 +83,6 @@ def test_every_token_counts_in_the_router_loss_as_often_as_in_two_rows():
 # heads of two widths; one window for all layers.
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "mixtral", "gemma4_text", "mistral"])
 def test_one_row_trains_as_two_in_trl(family):
-    families.quiet()
     result = families.measure(family)
     ways = [result[way] for way in ("full", "lora", "router loss") if way in result]
     assert len(ways) == (3 if family in ("gpt_oss", "mixtral") else 2)
@@ -95,7 +94,6 @@ def test_one_row_trains_as_two_in_trl(family):
 
 def test_a_window_counted_in_places_is_found(monkeypatch):
     """The probe's pairs are long enough to see it: with the rule wrong, the model keeps two rows."""
-    families.quiet()
     wrong = lambda config, rows, make: layer_masks(config, SharedRows(  # noqa: E731
         torch.arange(rows.position_ids.shape[1]).expand_as(rows.position_ids), rows.is_first, rows.is_second, rows.counts
     ), make)  # fmt: skip
