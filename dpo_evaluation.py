@@ -83,7 +83,7 @@ class EvaluationArguments(TutorialArguments):
     answers: str | None = HfArg(default=None, help="the blind table of --judge human, filled in")
 
 
-def what_to_evaluate(args, model_args):
+def what_to_evaluate(args, training_args, model_args):
     """The names of the models, of their reference and of the data: as given, else as the first model's run has noted.
 
     Where no model is given it is the newest run in runs/; where there is none, the basic script is run first.
@@ -98,6 +98,7 @@ def what_to_evaluate(args, model_args):
     if reference_name is None or dataset is None:
         lacking = "reference" if reference_name is None else "dataset_name"
         raise UserError(f"{names[0]} has no metrics.json that names it: add --{lacking}.")
+    training_args.reads |= {"the reference": reference_name, "what is evaluated": names[0], "its data": str(dataset)}
     for name in (reference_name, *names):
         base_of(name)  # refuses what cannot be loaded: better now than after the reference has written its answers
     if len(set(names)) > 1 and (args.judge == "human" or args.answers):
@@ -169,7 +170,7 @@ def main():
         needs_data=False,
     )
     started = time.time()
-    names, reference_name, dataset = what_to_evaluate(args, model_args)
+    names, reference_name, dataset = what_to_evaluate(args, training_args, model_args)
     say(f"Evaluating {', '.join(names)} against {reference_name} on {dataset}")
 
     # Data: the held-out pairs, and their prompts.

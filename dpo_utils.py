@@ -49,6 +49,7 @@ from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, sai
 from machinery.models.generation import end_ids, neutral_generation, own_precision
 from machinery.models.sharded_weights import on_whole_weights, waits_for_shards
 from machinery.runs.failures import end_together, exit_code
+from machinery.runs.folder import close_output_dir
 from machinery.runs.identity import keep_checkpoints
 from machinery.runs.interrupts import SaveOnSignal
 from machinery.watching.log_lines import PreviewReply, show_log_lines
@@ -116,6 +117,7 @@ class TutorialConfig(DPOConfig):
     stop_on_warning: bool = _flag("stop_on_warning", default=False)
     # No flags: `parse_args` fills them in.
     is_output_dir_given: bool = field(default=False, init=False)
+    reads: dict = field(default_factory=dict, init=False)  # the models, data and files that the run is given
     checkpointing_if_needed: bool = field(default=False, init=False)  # where the user left it open
 
 
@@ -146,14 +148,18 @@ def parse_args(
 
 def run(main) -> None:
     """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
+    is_finished = False
     try:
         main()
         end_together()
+        is_finished = True
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
         if code is None:
             raise  # a fault of ours
         raise SystemExit(code) from None
+    finally:
+        close_output_dir(is_finished)
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class CommandLine(TrlParser):
         self.description_text, self.flags = description.strip(), flags
         self.argv: list[str] = []
         self.recipe: dict = {}
+        self.recipe_file: str | None = None
         for action in self._actions:
             if action.dest == "resume_from_checkpoint":
                 action.nargs, action.const = "?", "newest"  # TRL wants a value; a user who gives none means the newest
@@ -51,6 +52,7 @@ class CommandLine(TrlParser):
             print(self._everything() if "--help_all" in argv else self._what_matters())
             raise SystemExit(0)
         self.argv, recipe, path = read_recipe(argv)
+        self.recipe_file = path
         actions = {action.dest: action for action in reversed(self._actions)}  # of --bf16 and --no_bf16 the first
         for name, value in recipe.items():
             if name not in actions:

@@ -21,8 +21,9 @@ from ..common.errors import UserError
 from ..common.safe_text import say
 from ..hardware.precision import prefers_bf16
 from ..models.adapters import base_of_adapter, check_adapter
-from ..runs import folder as run_folder
 from ..runs.checkpoints import is_checkpoint
+from ..runs.folder import why_not
+from ..runs.ownership import is_written
 from ..training.losses import TRL_LOSSES, check_names
 from ..training.token_budget import COUPLED
 from .command_line import CommandLine
@@ -73,6 +74,7 @@ def settle(
     training_args.checkpointing_if_needed = (
         values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None
     )
+    training_args.reads = _reads(parser.values() | {"config": parser.recipe_file}, mixture)
     if training_args.hub_token:  # it would be written into training_args.bin, beside the weights
         os.environ["HF_TOKEN"], training_args.hub_token = training_args.hub_token, None
     if needs_data:  # a training script; to evaluate a checkpoint is fine
@@ -131,6 +133,24 @@ def _device_settings(values: dict) -> dict:
         # What it would save cannot be foreseen. Transformers refuses it beside FSDP's own.
         settings["gradient_checkpointing"] = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") != "true"
     return settings
+
+
+READS = "config model_name_or_path adapter reference models dataset_name judge_model answers".split()
+
+
+def _reads(values: dict, mixture: DatasetMixtureConfig) -> dict[str, str]:
+    """What the run reads, as the user calls it, and the name of each."""
+    named = [(f"--{flag}", values.get(flag)) for flag in READS]
+    named += [("--loss_file", (values.get("loss_file") or "").rpartition(":")[0])]  # file.py:function
+    named += [("datasets:", part) for one in mixture.datasets for part in (one.path, one.data_dir, one.data_files)]
+    return {f"{what} {name}": name for what, names in named for name in _strings(names) if name}
+
+
+def _strings(value) -> list[str]:
+    """A name, or those in a list or a mapping."""
+    if isinstance(value, (list, dict)):
+        return [name for part in (value.values() if isinstance(value, dict) else value) for name in _strings(part)]
+    return [value] if isinstance(value, str) else []
 
 
 def _model_kwargs(model_args, training_args) -> dict:
@@ -227,13 +247,17 @@ def _check(args, training_args, losses: Collection[str], needs_data: bool) -> No
             raise UserError(f"--output_dir {folder.name[:40]}... is longer than a file system takes (255 bytes).")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--output_dir {folder} is a file.")
-        if run_folder.holds_run(folder) and not (
-            training_args.overwrite_output_dir or training_args.resume_from_checkpoint
-        ):
-            raise UserError(
-                f"--output_dir {folder} already holds a run. Name another folder, go on with it by "
-                "--resume_from_checkpoint, or replace it by --overwrite_output_dir."
-            )
+        is_first = PartialState().is_main_process  # which may be in the folder already when the others look
+        resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
+        if is_first and (refusal := why_not(folder, replace, bool(resume), training_args.reads)):
+            raise UserError(f"--output_dir {refusal}.")
+    cleaned = getattr(args, "save_cleaned", None)
+    if cleaned and training_args.is_output_dir_given and is_written(Path(training_args.output_dir), Path(cleaned)):
+        raise UserError(f"--save_cleaned {cleaned} is where the run writes a file of its own: name another file.")
+    cache = training_args.reference_cache
+    for what, name in training_args.reads.items():
+        if cache and os.path.isdir(cache) and os.path.isdir(name) and Path(name).samefile(cache):
+            raise UserError(f"--reference_cache {cache} is where {what} is: name a folder that only caches use.")
 
 
 def _refuse_checkpoint(flag: str, name: str | None) -> None:

@@ -13,17 +13,18 @@ command, is not repeated. Of each run the metrics and the replies stay, the weig
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ..common.errors import UserError
+from ..runs.ownership import OWN, hold, release
 
 PROJECT = Path(__file__).resolve().parents[2]
 RUNS_AT_A_TIME = 1 if torch.accelerator.is_available() else min(8, os.cpu_count())
@@ -57,6 +58,21 @@ def run_grid(
     return {case: outcomes[place :: len(cases)] for place, case in enumerate(cases)}
 
 
+@contextmanager
+def claimed(folder: Path):
+    """Keep other comparisons out of a folder for a while. Raises UserError where one is in it, or what is none's."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / OWN).is_dir():
+        raise UserError(f"--output_dir {folder} holds what no comparison has left: name another folder.")
+    try:
+        hold(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output_dir: {error}.") from error
+    try:
+        yield
+    finally:
+        release(folder)
+
+
 def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str) -> dict:
     """The metrics of one run, made now if it is not there yet."""
     words = ["--seed", str(seed), "--eval_strategy", "no", "--save_strategy", "no"]
@@ -64,8 +80,7 @@ def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str)
     made_by = {"script": Path(script).name, "words": words, "stamp": stamp}
     note = folder / "made_by.json"
     if not (folder / "metrics.json").exists() or not note.exists() or json.loads(note.read_text()) != made_by:
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [sys.executable, str(PROJECT / script), "--output_dir", str(folder), *words]
+        command = [sys.executable, str(PROJECT / script), "--output_dir", str(folder), "--overwrite_output_dir", *words]
         environment = alone() | ({"OMP_NUM_THREADS": "1"} if RUNS_AT_A_TIME > 1 else {})
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:

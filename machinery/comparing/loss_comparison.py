@@ -21,7 +21,7 @@ from demo.world import is_known, true_reward
 
 from ..common.errors import UserError
 from ..training.losses import check_names, choose_loss
-from .grid import PROJECT, mean_interval, run_grid, without
+from .grid import PROJECT, claimed, mean_interval, run_grid, without
 from .loss_figures import plot_frontier, plot_noise, plot_shapes
 
 OWN_FLAGS = {"--compare", "--losses", "--betas", "--seeds", "--output_dir", "--overwrite_output_dir", "--seed"}
@@ -89,32 +89,37 @@ def compare(
     losses = losses or DEFAULT_LOSSES.get(kind) or [name for name in known if name != "your_loss"]
     check_names(losses, known, "--losses")
     cells = _cells(kind, losses, betas, known, own)
-    _write_data(kind, seeds, folder / "data")
-    cases, stamps = {}, {}
-    for case, cell in cells.items():
-        cases[case] = (script, without(sys.argv[1:], OWN_FLAGS) + _flags(kind, cell, folder))
-        stamps[case] = inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)
-    print(f"{len(cases)} settings, {len(seeds)} seed(s); finished runs are kept in {folder / 'cells'}", flush=True)
-    results = run_grid(cases, seeds, folder / "cells", stamps)
-    rows = [cells[case] | {key: [run.get(key) for run in runs] for key in COLUMNS} for case, runs in results.items()]
-    report = {
-        "kind": kind,
-        "seeds": seeds,
-        "before": [metrics.get("true_reward_before") for metrics in next(iter(results.values()))],
-        "best_of_n": best_of_n(prompts, reply, seeds, folder / "best_of_n.json") if kind == "losses" else {},
-        "runs": rows,
-    }
-    (folder / "results.json").write_text(json.dumps(report, indent=1))
-    table = noise_table(report) if kind == "noise" else loss_table(report)
-    (folder / "table.md").write_text(table + "\n")
-    print(f"\n{table}\n")
-    print("In brackets: the 95% interval of the mean over the seeds (Student's t), where there are several.")
-    if kind == "noise":
-        plot_noise(report, folder / "noise.png")
-    elif kind == "losses":
-        plot_frontier(report, folder / "frontier.png")
-        plot_shapes(_filled(losses, known, own), {name: own[name]["beta"] for name in losses}, folder / "shapes.png")
-    print(f"\nWhat to look at   {', '.join(map(str, [*sorted(folder.glob('*.png')), folder / 'table.md']))}")
+    with claimed(folder):
+        _write_data(kind, seeds, folder / "data")
+        cases, stamps = {}, {}
+        for case, cell in cells.items():
+            cases[case] = (script, without(sys.argv[1:], OWN_FLAGS) + _flags(kind, cell, folder))
+            stamps[case] = inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)
+        print(f"{len(cases)} settings, {len(seeds)} seed(s); finished runs are kept in {folder / 'cells'}", flush=True)
+        results = run_grid(cases, seeds, folder / "cells", stamps)
+        rows = [
+            cells[case] | {key: [run.get(key) for run in runs] for key in COLUMNS} for case, runs in results.items()
+        ]
+        report = {
+            "kind": kind,
+            "seeds": seeds,
+            "before": [metrics.get("true_reward_before") for metrics in next(iter(results.values()))],
+            "best_of_n": best_of_n(prompts, reply, seeds, folder / "best_of_n.json") if kind == "losses" else {},
+            "runs": rows,
+        }
+        (folder / "results.json").write_text(json.dumps(report, indent=1))
+        table = noise_table(report) if kind == "noise" else loss_table(report)
+        (folder / "table.md").write_text(table + "\n")
+        print(f"\n{table}\n")
+        print("In brackets: the 95% interval of the mean over the seeds (Student's t), where there are several.")
+        if kind == "noise":
+            plot_noise(report, folder / "noise.png")
+        elif kind == "losses":
+            plot_frontier(report, folder / "frontier.png")
+            plot_shapes(
+                _filled(losses, known, own), {name: own[name]["beta"] for name in losses}, folder / "shapes.png"
+            )
+        print(f"\nWhat to look at   {', '.join(map(str, [*sorted(folder.glob('*.png')), folder / 'table.md']))}")
 
 
 def _cells(kind: str, losses: list[str], betas: list[str], known: dict[str, Callable], own: dict) -> dict[str, dict]:

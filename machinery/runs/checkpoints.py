@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from ..common.kept_files import complete_file
+from .ownership import drop_older
 
 MANIFEST = "manifest.json"
 LEAST_KEPT = 2  # the newest, and one in case that its disk block goes bad
@@ -142,6 +143,10 @@ class CompleteCheckpoints(TrainerCallback):
         self.keep = max(args.save_total_limit, LEAST_KEPT) if args.save_total_limit else None
         args.save_total_limit = None
         self.known: set[Path] = set()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            drop_older(Path(args.output_dir))  # a run that this one replaces: from here on something takes its place
 
     def on_save(self, args, state, control, model=None, **kwargs):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"

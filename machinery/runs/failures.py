@@ -27,7 +27,6 @@ from ..hardware.estimate import estimate_memory
 from ..watching.log_lines import NonFiniteLoss
 from ..watching.watcher import StoppedOnWarning
 from .checkpoints import newest_complete
-from .folder import give_up_output_dir
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -45,8 +44,6 @@ def exit_code(error: BaseException) -> int | None:
     code, text = explain(error, local_value(error, "trainer"))
     if code is None:
         return None
-    if code == 2:
-        give_up_output_dir()
     if "--traceback" in sys.argv or getattr(local_value(error, "args"), "traceback", False):
         print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
     print(printable(text), file=sys.stderr)

@@ -1,14 +1,14 @@
 """Where a run puts its files: folders whose names take a number, and whole checkpoints to go on from.
 
     claim_output_dir(training_args, "runs/basic")                   # runs/basic, or runs/basic-2 where that is taken
+    close_output_dir(is_finished=True)                              # at its end: others may use the folder
     folder, checkpoint, passed_over = choose_folder("out", None, "newest", False)  # the newest complete one in out, or None
 
-A run that has written metrics.json is finished.
+A run that has written metrics.json is finished. What in the folder is a run's, and what is not: see ownership.py.
 """
 
 import json
 import re
-import shutil
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -17,32 +17,24 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from ..common.errors import UserError
-from ..common.kept_files import complete_file
 from ..common.safe_text import say
-from .checkpoints import checkpoints, newest_complete, why_incomplete
+from . import ownership
+from .checkpoints import newest_complete, why_incomplete
+from .ownership import FINISHED
 
-FINISHED = "metrics.json"  # the last file a run writes
-OTHER_TRACES = ("config.json", "adapter_config.json", "trainer_state.json")
-# What a run may leave besides its checkpoints; all else in the folder is somebody's own.
-WRITTEN = (
-    FINISHED, *OTHER_TRACES, "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
-    "model.safetensors.index.json", "adapter_model.safetensors", "base_model.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "chat_template.jinja", "training_args.bin", "warnings.jsonl", "training_curves.png", "completions.md",
-    "data_report.json", "data_report.png", "report.html", "generations.jsonl",
-)  # fmt: skip
-
-
-_made: list[Path] = []  # by `claim_output_dir` of the first process, the innermost first
+_claimed: Path | None = None  # by `claim_output_dir`, in the first process
+_made: list[Path] = []  # the folders that were made for it, the innermost first
 
 
 def claim_output_dir(training_args, default: str) -> None:
     """Settle where the run goes and, if it goes on from a checkpoint, from which: sets both in `training_args`.
 
     default: the folder to take where the user names none, with a number where it is taken. training_args: TRL's, with
-    is_output_dir_given (whether the user does) and overwrite_output_dir. The first process chooses for all. Raises
-    UserError where the folder cannot be written.
+    is_output_dir_given (whether the user does), overwrite_output_dir, and reads, what the
+    run reads. The first process chooses for all, and keeps others out of the folder. Raises UserError where the folder
+    cannot be written, is in use, or holds what is not to be written over.
     """
+    global _claimed
     choice = refusal = None
     if PartialState().is_main_process:
         try:
@@ -50,8 +42,8 @@ def claim_output_dir(training_args, default: str) -> None:
             wanted = Path(named or default)
             missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
             resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
-            choice = choose_folder(named, default, resume, replace)
-            _made[:] = missing if named else [Path(choice[0]), *missing]
+            choice = choose_folder(named, default, resume, replace, training_args.reads)
+            _claimed, _made[:] = Path(choice[0]), missing if named else [Path(choice[0]), *missing]
         except (OSError, ValueError) as error:
             refusal = str(error)
     choice, refusal = broadcast_object_list([choice, refusal])
@@ -69,19 +61,27 @@ def claim_output_dir(training_args, default: str) -> None:
         training_args.resume_from_checkpoint = checkpoint
 
 
-def give_up_output_dir() -> None:
-    """Remove the folders that were made for this run, where nothing is in them."""
+def close_output_dir(is_finished: bool) -> None:
+    """Let others use the folder again; without a word on it where nothing was written, and without the folder then."""
+    global _claimed
+    if _claimed is not None:
+        with suppress(OSError):  # gone, or on a disk that is full
+            ownership.let_go(_claimed, is_finished)
+    _claimed = None
     for folder in _made:
         with suppress(OSError):
-            folder.rmdir()
+            folder.rmdir()  # an empty one only
+    _made.clear()
 
 
-def choose_folder(named: str | None, default: str | None, resume: str | None, replace: bool):
-    """The folder of a run, made and writable, and the checkpoint it goes on from (None: from the beginning).
+def choose_folder(
+    named: str | None, default: str | None, resume: str | None, replace: bool, reads: dict[str, str] | None = None
+):
+    """The folder of a run, made, writable and held, and the checkpoint it goes on from (None: from the beginning).
 
     named: the user's own folder, else default is taken, with a number. resume: a checkpoint, or "newest", or None.
-    replace: whether to clear what a run left in the folder. Returns (folder, checkpoint, sentences on damaged
-    checkpoints that were passed over). Raises OSError and ValueError.
+    replace: whether to replace what a run has left in the folder. reads: see `why_not`. Returns (folder,
+    checkpoint, sentences on damaged checkpoints that were passed over). Raises OSError and ValueError.
     """
     checkpoint = Path(resume) if resume and resume.lower() not in ("newest", "true") else None
     if checkpoint is not None and not checkpoint.is_dir():
@@ -97,16 +97,43 @@ def choose_folder(named: str | None, default: str | None, resume: str | None, re
         folder = checkpoint.parent
     else:
         folder = (newest_unfinished(default) if resume else None) or free_folder(default)
-    folder.mkdir(parents=True, exist_ok=True)
-    with complete_file(folder / ".writable"):
-        pass  # better to fail now than after hours of training
-    (folder / ".writable").unlink()
-    if replace and not resume:
-        clear_run(folder)
+    if refusal := why_not(folder, replace, bool(resume), reads or {}):
+        raise ValueError(refusal)
+    ownership.hold(folder)  # which is written at once: better to fail now than after hours of training
+    (ownership.go_on if resume else ownership.begin)(folder)
     passed_over = []
     if resume and checkpoint is None:
         checkpoint, passed_over = newest_complete(folder)
     return str(folder), str(checkpoint) if checkpoint else None, passed_over
+
+
+def why_not(folder: Path, replace: bool, goes_on: bool, reads: dict[str, str]) -> str | None:
+    """Why a run must not go to a folder, or None: what it reads is there, another run is, or files of somebody's own are.
+
+    replace, goes_on: what the run is to do with what an older one has left there. reads: what the run reads, as the
+    user calls it, and the name of each; what is not on this disk is passed over.
+    """
+    for what, name in reads.items():
+        if ownership.holds(folder, Path(name)):
+            return f"{folder} is where {what} is, which this run reads and would write over: name another folder"
+    if ownership.is_held(folder):
+        return f"{folder} is in use by another run that has not ended: name another folder"
+    others = ownership.in_the_way(folder)
+    if goes_on:  # what is in the checkpoints is looked at by their own manifests
+        is_of_before = not ownership.has_begun(folder) and newest_complete(folder)[0]  # there were notes
+        others = [] if is_of_before else [name for name in others if "checkpoint-" not in name]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        return (
+            f"{folder} holds {', '.join(others[:3])}{more}, under names that a run writes and not as a run has left them: "
+            "move them away, or name another folder"
+        )
+    if ownership.holds_run(folder) and not (replace or goes_on):
+        return (
+            f"{folder} already holds a run: name another folder, go on with it by --resume_from_checkpoint, or replace it "
+            "by --overwrite_output_dir"
+        )
+    return None
 
 
 def free_folder(default: str) -> Path:
@@ -124,19 +151,3 @@ def newest_unfinished(default: str) -> Path | None:
     folders = [f for f in Path(default).parent.glob("*") if f.is_dir() and numbered.fullmatch(f.name)]
     unfinished = [folder for folder in folders if not (folder / FINISHED).exists()]
     return max(unfinished, key=lambda folder: folder.stat().st_mtime, default=None)
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a run has left anything in the folder."""
-    return any((folder / name).exists() for name in (FINISHED, *OTHER_TRACES)) or bool(checkpoints(folder))
-
-
-def clear_run(folder: Path) -> None:
-    """Remove what a run wrote into the folder, and nothing else; where there was no run, nothing."""
-    if not holds_run(folder):
-        return
-    for path in checkpoints(folder):
-        shutil.rmtree(path)
-    for pattern in WRITTEN:
-        for path in folder.glob(pattern):
-            path.unlink()

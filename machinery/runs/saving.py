@@ -17,7 +17,7 @@ from ..hardware.memory import peak_memory_bytes
 from ..models.adapters import Base, note_base
 from ..watching.curves import plot_training
 from ..watching.warning_list import heard_warnings
-from .folder import FINISHED
+from .ownership import FINISHED
 
 
 def save_run(

@@ -38,6 +38,7 @@ from ..common.kept_files import forget_oldest
 from ..common.token_rows import hash_rows, row_lengths
 
 MOST_BYTES = 1_000_000_000
+NAME = "dpo-logps-{}.safetensors"  # a name that nobody else gives a file
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 SETTINGS = ("max_length", "truncation_mode", "ld_alpha", "bf16", "fp16")  # of TRL's that decide a log-prob
 
@@ -66,7 +67,7 @@ def load_logps(folder: Path, key: str, count: int) -> tuple[torch.Tensor, torch.
 
     None where there are no sound ones.
     """
-    path = folder / f"{key}.safetensors"
+    path = folder / NAME.format(key)
     try:
         with safe_open(path, framework="pt") as file:
             chosen, rejected = file.get_tensor("chosen"), file.get_tensor("rejected")
@@ -82,7 +83,7 @@ def load_logps(folder: Path, key: str, count: int) -> tuple[torch.Tensor, torch.
 def save_logps(folder: Path, key: str, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
     """Keep log-probs under a key; the file appears when it is whole. Removes the oldest files beyond 1 GB."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{key}.safetensors"
+    path = folder / NAME.format(key)
     unfinished = folder / f".{key}.{os.getpid()}.unfinished"
     chosen, rejected = chosen.float().contiguous(), rejected.float().contiguous()
     try:
@@ -90,7 +91,7 @@ def save_logps(folder: Path, key: str, chosen: torch.Tensor, rejected: torch.Ten
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    forget_oldest(folder, "*.safetensors", MOST_BYTES, but=path)
+    forget_oldest(folder, NAME.format("[0-9a-f]" * 32), MOST_BYTES, but=path)
 
 
 class CachedReference:

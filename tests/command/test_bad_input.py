@@ -240,8 +240,11 @@ OUTPUT = {
     ),
     "output_dir_too_long": Case(BASIC, "--output_dir " + "x" * 300, ("--output_dir xxx", "255 bytes")),
     "output_dir_not_writable": Case(BASIC, "--dataset_name pairs.jsonl --output_dir /proc/x/y", ("/proc/x",), PAIRS),
-    "output_dir_holds_a_run": Case(
-        BASIC, "--output_dir out", ("already holds a run",), write("out/metrics.json", "{}")
+    "output_dir_holds_what_no_run_left": Case(
+        BASIC,
+        "--output_dir out --overwrite_output_dir",
+        ("--output_dir out holds metrics.json", "move them away"),
+        write("out/metrics.json", "{}"),
     ),
     "checkpoint_not_there": Case(BASIC, TRAIN + "--resume_from_checkpoint nope", ("nope is no folder",), PAIRS),
     "checkpoint_is_a_file": Case(

@@ -8,6 +8,8 @@ import basic_dpo_training
 from dpo_utils import parse_args
 from machinery.command import settings
 from machinery.common.errors import UserError
+from machinery.runs import ownership
+from machinery.runs.folder import choose_folder
 
 DEMO = basic_dpo_training.DEMO
 
@@ -72,7 +74,9 @@ def test_every_setting_of_the_demo_is_a_flag():
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path):
+    choose_folder(str(tmp_path), None, None, False)
     (tmp_path / "metrics.json").write_text("{}")
+    ownership.let_go(tmp_path, is_finished=True)
     with pytest.raises(UserError, match="already holds a run"):
         parsed("--output_dir", str(tmp_path))
     parsed("--output_dir", str(tmp_path), "--overwrite_output_dir")

@@ -84,7 +84,7 @@ def test_a_grid_repeats_nothing_that_is_finished_and_runs_again_what_has_changed
     script.write_text(
         "import json, pathlib, sys, time\n"
         "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])\n"
-        "folder.mkdir(parents=True)\n"
+        "folder.mkdir(parents=True, exist_ok='--overwrite_output_dir' in sys.argv)\n"
         "(folder / 'metrics.json').write_text(json.dumps({'made': time.time_ns()}))\n"
     )
 

@@ -11,17 +11,6 @@ from machinery.runs.checkpoints import write_manifest
 from machinery.runs.folder import choose_folder
 
 
-def test_replacing_a_run_leaves_the_user_s_own_files(tmp_path):
-    own = ["pairs.jsonl", "photo.png", "package.json", "README.md", "other.bin"]
-    for name in own:
-        (tmp_path / name).write_text("mine")
-    choose_folder(str(tmp_path), None, None, True)  # no run in it
-    for name in ("metrics.json", "config.json", "model.safetensors", "model-00001-of-00002.safetensors"):
-        (tmp_path / name).write_text("a run's")
-    choose_folder(str(tmp_path), None, None, True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(own)
-
-
 def test_default_folders_take_numbers(tmp_path):
     default = str(tmp_path / "basic")
     folders = [choose_folder(None, default, None, False)[0] for _ in range(3)]
@@ -45,14 +34,6 @@ def test_a_resumed_run_takes_the_newest_complete_checkpoint_of_the_newest_unfini
     folder, found, [passed_over] = choose_folder(None, str(tmp_path / "basic"), "newest", False)
     assert (folder, found) == (str(begun), str(begun / "checkpoint-16"))
     assert "checkpoint-24" in passed_over
-
-
-def test_replacing_a_run_removes_what_a_run_wrote_and_nothing_else(tmp_path):
-    checkpoint(tmp_path, 8)
-    for name in ("metrics.json", "model.safetensors", "my_notes.txt"):
-        (tmp_path / name).write_text("x")
-    choose_folder(str(tmp_path), None, None, True)
-    assert [path.name for path in tmp_path.iterdir()] == ["my_notes.txt"]
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):

@@ -59,7 +59,7 @@ def test_check_only_reports_and_trains_nothing(call, tmp_path, data_file):
     )
     assert (code, error) == (0, "")
     assert "read as prompt = question, chosen = response_j, rejected = response_k" in output
-    assert {path.name for path in folder.iterdir()} == {"data_report.json", "data_report.png"}
+    assert {path.name for path in folder.glob("[!.]*")} == {"data_report.json", "data_report.png"}
     report = json.loads((folder / "data_report.json").read_text())["train"]
     assert report["dropped_by_reason"] == {"duplicate": 1}
     assert report["tokens"] == {"pairs_looked_at": 0}  # no model was named, so there are no tokens to speak of

@@ -191,9 +191,20 @@ def test_old_files_go_when_there_are_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_cache, "MOST_BYTES", 2000)
     values = torch.zeros(100)
     for number in range(4):
-        save_logps(tmp_path, f"key{number}", values, values.clone())
-    assert load_logps(tmp_path, "key3", 100) is not None
+        save_logps(tmp_path, f"{number:032x}", values, values.clone())
+    assert load_logps(tmp_path, f"{3:032x}", 100) is not None
     assert len(list(tmp_path.glob("*.safetensors"))) < 4
+
+
+def test_files_of_other_names_are_nobodys_to_delete(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_cache, "MOST_BYTES", 0)
+    for name in ("model.safetensors", "dpo-logps-mine.safetensors"):
+        (tmp_path / name).write_bytes(b"0" * 1000)
+    for number in range(2):
+        save_logps(tmp_path, f"{number:032x}", torch.zeros(100), torch.zeros(100))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model.safetensors", "dpo-logps-mine.safetensors", f"dpo-logps-{1:032x}.safetensors"
+    }  # fmt: skip
 
 
 def test_another_number_of_rows_is_no_hit(tmp_path):

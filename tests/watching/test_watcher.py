@@ -271,7 +271,7 @@ RUNS = {
     "labels flipped in one split": ({"reversed"}, dict(flip=True, max_steps=20, per_device_train_batch_size=16, learning_rate=1e-3, eval_strategy="steps", eval_steps=20)),
     "answers that are the same": ({"same-answers"}, dict(same=True, max_steps=2)),
     "beta tiny": ({"beta"}, dict(beta=1e-3, learning_rate=5e-3, max_steps=12)),
-    "ipo with a beta for sums": ({"ipo-beta"}, dict(loss_type="ipo", beta=0.1, learning_rate=3e-3)),
+    "ipo with a beta for sums": ({"ipo-beta"}, dict(loss_type="ipo", beta=0.1, learning_rate=3e-3, max_steps=20)),
     "a marker in the chosen answers": ({"separated"}, dict(marker=True, max_steps=12, logging_steps=3)),
     "weights in bfloat16": ({"rounded"}, dict(make_model=lambda: load().bfloat16(), learning_rate=1e-7, max_steps=4)),
     "none: all weights": (set(), dict(max_steps=10)),
