@@ -1,9 +1,11 @@
 """The shared-prompt forward gives TRL's numbers, and steps aside where it would not."""
 
 import os
+from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import LENGTHS, batch_of, make_llama
 from datasets import Dataset
 from peft import LoraConfig
@@ -25,6 +27,7 @@ from trl.trainer.utils import add_fused_lm_head
 from machinery.runs import checkpoints
 from machinery.runs.checkpoints import CompleteCheckpoints
 from machinery.shared_rows.shared_masks import dense_mask
+from machinery.training import shared_prompt
 from machinery.training.losses import TRL_LOSSES
 from machinery.training.shared_prompt import (
     LengthGroups,
@@ -244,6 +247,37 @@ def test_a_model_that_takes_no_such_mask_trains_as_in_trl(base_tokenizer, tmp_pa
     trainer, logs = history_of(SharedPromptDPOTrainer, model, base_tokenizer, tmp_path)
     assert "takes no mask" in trainer.shared_prompt_refusal
     assert logs[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+class WaitsForShards(SharedPromptDPOTrainer):
+    """Up to its training this trainer takes its weights for ones that FSDP2 will cut up; a CPU has no FSDP to be had."""
+
+    def _share_prompts(self):
+        with patch.object(Accelerator, "is_fsdp2", True):
+            self.is_fsdp_enabled = True
+            super()._share_prompts()
+            self.is_fsdp_enabled = False
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_where_weights_will_be_sharded_rows_are_compared_at_the_first_step_and_not_before(
+    is_wrong, base_model_folder, base_tokenizer, tmp_path, monkeypatch
+):
+    if is_wrong:  # a second answer that sees the first: only the comparison can find out
+        monkeypatch.setattr(shared_prompt, "layer_masks", lambda *_: None)
+    args = config_for(tmp_path, max_steps=2)
+    passes = []
+    model = GPT2LMHeadModel.from_pretrained(base_model_folder, attn_implementation="sdpa")
+    model.base_model.register_forward_hook(lambda *_: passes.append(1))
+    given = dict(args=args, train_dataset=pairs_dataset(), processing_class=base_tokenizer)
+    trainer = WaitsForShards(model=model, **given)
+    assert passes == []
+    trainer.train()
+    assert ("would differ" in (trainer.shared_prompt_refusal or "")) == is_wrong
+    stock = DPOTrainer(model=GPT2LMHeadModel.from_pretrained(base_model_folder), **given)
+    stock.train()
+    ours, theirs = ([log["loss"] for log in t.state.log_history if "loss" in log] for t in (trainer, stock))
+    assert ours == pytest.approx(theirs, abs=2e-6)
 
 
 def test_turned_off_means_trls_own_forward(base_model_folder, base_tokenizer, tmp_path):
