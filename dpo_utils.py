@@ -48,7 +48,7 @@ from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
 from machinery.models.generation import end_ids, neutral_generation, own_precision
 from machinery.models.sharded_weights import on_whole_weights, waits_for_shards
-from machinery.runs.failures import end_together, exit_code
+from machinery.runs.failures import end_together, exit_code, print_traceback
 from machinery.runs.identity import keep_checkpoints
 from machinery.runs.interrupts import SaveOnSignal
 from machinery.watching.log_lines import PreviewReply, show_log_lines
@@ -146,6 +146,7 @@ def parse_args(
 
 def run(main) -> None:
     """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
+    sys.excepthook = print_traceback
     try:
         main()
         end_together()

@@ -20,6 +20,7 @@ from typing import get_type_hints
 import yaml
 from trl import TrlParser
 
+from ..common.safe_text import remember_secrets
 
 class CommandLine(TrlParser):
     """TRL's parser, read in two steps so that defaults can depend on what the user said."""
@@ -142,7 +143,9 @@ def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
     if "--config" in argv[place + 2 :]:
         raise ValueError(f"--config stands twice on the command line, the first time with {path}: one recipe is read.")
     try:
-        recipe = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Recipe)
+        text = Path(path).read_text(encoding="utf-8-sig")
+        remember_secrets([text])  # before an error can quote a line of it
+        recipe = yaml.load(text, Loader=_Recipe)
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -152,6 +155,7 @@ def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
     for name in recipe:
         if not isinstance(name, str):
             raise ValueError(f"--config {path}: {name!r} is no name of a flag.")
+    remember_secrets([], recipe)
     environment = recipe.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise ValueError(f"--config {path}: env must hold names and values, as in `env: {{NCCL_DEBUG: INFO}}`.")
