@@ -22,6 +22,7 @@ from trl import TrlParser
 
 from ..common.safe_text import remember_secrets
 
+
 class CommandLine(TrlParser):
     """TRL's parser, read in two steps so that defaults can depend on what the user said."""
 

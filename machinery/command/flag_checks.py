@@ -117,7 +117,9 @@ def check_paths(values: dict) -> None:
             if max(parts) > longest_part:
                 raise ValueError(f"{shown} has a part of {max(parts)} bytes; the system takes {longest_part}")
             if (length := sum(parts) + len(parts)) + LONGEST_BELOW > longest:
-                raise ValueError(f"{shown} is {length:,} bytes long; the system takes {longest:,} with what is below it")
+                raise ValueError(
+                    f"{shown} is {length:,} bytes long; the system takes {longest:,} with what is below it"
+                )
 
 
 def _longest_name() -> tuple[int, int]:

@@ -20,7 +20,6 @@ from urllib.parse import unquote
 
 from accelerate import PartialState
 
-
 # A keyword names a secret if one of its words is of the first kind, or ends in one of the second: apiKey, hub_token,
 # AWS_SECRET_ACCESS_KEY. The rest are parts of texts, and what is counted in them.
 WORDS = "key auth pwd pat cookie".split()
@@ -28,7 +27,8 @@ ENDINGS = tuple("token secret secrets password passwd passphrase apikey credenti
 NO_SECRETS = re.compile(r".*(pad|eos|bos|unk|sep|cls|mask|image|audio|video|start|end|stop|mean)_token(_\w+)?")
 KEYWORD = re.compile(r"""(?<![\w.-])([\w.-]+)\\*["']?\s*[:=]\s*""")  # as in JSON, YAML, Python, a flag or an address
 VALUE = re.compile(
-    r"""(\\*)(["']).*?(?:(?<!\\)\1\2|$)|[\[{]|(?:(?:bearer|basic|token)\s+)?[^\s,;&"'\]})]+""", re.IGNORECASE | re.DOTALL
+    r"""(\\*)(["']).*?(?:(?<!\\)\1\2|$)|[\[{]|(?:(?:bearer|basic|token)\s+)?[^\s,;&"'\]})]+""",
+    re.IGNORECASE | re.DOTALL,
 )
 IN_ADDRESS = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")  # a user's name and password, or a token in their place
 SHORTEST = 6  # a shorter secret is masked beside its keyword alone: each "abc" in a text would be too much
@@ -91,7 +91,7 @@ def masked(text: str) -> str:
 def without_secrets(words: list[str]) -> list[str]:
     """A command line to be shown, with *** in the place of secrets."""
     shown = []
-    for flag, word in zip(["", *words[:-1]], words, strict=True):
+    for flag, word in zip(["", *words], words, strict=False):
         name, equals, _ = word.partition("=")
         if flag.startswith("--") and names_secret(flag) and not word.startswith("--"):
             shown.append("***")
@@ -124,7 +124,7 @@ def _secret_values(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _in_words(words: list[str]) -> Iterator[str]:
-    for flag, word in zip(["", *words[:-1]], words, strict=True):
+    for flag, word in zip(["", *words], words, strict=False):
         name, equals, value = word.partition("=")
         if flag.startswith("--") and names_secret(flag):
             yield word
