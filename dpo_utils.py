@@ -51,6 +51,7 @@ from machinery.models.sharded_weights import on_whole_weights, waits_for_shards
 from machinery.runs.failures import end_together, exit_code, print_traceback
 from machinery.runs.identity import keep_checkpoints
 from machinery.runs.interrupts import SaveOnSignal
+from machinery.runs.untrue_alarms import drop_untrue_alarms
 from machinery.watching.log_lines import PreviewReply, show_log_lines
 from machinery.watching.warning_list import WarningList
 from machinery.watching.watcher import Watcher
@@ -60,6 +61,8 @@ Prompt = str | list[Turn]  # and Turns where tools, keywords of the template or 
 
 logging.getLogger("dpo").addFilter(inert_record)
 WarningList("dpo", "trl", "transformers")  # for warnings.jsonl
+for handler in logging.getLogger("trl").handlers + logging.getLogger("transformers").handlers:
+    handler.addFilter(inert_record)  # names of weights and files, which anybody may have written
 
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
@@ -490,6 +493,7 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
         return [(reply.ids, reply.is_finished) for reply in replies]
 
     keep_checkpoints(trainer)
+    drop_untrue_alarms(trainer.model)
     show_log_lines(trainer)
     trainer.add_callback(PreviewReply(reply))
     trainer.add_callback(SaveOnSignal())

@@ -60,8 +60,8 @@ def first_line(error: BaseException) -> str:
 
 
 def inert_record(record: logging.LogRecord) -> bool:
-    """A filter for a logger: everything is let through, with names of files and texts of rows made inert."""
-    record.msg, record.args = printable(record.getMessage()), ()
+    """A filter for a logger: everything is let through, with names of files and texts of rows made inert, uncoloured."""
+    record.msg, record.args = printable(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())), ()
     return True
 
 
