@@ -40,6 +40,7 @@ from dpo_utils import (
 )
 from machinery.data.report import show_reports
 from machinery.runs.folder import claim_output_dir
+from machinery.runs.room import check_room
 from machinery.runs.saving import save_run
 from machinery.runs.start import show_start
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
@@ -138,6 +139,7 @@ def main():
 
     # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
     # group_by_length.
+    check_room(training_args, policy, train_pairs)  # on the disk, for checkpoints and model
     trainer = SharedPromptDPOTrainer(
         model=policy,
         ref_model=reference,

@@ -49,6 +49,7 @@ from machinery.comparing.loss_comparison import CompareArguments, compare
 from machinery.comparing.side_by_side import show_other_loss
 from machinery.models.adapters import describe_base, new_adapter
 from machinery.runs.folder import claim_output_dir
+from machinery.runs.room import check_room
 from machinery.runs.saving import save_run
 from machinery.runs.start import show_start
 from machinery.training.custom_loss import CustomLoss
@@ -384,6 +385,7 @@ def main():
     peft_config = new_adapter(policy, model_args, training_args)
     base = describe_base(policy, name, model_args.model_revision) if peft_config else None
     claim_output_dir(training_args, "runs/custom_loss")
+    check_room(training_args, policy, train_pairs, peft_config)  # on the disk, for checkpoints and model
     set_seed(training_args.seed)  # NEW: an adapter's A is drawn at random
     trainer = CustomLossDPOTrainer(
         model=policy,

@@ -47,6 +47,7 @@ from machinery.comparing.side_by_side import beside_full_run
 from machinery.hardware.estimate import MemoryMeter
 from machinery.models.adapters import describe_base, load_adapter, merge_adapter, new_adapter, save_base
 from machinery.runs.folder import claim_output_dir
+from machinery.runs.room import check_room
 from machinery.runs.saving import save_run
 from machinery.runs.start import show_start
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
@@ -138,6 +139,9 @@ def main():
     # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
     # group_by_length.
     claim_output_dir(training_args, "runs/lora")
+    check_room(
+        training_args, policy, train_pairs, peft_config, args.merge + args.merge_first
+    )  # on the disk, for checkpoints and model
     folder = Path(training_args.output_dir)
     if args.merge_first:  # NEW: the adapter to come belongs to this base, so it has to be kept
         name = save_base(policy, tokenizer, folder / "base")

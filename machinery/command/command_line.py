@@ -35,6 +35,8 @@ class CommandLine(TrlParser):
         for action in self._actions:
             if action.dest == "resume_from_checkpoint":
                 action.nargs, action.const = "?", "newest"  # TRL wants a value; a user who gives none means the newest
+            if action.type is dict:  # which takes no text
+                action.type = _object
 
     def error(self, message: str):
         message = re.sub(r"/--[\w-]+", "", message).rstrip(".")  # the second spelling of a flag tells nobody anything
@@ -127,6 +129,16 @@ class CommandLine(TrlParser):
 
     def _everything(self) -> str:
         return self.description_text + "\n\n" + self.format_help()
+
+
+def _object(text: str) -> dict:
+    """A JSON object on the command line."""
+    try:
+        if isinstance(content := json.loads(text), dict):
+            return content
+    except (ValueError, RecursionError):
+        pass
+    raise argparse.ArgumentTypeError(f'{text} is no JSON object, as in {{"name": true}}')
 
 
 def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
