@@ -51,7 +51,7 @@ from machinery.models.adapters import describe_base, new_adapter
 from machinery.runs.folder import claim_output_dir
 from machinery.runs.room import check_room
 from machinery.runs.saving import save_run
-from machinery.runs.start import show_start
+from machinery.runs.start import never_evaluate, show_start
 from machinery.training.custom_loss import CustomLoss
 from machinery.training.losses import loss_from_flags, uses_reference
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
@@ -379,7 +379,7 @@ def main():
     train_pairs, eval_pairs, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
     prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
     if eval_pairs is None:
-        training_args.eval_strategy, training_args.eval_on_start = "no", False
+        never_evaluate(training_args)
 
     # Trainer: the basic script's, with the loss plugged in. NEW: with --use_peft an adapter, as in lora_dpo_training.py.
     peft_config = new_adapter(policy, model_args, training_args)

@@ -21,6 +21,7 @@ import yaml
 from trl import TrlParser
 
 from ..common.safe_text import remember_secrets
+from .flag_checks import check_path
 
 
 class CommandLine(TrlParser):
@@ -35,7 +36,7 @@ class CommandLine(TrlParser):
         for action in self._actions:
             if action.dest == "resume_from_checkpoint":
                 action.nargs, action.const = "?", "newest"  # TRL wants a value; a user who gives none means the newest
-            if action.type is dict:  # which takes no text
+            if getattr(action.type, "__origin__", action.type) is dict:  # which takes no text
                 action.type = _object
 
     def error(self, message: str):
@@ -155,6 +156,7 @@ def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
     path = argv[place + 1]
     if "--config" in argv[place + 2 :]:
         raise ValueError(f"--config stands twice on the command line, the first time with {path}: one recipe is read.")
+    check_path("config", path)
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         remember_secrets([text])  # before an error can quote a line of it

@@ -24,7 +24,7 @@ AT_LEAST_0 = (
     "warmup_steps eval_delay router_aux_loss_coef neftune_noise_alpha"
 ).split()
 SHARES = "held_out_share adam_beta1 adam_beta2 lora_dropout label_smoothing_factor test_split_size".split()
-BETWEEN = "ld_alpha ref_model_mixup_alpha".split()
+BETWEEN_0_AND_1 = "ld_alpha ref_model_mixup_alpha".split()
 SEEDS = "seed data_seed".split()  # NumPy takes no others
 PROCESSES = "dataset_num_proc dataloader_num_workers".split()
 MOST = 2**31 - 1  # no count, and no other number of a training, is larger
@@ -33,7 +33,7 @@ RANGES: dict[str, tuple[Callable, str]] = (
     dict.fromkeys(ABOVE_0, (lambda value: 0 < value < math.inf, "above 0"))
     | dict.fromkeys(AT_LEAST_0, (lambda value: 0 <= value < math.inf, "at least 0"))
     | dict.fromkeys(SHARES, (lambda value: 0 <= value < 1, "at least 0 and below 1"))
-    | dict.fromkeys(BETWEEN, (lambda value: 0 <= value <= 1, "between 0 and 1"))
+    | dict.fromkeys(BETWEEN_0_AND_1, (lambda value: 0 <= value <= 1, "between 0 and 1"))
     | dict.fromkeys(SEEDS, (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"))
     | {
         "max_steps": (lambda value: value > 0 or value == -1, "above 0, or -1 for whole epochs"),
@@ -86,8 +86,14 @@ def check_values(values: dict) -> None:
             if isinstance(number, (int, float)) and not isinstance(number, bool):
                 _check_number(name, number)
     divergence = values.get("f_divergence_type")
-    if divergence and divergence not in DIVERGENCES:
+    if divergence is not None and divergence not in DIVERGENCES:
         raise ValueError(f"--f_divergence_type {divergence}: there are {', '.join(DIVERGENCES)}")
+    multiple = str(values.get("pad_to_multiple_of") or "auto").lower()
+    if multiple not in ("auto", "none", "null") and not (multiple.isdigit() and 0 < int(multiple) <= MOST):
+        raise ValueError(f"--pad_to_multiple_of {multiple}: it is auto, none, or a whole number above 0")
+    for flag in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+        if values.get(flag) and not values.get("dataloader_num_workers"):
+            raise ValueError(f"--{flag} needs --dataloader_num_workers")
     metric = values.get("metric_for_best_model")
     if metric and metric.removeprefix("eval_") not in METRICS:
         raise ValueError(f"--metric_for_best_model {metric}: there are {', '.join(METRICS)}")
@@ -104,22 +110,24 @@ def _check_number(name: str, number: float) -> None:
 
 def check_paths(values: dict) -> None:
     """Look at the flags that name files and folders. Raises ValueError for a name that no file can have."""
-    longest, longest_part = _longest_name()
     for name in PATHS:
         value = values.get(name)
         for path in value if isinstance(value, list) else [value]:
-            if not isinstance(path, str) or path.startswith("{"):  # JSON instead of a file
-                continue
-            shown = f"--{name} {path[:40]}{'...' * (len(path) > 40)}"
-            if "\0" in path:
-                raise ValueError(f"{shown} holds a character that no name has (code 0)")
-            parts = [len(os.fsencode(part)) for part in os.path.abspath(os.path.expanduser(path)).split(os.sep)]
-            if max(parts) > longest_part:
-                raise ValueError(f"{shown} has a part of {max(parts)} bytes; the system takes {longest_part}")
-            if (length := sum(parts) + len(parts)) + LONGEST_BELOW > longest:
-                raise ValueError(
-                    f"{shown} is {length:,} bytes long; the system takes {longest:,} with what is below it"
-                )
+            if isinstance(path, str) and not path.startswith("{"):  # JSON instead of a file
+                check_path(name, path)
+
+
+def check_path(flag: str, path: str) -> None:
+    """Raises ValueError for a name that no file can have."""
+    longest, longest_part = _longest_name()
+    shown = f"--{flag} {path[:40]}{'...' * (len(path) > 40)}"
+    if "\0" in path:
+        raise ValueError(f"{shown} holds a character that no name has (code 0)")
+    parts = [len(os.fsencode(part)) for part in os.path.abspath(os.path.expanduser(path)).split(os.sep)]
+    if max(parts) > longest_part:
+        raise ValueError(f"{shown} has a part of {max(parts)} bytes; the system takes {longest_part}")
+    if (length := sum(parts) + len(parts)) + LONGEST_BELOW > longest:
+        raise ValueError(f"{shown} is {length:,} bytes long; the system takes {longest:,} with what is below it")
 
 
 def _longest_name() -> tuple[int, int]:

@@ -58,10 +58,10 @@ def settle(
     remember_secrets(argv)
     try:
         said = parser.read(argv)
+        check_paths(vars(said))
         values = _fill_in_layers(parser, said, demo, defaults or {}, by_loss or {})
         check_environment()
         check_values(values)
-        check_paths(values)
         check_dictionaries(values)
         args, training_args, model_args, mixture = parser.build()
         try_out(training_args)

@@ -24,7 +24,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..common.safe_text import first_line, names_secret
+from ..common.safe_text import first_line, leaves
 
 IN_JSON = (
     "model_init_kwargs gradient_checkpointing_kwargs activation_checkpointing_kwargs lr_scheduler_kwargs "
@@ -62,9 +62,10 @@ def check_dictionaries(values: dict) -> None:
         content = _dictionary(flag, values.get(flag))
         if content is None:
             continue
-        if not _is_finite(content):
+        if not all(math.isfinite(value) for _, value in leaves(content) if isinstance(value, float)):
             raise ValueError(f"--{flag} {content} holds a number that is none (NaN or infinity)")
-        if flag != "model_init_kwargs" and (secret := _secret_in(content)):
+        secret = next((keyword for keyword, value in leaves(content) if keyword and value), None)
+        if secret and flag != "model_init_kwargs":
             raise ValueError(
                 f"--{flag} holds a secret, {secret}, which would be written beside the weights: give it as a variable of "
                 "the environment"
@@ -103,27 +104,6 @@ def _dictionary(flag: str, value) -> dict | None:
     if not isinstance(content, dict):
         raise ValueError(f'--{flag} {value} is no JSON object, as in {{"name": 1}}')
     return content
-
-
-def _is_finite(content) -> bool:
-    """Whether all numbers in nested lists and dictionaries are numbers: JSON and YAML know NaN, and no library wants it."""
-    if isinstance(content, dict):
-        content = list(content.values())
-    return (
-        all(map(_is_finite, content))
-        if isinstance(content, list)
-        else not isinstance(content, float) or math.isfinite(content)
-    )
-
-
-def _secret_in(content) -> str | None:
-    """The first keyword in nested dictionaries that names a secret."""
-    if isinstance(content, list):
-        return next(filter(None, map(_secret_in, content)), None)
-    if isinstance(content, dict):
-        named = next((name for name, value in content.items() if value and names_secret(name)), None)
-        return named or _secret_in(list(content.values()))
-    return None
 
 
 def _check_keywords(flag: str, content: dict, known) -> None:
@@ -170,6 +150,8 @@ def try_out(training_args) -> None:
             _need(*REPORTERS[reporter], f"--report_to {reporter}")
     if training_args.use_liger_kernel:
         _need("liger_kernel", "liger-kernel", "--use_liger_kernel")
+    if training_args.activation_offloading and not torch.accelerator.is_available():
+        raise ValueError("--activation_offloading moves activations from a GPU to the CPU, and there is no GPU")
     if training_args.torch_compile:
         _try_compiler(training_args)
 

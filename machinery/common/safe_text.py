@@ -144,18 +144,32 @@ def _in_text(text: str) -> Iterator[str]:
             yield text[start:end].strip("\\\"'[]{} ")
 
 
-def _in_values(value, is_secret: bool = False) -> Iterator[str]:
-    """All texts below a keyword that names a secret, and the secrets in the others."""
-    if isinstance(value, dict):
-        for name, part in value.items():
-            yield from _in_values(part, is_secret or names_secret(str(name)))
-    elif isinstance(value, list):
-        for part in value:
-            yield from _in_values(part, is_secret)
-    elif is_secret:
-        yield str(value)
-    elif isinstance(value, str):
-        yield from _in_text(value)
+def _in_values(values) -> Iterator[str]:
+    """All values below a keyword that names a secret, and the secrets in the others."""
+    for keyword, value in leaves(values):
+        if keyword is not None:
+            yield str(value)
+        elif isinstance(value, str):
+            yield from _in_text(value)
+
+
+def leaves(values) -> Iterator[tuple[str | None, object]]:
+    """What nested lists and dictionaries hold, each with the keyword above it that names a secret, or None.
+
+    A part is looked at once, so that one that holds itself, as YAML can write it, has an end.
+    """
+    waiting, seen = [(None, values)], set()
+    while waiting:
+        keyword, value = waiting.pop()
+        if not isinstance(value, (dict, list)):
+            yield keyword, value
+        elif (keyword, id(value)) not in seen:
+            seen.add((keyword, id(value)))
+            parts = value.items() if isinstance(value, dict) else ((None, part) for part in value)
+            waiting += [
+                (keyword or (name if isinstance(name, str) and names_secret(name) else None), part)
+                for name, part in parts
+            ]
 
 
 def completions_page(prompts: list, before: list, after: list) -> str:
