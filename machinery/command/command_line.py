@@ -36,7 +36,7 @@ class CommandLine(TrlParser):
         for action in self._actions:
             if action.dest == "resume_from_checkpoint":
                 action.nargs, action.const = "?", "newest"  # TRL wants a value; a user who gives none means the newest
-            if getattr(action.type, "__origin__", action.type) is dict:  # which takes no text
+            if getattr(action.type, "__name__", "") == "dict":  # which takes no text
                 action.type = _object
 
     def error(self, message: str):

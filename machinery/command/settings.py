@@ -64,7 +64,7 @@ def settle(
         check_values(values)
         check_dictionaries(values)
         args, training_args, model_args, mixture = parser.build()
-        try_out(training_args)
+        try_out(training_args, model_args)
         idle = without_effect(parser.given(), values) if needs_data else []
     except ValueError as error:
         raise UserError(str(error)) from error

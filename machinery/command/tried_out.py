@@ -1,7 +1,7 @@
 """What only its library can judge, tried on something tiny before any data is read: keywords, packages, optimizers.
 
     check_dictionaries(values)        # ValueError: "--accelerator_config: there is no split_batch; did you mean ..."
-    try_out(training_args)            # ValueError: "--lr_scheduler_kwargs: linear takes no num_cycles"
+    try_out(training_args, model_args)            # ValueError: "--lr_scheduler_kwargs: linear takes no num_cycles"
 
 A learning-rate schedule is made for a number, an optimizer for one layer, checkpointing for one product. It takes some
 milliseconds, and says what would otherwise end a run after its reference was asked.
@@ -25,6 +25,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..common.safe_text import first_line, leaves
+from ..models.checks import FROM_SAFETENSORS
 
 IN_JSON = (
     "model_init_kwargs gradient_checkpointing_kwargs activation_checkpointing_kwargs lr_scheduler_kwargs "
@@ -70,7 +71,10 @@ def check_dictionaries(values: dict) -> None:
                 f"--{flag} holds a secret, {secret}, which would be written beside the weights: give it as a variable of "
                 "the environment"
             )
-        if flag == "accelerator_config":
+        if flag == "model_init_kwargs":
+            for name in {"config", "state_dict", *FROM_SAFETENSORS} & set(content):
+                raise ValueError(f"--{flag}: {name} is settled here, and cannot be another")
+        elif flag == "accelerator_config":
             _check_accelerator(content)
         elif flag == "fsdp_config":
             _check_keywords(flag, {name.removeprefix("fsdp_"): value for name, value in content.items()}, OF_FSDP)
@@ -137,7 +141,7 @@ def _check_accelerator(content: dict) -> None:
         raise ValueError(f"--{flag}: num_steps is --gradient_accumulation_steps here")
 
 
-def try_out(training_args) -> None:
+def try_out(training_args, model_args) -> None:
     """Make what a training makes, for one number or layer. Raises ValueError that names the flag."""
     _try_schedule(training_args)
     _try_optimizer(training_args)
@@ -152,6 +156,9 @@ def try_out(training_args) -> None:
         _need("liger_kernel", "liger-kernel", "--use_liger_kernel")
     if training_args.activation_offloading and not torch.accelerator.is_available():
         raise ValueError("--activation_offloading moves activations from a GPU to the CPU, and there is no GPU")
+    is_on_cpu = training_args.use_cpu or not torch.accelerator.is_available()
+    if is_on_cpu and model_args.attn_implementation == "flex_attention":
+        raise ValueError("--attn_implementation flex_attention: on a CPU it cannot be trained")
     if training_args.torch_compile:
         _try_compiler(training_args)
 

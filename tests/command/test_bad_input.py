@@ -321,6 +321,9 @@ TRIED = {  # keywords and packages, by what a library says of something tiny
     ),
     "fsdp_keyword": Case(BASIC, ["--fsdp_config", '{"cpu_ofload": true}'], ("did you mean cpu_offload?",)),
     "fsdp_file_not_there": Case(BASIC, "--fsdp_config a.json", ("--fsdp_config a.json cannot be read",)),
+    "model_keyword_of_ours": Case(
+        BASIC, ["--model_init_kwargs", '{"use_safetensors": false}'], ("--model_init_kwargs: use_safetensors is settled here",)
+    ),
     "deepspeed_file_not_there": Case(BASIC, "--deepspeed a.json", ("--deepspeed a.json cannot be read",)),
     "deepspeed_without_its_package": Case(BASIC, ["--deepspeed", '{"a": 1}'], ("pip install deepspeed",)),
     "deepspeed_with_a_secret": Case(
