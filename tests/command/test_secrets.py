@@ -5,7 +5,6 @@ Planted are words that stand nowhere else; what a run leaves is searched for the
 
 import json
 import os
-import shutil
 
 import pytest
 from conftest import PROJECT, SHORT, run_forked
@@ -195,13 +194,10 @@ def test_a_run_writes_and_prints_no_secret(script, more, way, place):
 
 @pytest.mark.thorough
 def test_a_run_that_fails_prints_no_secret(place):
-    """A fault that nobody foresaw, with a traceback: the model's own code raises, and quotes what it was given."""
+    """A fault with its traceback: a loss of the user's raises, and quotes what is in the environment."""
     folder, holds_none = place
-    shutil.copytree(DEMO / "model", folder / "m")
     (folder / "bad.py").write_text(
-        "import os\n\n\ndef loss(chosen_logratio, rejected_logratio, **rest):\n"
-        "    if chosen_logratio.requires_grad:\n        raise KeyError(os.environ['HF_TOKEN'])\n"
-        "    return -(chosen_logratio - rejected_logratio)\n"
+        "import os\n\n\ndef loss(policy_chosen_logps, **others):\n    raise KeyError(os.environ['HF_TOKEN'])\n"
     )
     words = ("--loss_file", "bad.py:loss", "--hub_token", "plantedGamma", "--dataset_name", "pairs.jsonl", *SHORT)
     done = run_forked("custom_loss_dpo.py", *words, "--traceback", "--output_dir", "out", cwd=folder)
