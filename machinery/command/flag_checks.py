@@ -88,6 +88,9 @@ def check_values(values: dict) -> None:
     divergence = values.get("f_divergence_type")
     if divergence is not None and divergence not in DIVERGENCES:
         raise ValueError(f"--f_divergence_type {divergence}: there are {', '.join(DIVERGENCES)}")
+    task = values.get("lora_task_type")
+    if task not in (None, "CAUSAL_LM"):
+        raise ValueError(f"--lora_task_type {task}: DPO trains CAUSAL_LM")
     multiple = str(values.get("pad_to_multiple_of") or "auto").lower()
     if multiple not in ("auto", "none", "null") and not (multiple.isdigit() and 0 < int(multiple) <= MOST):
         raise ValueError(f"--pad_to_multiple_of {multiple}: it is auto, none, or a whole number above 0")

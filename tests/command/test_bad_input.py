@@ -258,6 +258,8 @@ NUMBERS = {  # what passed in silence, or ended in a traceback after the referen
     "rank_negative": Case(LORA, "--lora_r -1", ("--lora_r must be at least 1",)),
     "rank_beyond_any_layer": Case(LORA, "--lora_r 1000000", ("--lora_r must be at least 1 and at most 16,384",)),
     "dropout_of_everything": Case(LORA, "--lora_dropout 1", ("--lora_dropout must be at least 0 and below 1",)),
+    "task_of_another_kind": Case(LORA, "--lora_task_type SEQ_CLS", ("--lora_task_type SEQ_CLS: DPO trains CAUSAL_LM",)),
+    "storage_of_no_kind": Case(LORA, "--bnb_4bit_quant_storage odd", ("--bnb_4bit_quant_storage odd",)),
     "temperature_infinite": Case(EVALUATION, "--temperature inf", ("--temperature must be at least 0, not inf",)),
     "padding_to_a_word": Case(BASIC, "--pad_to_multiple_of some", ("--pad_to_multiple_of some: it is auto",)),
     "padding_to_0": Case(BASIC, "--pad_to_multiple_of 0", ("--pad_to_multiple_of 0: it is auto",)),
