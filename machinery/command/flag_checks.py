@@ -20,7 +20,7 @@ ABOVE_0 = (
     "ddp_bucket_cap_mb dataset_num_proc lora_alpha"
 ).split()
 AT_LEAST_0 = (
-    "learning_rate weight_decay max_grad_norm adam_epsilon min_margin temperature judge_budget dataloader_num_workers show "
+    "learning_rate weight_decay max_grad_norm adam_epsilon min_margin judge_budget dataloader_num_workers show "
     "warmup_steps eval_delay router_aux_loss_coef neftune_noise_alpha"
 ).split()
 SHARES = "held_out_share adam_beta1 adam_beta2 lora_dropout label_smoothing_factor test_split_size".split()
@@ -38,6 +38,11 @@ RANGES: dict[str, tuple[Callable, str]] = (
     | {
         "max_steps": (lambda value: value > 0 or value == -1, "above 0, or -1 for whole epochs"),
         "label_smoothing": (lambda value: 0 <= value < 0.5, "at least 0 and below 0.5"),
+        # what divides logits by less is infinite in float32, or nearly
+        "temperature": (
+            lambda value: value == 0 or 1e-3 <= value < math.inf,
+            "at least 0, and 0.001 where it is not 0",
+        ),
         "lora_r": (lambda value: 1 <= value <= MOST_RANK, f"at least 1 and at most {MOST_RANK:,}"),
     }
 )

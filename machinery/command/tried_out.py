@@ -198,15 +198,18 @@ def _try_schedule(training_args) -> None:
                 f"--lr_scheduler_kwargs: {name.value} takes no {keyword}, but {', '.join(takes) or 'nothing'}"
             )
     steps = training_args.max_steps if training_args.max_steps > 0 else 1000
+    warmup = training_args.get_warmup_steps(steps)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training_args.learning_rate or 1.0)
     try:
-        schedule = get_scheduler(name, optimizer, training_args.get_warmup_steps(steps), steps, dict(kwargs))
+        schedule = get_scheduler(name, optimizer, warmup, steps, dict(kwargs))
         factors = [rate(step) for rate in getattr(schedule, "lr_lambdas", []) for step in (0, steps // 2, steps)]
         if is_open:
             schedule.step(1.0)
     except Exception as error:  # a value of a wrong type fails anywhere
+        told = f", --lr_scheduler_kwargs {kwargs}" if kwargs else ""
         raise ValueError(
-            f"--lr_scheduler_type {name.value}, --lr_scheduler_kwargs {kwargs}: {first_line(error)}"
+            f"--lr_scheduler_type {name.value}{told}: no rate can be computed for {steps} steps, {warmup} of them warm-up: "
+            f"{first_line(error)}"
         ) from error
     if not all(isinstance(factor, (int, float)) and math.isfinite(factor) for factor in factors):
         raise ValueError(f"--lr_scheduler_kwargs {kwargs}: the rate would be {factors[0]}, {factors[1]}, {factors[2]}")
