@@ -40,8 +40,9 @@ from dpo_utils import (
 )
 from machinery.data.report import show_reports
 from machinery.runs.folder import claim_output_dir
+from machinery.runs.room import check_room
 from machinery.runs.saving import save_run
-from machinery.runs.start import show_start
+from machinery.runs.start import never_evaluate, show_start
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # NEW marks what basic_dpo_training.py does not have.
@@ -134,10 +135,11 @@ def main():
     train_pairs, eval_pairs, reports = look_at_pairs(args, training_args, tokenizer, "runs/custom_dataset")  # NEW
     prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
     if eval_pairs is None:
-        training_args.eval_strategy = "no"
+        never_evaluate(training_args)
 
     # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
     # group_by_length.
+    check_room(training_args, policy, train_pairs)  # on the disk, for checkpoints and model
     trainer = SharedPromptDPOTrainer(
         model=policy,
         ref_model=reference,

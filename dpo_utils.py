@@ -48,10 +48,11 @@ from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
 from machinery.models.generation import end_ids, neutral_generation, own_precision
 from machinery.models.sharded_weights import on_whole_weights, waits_for_shards
-from machinery.runs.failures import end_together, exit_code
+from machinery.runs.failures import end_together, exit_code, print_traceback
 from machinery.runs.folder import close_output_dir
 from machinery.runs.identity import keep_checkpoints
 from machinery.runs.interrupts import SaveOnSignal
+from machinery.runs.untrue_alarms import drop_untrue_alarms
 from machinery.watching.log_lines import PreviewReply, show_log_lines
 from machinery.watching.warning_list import WarningList
 from machinery.watching.watcher import Watcher
@@ -61,6 +62,8 @@ Prompt = str | list[Turn]  # and Turns where tools, keywords of the template or 
 
 logging.getLogger("dpo").addFilter(inert_record)
 WarningList("dpo", "trl", "transformers")  # for warnings.jsonl
+for handler in logging.getLogger("trl").handlers + logging.getLogger("transformers").handlers:
+    handler.addFilter(inert_record)  # names of weights and files, which anybody may have written
 
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
@@ -148,6 +151,7 @@ def parse_args(
 
 def run(main) -> None:
     """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
+    sys.excepthook = print_traceback
     is_finished = False
     try:
         main()
@@ -495,6 +499,7 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
         return [(reply.ids, reply.is_finished) for reply in replies]
 
     keep_checkpoints(trainer)
+    drop_untrue_alarms(trainer.model)
     show_log_lines(trainer)
     trainer.add_callback(PreviewReply(reply))
     trainer.add_callback(SaveOnSignal())

@@ -16,7 +16,6 @@ import resource
 import signal
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -90,7 +89,7 @@ def run_in_fork(request: dict, rank: int) -> int:
     except SystemExit as stop:
         code = stop.code or 0
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

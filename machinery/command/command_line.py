@@ -20,6 +20,9 @@ from typing import get_type_hints
 import yaml
 from trl import TrlParser
 
+from ..common.safe_text import remember_secrets
+from .flag_checks import check_path
+
 
 class CommandLine(TrlParser):
     """TRL's parser, read in two steps so that defaults can depend on what the user said."""
@@ -34,6 +37,8 @@ class CommandLine(TrlParser):
         for action in self._actions:
             if action.dest == "resume_from_checkpoint":
                 action.nargs, action.const = "?", "newest"  # TRL wants a value; a user who gives none means the newest
+            if getattr(action.type, "__name__", "") == "dict":  # which takes no text
+                action.type = _object
 
     def error(self, message: str):
         message = re.sub(r"/--[\w-]+", "", message).rstrip(".")  # the second spelling of a flag tells nobody anything
@@ -129,6 +134,16 @@ class CommandLine(TrlParser):
         return self.description_text + "\n\n" + self.format_help()
 
 
+def _object(text: str) -> dict:
+    """A JSON object on the command line."""
+    try:
+        if isinstance(content := json.loads(text), dict):
+            return content
+    except (ValueError, RecursionError):
+        pass
+    raise argparse.ArgumentTypeError(f'{text} is no JSON object, as in {{"name": true}}')
+
+
 def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
     """Take `--config FILE` out of a command line and read the YAML file; its `env` goes into the environment.
 
@@ -143,8 +158,11 @@ def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
     path = argv[place + 1]
     if "--config" in argv[place + 2 :]:
         raise ValueError(f"--config stands twice on the command line, the first time with {path}: one recipe is read.")
+    check_path("config", path)
     try:
-        recipe = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Recipe)
+        text = Path(path).read_text(encoding="utf-8-sig")
+        remember_secrets([text])  # before an error can quote a line of it
+        recipe = yaml.load(text, Loader=_Recipe)
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -154,6 +172,7 @@ def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
     for name in recipe:
         if not isinstance(name, str):
             raise ValueError(f"--config {path}: {name!r} is no name of a flag.")
+    remember_secrets([], recipe)
     environment = recipe.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise ValueError(f"--config {path}: env must hold names and values, as in `env: {{NCCL_DEBUG: INFO}}`.")

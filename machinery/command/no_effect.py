@@ -86,6 +86,12 @@ RULES: list[tuple[str, Callable[[dict], str | None]]] = [
     ("gradient_checkpointing_kwargs", lambda values: (
         "--gradient_checkpointing is off" if values["gradient_checkpointing"] is False else None
     )),
+    _only_with("fsdp_config", lambda v: v["fsdp"], "--fsdp"),
+    _only_with("liger_kernel_config", lambda v: v["use_liger_kernel"], "--use_liger_kernel"),
+    _only_with(
+        "optim_target_modules", lambda v: str(v["optim"]).startswith(("galore", "apollo")),
+        "--optim galore_adamw, apollo_adamw and their kin",
+    ),
     ("length_column_name", lambda values: "rows are grouped by their tokens, which are counted here"),
     ("padding_free", lambda values: "TRL has taken it out for now" if values["padding_free"] else None),
     *(

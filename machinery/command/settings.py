@@ -18,7 +18,7 @@ from accelerate import PartialState
 from trl import DatasetMixtureConfig, get_quantization_config
 
 from ..common.errors import UserError
-from ..common.safe_text import say
+from ..common.safe_text import remember_secrets, say
 from ..hardware.precision import prefers_bf16
 from ..models.adapters import base_of_adapter, check_adapter
 from ..runs.checkpoints import is_checkpoint
@@ -27,8 +27,9 @@ from ..runs.ownership import is_written
 from ..training.losses import TRL_LOSSES, check_names
 from ..training.token_budget import COUPLED
 from .command_line import CommandLine
-from .flag_checks import check_environment, check_values
+from .flag_checks import check_environment, check_paths, check_values
 from .no_effect import without_effect
+from .tried_out import check_dictionaries, need_quantisation, try_out
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -55,12 +56,16 @@ def settle(
     user has to name data, and a model that is no checkpoint. Raises UserError.
     """
     parser = CommandLine((*dataclasses, DatasetMixtureConfig), description, flags)
+    remember_secrets(argv)
     try:
         said = parser.read(argv)
+        check_paths(vars(said))
         values = _fill_in_layers(parser, said, demo, defaults or {}, by_loss or {})
         check_environment()
         check_values(values)
+        check_dictionaries(values)
         args, training_args, model_args, mixture = parser.build()
+        try_out(training_args, model_args)
         idle = without_effect(parser.given(), values) if needs_data else []
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -75,13 +80,16 @@ def settle(
         values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None
     )
     training_args.reads = _reads(parser.values() | {"config": parser.recipe_file}, mixture)
-    if training_args.hub_token:  # it would be written into training_args.bin, beside the weights
-        os.environ["HF_TOKEN"], training_args.hub_token = training_args.hub_token, None
+    _put_tokens_away(training_args)
     if needs_data:  # a training script; to evaluate a checkpoint is fine
         _refuse_checkpoint("model_name_or_path", model_args.model_name_or_path)
         _refuse_checkpoint("adapter", getattr(args, "adapter", None))
     if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
         raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
+    try:
+        need_quantisation(model_args)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     _check(args, training_args, losses, needs_data)
     _use_one_gpu(training_args)
     args.data_kwargs = _data_kwargs(args, training_args)
@@ -151,6 +159,15 @@ def _strings(value) -> list[str]:
     if isinstance(value, (list, dict)):
         return [name for part in (value.values() if isinstance(value, dict) else value) for name in _strings(part)]
     return [value] if isinstance(value, str) else []
+
+
+def _put_tokens_away(training_args) -> None:
+    """Hand the hub's token to the environment: elsewhere it would be written into training_args.bin, beside the weights."""
+    kwargs = training_args.model_init_kwargs or {}
+    in_kwargs = [kwargs.pop(name) for name in ("token", "use_auth_token") if isinstance(kwargs.get(name), str)]
+    for token in filter(None, [training_args.hub_token, *in_kwargs]):
+        os.environ["HF_TOKEN"] = token
+    training_args.hub_token = None
 
 
 def _model_kwargs(model_args, training_args) -> dict:

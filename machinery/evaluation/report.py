@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.kept_files import complete_file
-from ..common.safe_text import say, without_secrets
+from ..common.safe_text import masked, say, without_secrets
 from .html_report import bars_svg, calibration_svg, histogram_svg, scatter_svg, write_report
 from .judges import Verdict, as_text
 from .metrics import by_category, calibration_bins, half_for_ties, margins
@@ -161,7 +161,7 @@ class Report:
         versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft")]
         made = {
             "command": " ".join(["python", *without_secrets(sys.argv)]),
-            **made,
+            **{name: masked(text) for name, text in made.items()},
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "commit": _commit(),
             "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),

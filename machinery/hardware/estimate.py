@@ -13,6 +13,8 @@ weight and draws no random number that the training would draw. The runtime is w
 was loaded, and the kernels' own memory (on a CPU only).
 """
 
+import re
+
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -25,6 +27,12 @@ from . import memory
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "runtime")
 STATES_PER_PARAMETER = {"sgd": 0, "lion": 1, "lion_32bit": 1, "adafactor": 0}  # all others as AdamW: two
+
+
+def least_states(optim) -> int:
+    """How many numbers an optimizer keeps of each parameter, at least: what is sure to be in a checkpoint."""
+    name = str(getattr(optim, "value", optim))
+    return 2 if re.fullmatch("adamw_(torch|torch_fused|anyprecision)", name) else STATES_PER_PARAMETER.get(name, 0)
 
 
 class MemoryMeter(TrainerCallback):

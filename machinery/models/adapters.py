@@ -202,6 +202,16 @@ def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: D
     return config
 
 
+def adapter_bytes(model: nn.Module, config: PeftConfig) -> int:
+    """The bytes of an adapter that is still to be put on a model: A and B of each target, (r, in) and (out, r) in float32."""
+    targets = config.target_modules or ()
+    targets = linear_names(model) if targets == "all-linear" else targets
+    adapted = [
+        m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.rsplit(".", 1)[-1] in targets
+    ]
+    return sum(4 * config.r * (module.in_features + module.out_features) for module in adapted)
+
+
 def in_this_transformers(config: PeftConfig, model: nn.Module) -> PeftConfig:
     """What PEFT makes of a configuration: where experts have become one tensor, their old names (w1, gate_proj) mean it."""
     resolved = copy.deepcopy(config)

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 
 from ..common.errors import UserError, is_out_of_memory
-from ..common.safe_text import printable
+from ..common.safe_text import masked, printable
 from ..common.token_rows import row_lengths
 from ..hardware.estimate import estimate_memory
 from ..watching.log_lines import NonFiniteLoss
@@ -45,9 +45,14 @@ def exit_code(error: BaseException) -> int | None:
     if code is None:
         return None
     if "--traceback" in sys.argv or getattr(local_value(error, "args"), "traceback", False):
-        print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
-    print(printable(text), file=sys.stderr)
+        print_traceback(type(error), error, error.__traceback__)
+    print(printable(masked(text)), file=sys.stderr)
     return code
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace) -> None:
+    """As Python prints what nobody caught (`sys.excepthook`), but with nothing that is obeyed, and without secrets."""
+    print(printable(masked("".join(traceback.format_exception(kind, error, trace)))), file=sys.stderr)
 
 
 def end_together() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..common.kept_files import UNFINISHED, complete_file, complete_files
-from ..common.safe_text import completions_page
+from ..common.safe_text import completions_page, masked
 from ..hardware.memory import peak_memory_bytes
 from ..models.adapters import Base, note_base
 from ..watching.curves import plot_training
@@ -34,6 +34,7 @@ def save_run(
     if trainer.eval_dataset is not None and is_other_model:
         trainer.evaluate()
     folder, state = Path(trainer.args.output_dir), trainer.state
+    about = {name: text and masked(text) for name, text in about.items()}  # an address may hold a password
     metrics = about | _facts_of_training(trainer) | outcome
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
     if trainer.args.should_save:

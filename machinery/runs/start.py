@@ -19,6 +19,17 @@ from ..hardware.estimate import choose_checkpointing
 logger = logging.getLogger("dpo")
 
 
+def never_evaluate(training_args) -> None:
+    """Switch the evaluation during training off, as nothing is held out, and name what does nothing without it."""
+    training_args.eval_strategy, training_args.eval_on_start = "no", False
+    idle = ["--load_best_model_at_end"] * training_args.load_best_model_at_end
+    for flag in ("save_strategy", "lr_scheduler_type"):
+        name = getattr(getattr(training_args, flag), "value", getattr(training_args, flag))
+        idle += [f"--{flag} {name}"] * (name in ("best", "reduce_lr_on_plateau", "greedy"))
+    if idle:
+        say(f"{' and '.join(idle)} does nothing here: no pairs are held out to measure on (--held_out_share 0.1).")
+
+
 @torch.no_grad()
 def show_start(trainer, reference: str) -> None:
     """Show one pair as the model sees it, say who the reference is, and check that the policy still equals it.

@@ -208,7 +208,6 @@ FLAGS = {
     ),
     "best_without_evaluation": Case(BASIC, "--load_best_model_at_end --eval_strategy no", ("load_best_model_at_end",)),
     "metric_unknown": Case(BASIC, "--metric_for_best_model bleu", ("--metric_for_best_model bleu", "rewards/margins")),
-    "reporter_unknown": Case(BASIC, TRAIN + "--report_to nowhere", ("nowhere is not supported",), PAIRS),
     "dictionary": Case(BASIC, "--lr_scheduler_kwargs rubbish", ("--lr_scheduler_kwargs rubbish", "JSON")),
     "dictionary_broken": Case(BASIC, "--model_init_kwargs {bad", ("--model_init_kwargs {bad is not JSON",)),
     "loss_unknown": Case(BASIC, "--loss_type sigmoit", ("sigmoit", "did you mean sigmoid")),
@@ -232,13 +231,145 @@ FLAGS = {
     "model_name_empty": Case(BASIC, ["--model_name_or_path", ""], ("--model_name_or_path",)),
 }
 
+NUMBERS = {  # what passed in silence, or ended in a traceback after the reference had been asked
+    f"{flag}_{value}": Case(BASIC, f"--{flag} {value}", (f"--{flag} must be {words}",))
+    for flag, values, words in (
+        ("eval_steps", ("0", "-1", "nan", "inf"), "above 0"),
+        ("warmup_steps", ("nan", "inf"), "at least 0"),
+        ("neftune_noise_alpha", ("nan", "-1"), "at least 0"),
+        ("precompute_ref_batch_size", ("0", "-1"), "above 0"),
+        ("eval_accumulation_steps", ("-1",), "above 0"),
+        ("ref_model_sync_steps", ("0",), "above 0"),
+        ("ref_model_mixup_alpha", ("1.5", "nan"), "between 0 and 1"),
+        ("label_smoothing_factor", ("1", "nan"), "at least 0 and below 1"),
+        ("f_alpha_divergence_coef", ("nan", "inf"), "a finite number"),
+        ("discopop_tau", ("0", "nan"), "above 0"),
+        ("eval_delay", ("nan",), "at least 0"),
+        ("router_aux_loss_coef", ("inf",), "at least 0"),
+        ("dataset_num_proc", ("0",), "above 0"),
+        ("max_new_tokens", (str(10**30),), "at most 2,147,483,647"),
+        ("gradient_accumulation_steps", (str(10**30),), "at most 2,147,483,647"),
+        ("beta", ("1e300",), "at most 2,147,483,647"),
+        ("dataloader_num_workers", ("100000",), "at most 1,024"),
+    )
+    for value in values
+} | {
+    "alpha_0": Case(LORA, "--lora_alpha 0", ("--lora_alpha must be above 0, not 0",)),
+    "rank_negative": Case(LORA, "--lora_r -1", ("--lora_r must be at least 1",)),
+    "rank_beyond_any_layer": Case(LORA, "--lora_r 1000000", ("--lora_r must be at least 1 and at most 16,384",)),
+    "dropout_of_everything": Case(LORA, "--lora_dropout 1", ("--lora_dropout must be at least 0 and below 1",)),
+    "task_of_another_kind": Case(LORA, "--lora_task_type SEQ_CLS", ("--lora_task_type SEQ_CLS: DPO trains CAUSAL_LM",)),
+    "storage_of_no_kind": Case(LORA, "--bnb_4bit_quant_storage odd", ("--bnb_4bit_quant_storage odd",)),
+    "temperature_tiny": Case(EVALUATION, "--temperature 1e-300", ("--temperature must be at least 0", "0.001")),
+    "temperature_infinite": Case(EVALUATION, "--temperature inf", ("--temperature must be at least 0", "not inf")),
+    "padding_to_a_word": Case(BASIC, "--pad_to_multiple_of some", ("--pad_to_multiple_of some: it is auto",)),
+    "padding_to_0": Case(BASIC, "--pad_to_multiple_of 0", ("--pad_to_multiple_of 0: it is auto",)),
+    "divergence_empty": Case(BASIC, ["--f_divergence_type", ""], ("--f_divergence_type", "js_divergence")),
+    "workers_that_are_none": Case(
+        BASIC, "--dataloader_persistent_workers", ("--dataloader_persistent_workers needs --dataloader_num_workers",)
+    ),
+    "offloading_without_a_gpu": Case(BASIC, "--activation_offloading", ("there is no GPU",)),
+}  # fmt: skip
+if torch.accelerator.is_available():
+    del NUMBERS["offloading_without_a_gpu"]
+
+TRIED = {  # keywords and packages, by what a library says of something tiny
+    "schedule_keyword": Case(
+        BASIC, ["--lr_scheduler_kwargs", '{"num_cycles": 2}'], ("--lr_scheduler_kwargs: linear takes no num_cycles, but nothing",)
+    ),
+    "schedule_keyword_of_another": Case(
+        BASIC, ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"min_lr": 0}'], ("cosine takes no min_lr, but num_cycles",)
+    ),
+    "schedule_value_no_number": Case(
+        BASIC, ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycles": "x"}'], ("--lr_scheduler_kwargs", "'x'")
+    ),
+    "schedule_value_nan": Case(
+        BASIC, ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycles": NaN}'], ("--lr_scheduler_kwargs", "NaN")
+    ),
+    "schedule_that_needs_a_keyword": Case(BASIC, "--lr_scheduler_type warmup_stable_decay", ("num_decay_steps",)),
+    "schedule_that_needs_a_rate": Case(BASIC, "--lr_scheduler_type cosine_with_min_lr", ("min_lr or min_lr_rate",)),
+    "schedule_that_ends_above": Case(
+        BASIC, ["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"lr_end": 5}'], ("lr_end (5) must be smaller",)
+    ),
+    "optimizer_setting_alone": Case(BASIC, "--optim_args foo", ("--optim_args foo: settings are given as in",)),
+    "optimizer_setting_unknown": Case(
+        BASIC, "--optim sgd --optim_args momentun=0.9", ("--optim_args momentun: sgd takes momentum",)
+    ),
+    "optimizer_setting_no_number": Case(BASIC, "--optim sgd --optim_args momentum=x", ("--optim sgd", "'x'")),
+    "optimizer_without_its_package": Case(BASIC, "--optim galore_adamw", ("--optim galore_adamw", "pip install")),
+    "optimizer_targets_no_pattern": Case(BASIC, "--optim_target_modules [", ("--optim_target_modules [",)),
+    "checkpointing_keyword": Case(
+        BASIC, ["--gradient_checkpointing_kwargs", '{"use_reentrent": true}'],
+        ("--gradient_checkpointing_kwargs: there is no use_reentrent: did you mean use_reentrant?",),
+    ),
+    "checkpointing_value": Case(
+        BASIC, ["--gradient_checkpointing_kwargs", '{"use_reentrant": "maybe"}'], ("use_reentrant is true or false, not",)
+    ),
+    "checkpointing_mode": Case(
+        BASIC, ["--activation_checkpointing_kwargs", '{"determinism_check": "odd"}'], ("determinism_check should be one of",)
+    ),
+    "accelerator_keyword": Case(
+        BASIC, ["--accelerator_config", '{"split_batch": true}'], ("--accelerator_config", "did you mean split_batches?")
+    ),
+    "accelerator_value": Case(BASIC, ["--accelerator_config", '{"even_batches": 7}'], ("even_batches is true or false, not 7",)),
+    "accelerator_file_not_there": Case(BASIC, "--accelerator_config a.json", ("--accelerator_config a.json cannot be read",)),
+    "accelerator_file_no_json": Case(
+        BASIC, "--accelerator_config a.json", ("--accelerator_config a.json is not JSON",), write("a.json", "{x")
+    ),
+    "accelerator_file_a_list": Case(
+        BASIC, "--accelerator_config a.json", ("a.json is no JSON object",), write("a.json", "[1]")
+    ),
+    "accelerator_accumulation": Case(
+        BASIC, ["--accelerator_config", '{"gradient_accumulation_kwargs": {"num_steps": 3}}'], ("--gradient_accumulation_steps",)
+    ),
+    "fsdp_keyword": Case(BASIC, ["--fsdp_config", '{"cpu_ofload": true}'], ("did you mean cpu_offload?",)),
+    "fsdp_file_not_there": Case(BASIC, "--fsdp_config a.json", ("--fsdp_config a.json cannot be read",)),
+    "model_keyword_of_ours": Case(
+        BASIC, ["--model_init_kwargs", '{"use_safetensors": false}'], ("--model_init_kwargs: use_safetensors is settled here",)
+    ),
+    "deepspeed_file_not_there": Case(BASIC, "--deepspeed a.json", ("--deepspeed a.json cannot be read",)),
+    "deepspeed_without_its_package": Case(BASIC, ["--deepspeed", '{"a": 1}'], ("pip install deepspeed",)),
+    "deepspeed_with_a_secret": Case(
+        BASIC, ["--deepspeed", '{"comet": {"api_key": "sk-very-secret"}}'], ("--deepspeed holds a secret, api_key",)
+    ),
+    "liger_without_its_package": Case(BASIC, "--use_liger_kernel", ("pip install liger-kernel",)),
+    "liger_no_json": Case(BASIC, "--liger_kernel_config x", ("--liger_kernel_config", "no JSON object")),
+    "reporter_unknown": Case(BASIC, "--report_to nowhere", ("--report_to nowhere is not known", "tensorboard")),
+    "reporter_without_its_package": Case(BASIC, "--report_to clearml", ("--report_to clearml", "pip install clearml")),
+    "8_bit_without_its_package": Case(LORA, "--load_in_8bit", ("--load_in_8bit", "pip install bitsandbytes")),
+    "compiler_unknown": Case(BASIC, "--torch_compile_backend odd", ("--torch_compile_backend odd", "inductor")),
+    "compiler_mode_unknown": Case(BASIC, "--torch_compile_mode odd", ("--torch_compile_mode odd", "max-autotune")),
+}  # fmt: skip
+for name, package in {
+    "optimizer_without_its_package": "galore_torch", "deepspeed_without_its_package": "deepspeed",
+    "liger_without_its_package": "liger_kernel", "reporter_without_its_package": "clearml",
+    "8_bit_without_its_package": "bitsandbytes",
+}.items():  # fmt: skip
+    if importlib.util.find_spec(package):
+        del TRIED[name]
+
+LONG, LONG_PART = "d/" * 2500, "d/" + "x" * 300 + "/e"
+PATHS = {
+    f"{flag}_{name}": Case(script, f"--{flag} {path}", (f"--{flag} d/", words))
+    for script, flags in {
+        BASIC: "model_name_or_path dataset_name output_dir reference_cache resume_from_checkpoint accelerator_config "
+               "fsdp_config deepspeed",
+        LORA: "adapter", LOSS: "loss_file", DATA: "save_cleaned", EVALUATION: "reference answers models judge_model",
+    }.items()
+    for flag in flags.split()
+    for name, path, words in (("too_long", LONG, "bytes long; the system takes"), ("part_too_long", LONG_PART, "has a part of 300 bytes"))
+} | {
+    "config_too_long": Case(BASIC, f"--config {LONG}", ("--config d/", "bytes long; the system takes")),
+    "path_with_nul": Case(BASIC, ["--reference_cache", "a\0b"], ("--reference_cache a\\x00b holds a character",)),
+}  # fmt: skip
+
 OUTPUT = {
     "output_dir_empty": Case(BASIC, ["--output_dir", ""], ("--output_dir is empty",)),
     "output_dir_is_a_file": Case(BASIC, "--output_dir pairs.jsonl", ("--output_dir pairs.jsonl is a file",), PAIRS),
     "output_dir_below_a_file": Case(
         BASIC, "--dataset_name pairs.jsonl --output_dir pairs.jsonl/out", ("pairs.jsonl",), PAIRS
     ),
-    "output_dir_too_long": Case(BASIC, "--output_dir " + "x" * 300, ("--output_dir xxx", "255 bytes")),
+    "output_dir_too_long": Case(BASIC, "--output_dir " + "x" * 300, ("--output_dir xxx", "a part of 300 bytes", "255")),
     "output_dir_not_writable": Case(BASIC, "--dataset_name pairs.jsonl --output_dir /proc/x/y", ("/proc/x",), PAIRS),
     "output_dir_holds_what_no_run_left": Case(
         BASIC,
@@ -540,10 +671,12 @@ EVALUATIONS = {
 ENVIRONMENTS = {
     "world_size_no_number": Case(BASIC, "", ("WORLD_SIZE is 'many'",), environment={"WORLD_SIZE": "many"}),
     "rank_no_number": Case(BASIC, "", ("LOCAL_RANK is 'x'",), environment={"LOCAL_RANK": "x"}),
+    "temporary_folder_gone": Case(BASIC, "", ("TMPDIR is /no/such", "unset it"), environment={"TMPDIR": "/no/such"}),
+    "temporary_folder_a_file": Case(BASIC, "", ("TMPDIR is pairs.jsonl",), PAIRS, {"TMPDIR": "pairs.jsonl"}),
 }
 
 GROUPS = dict(
-    flags=FLAGS, output=OUTPUT, recipes=RECIPES, models=MODELS, adapters=ADAPTERS, data=DATA_FILES, losses=LOSSES,
+    flags=FLAGS, numbers=NUMBERS, tried=TRIED, paths=PATHS, output=OUTPUT, recipes=RECIPES, models=MODELS, adapters=ADAPTERS, data=DATA_FILES, losses=LOSSES,
     evaluation=EVALUATIONS, environment=ENVIRONMENTS,
 )  # fmt: skip
 CASES = {f"{group}-{name}": case for group, cases in GROUPS.items() for name, case in cases.items()}
