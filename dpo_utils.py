@@ -52,7 +52,6 @@ from machinery.runs.failures import end_together, exit_code, print_traceback
 from machinery.runs.folder import close_output_dir
 from machinery.runs.identity import keep_checkpoints
 from machinery.runs.interrupts import SaveOnSignal
-from machinery.runs.untrue_alarms import drop_untrue_alarms
 from machinery.watching.log_lines import PreviewReply, show_log_lines
 from machinery.watching.warning_list import WarningList
 from machinery.watching.watcher import Watcher
@@ -499,7 +498,6 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
         return [(reply.ids, reply.is_finished) for reply in replies]
 
     keep_checkpoints(trainer)
-    drop_untrue_alarms(trainer.model)
     show_log_lines(trainer)
     trainer.add_callback(PreviewReply(reply))
     trainer.add_callback(SaveOnSignal())

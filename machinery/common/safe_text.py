@@ -31,7 +31,7 @@ VALUE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 IN_ADDRESS = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")  # a user's name and password, or a token in their place
-SHORTEST = 6  # a shorter secret is masked beside its keyword alone: each "abc" in a text would be too much
+SHORTEST, LONGEST_WORD = 6, 12
 
 _secrets: set[str] = set()
 
@@ -69,7 +69,12 @@ def remember_secrets(words: Iterable[str], recipe: dict | None = None) -> None:
     """Find the secrets of a command line, of a recipe and of the environment, so that no text shows them any more."""
     found = [*_in_words(list(words)), *_in_values(recipe or {})]
     found += [value for name, value in os.environ.items() if names_secret(name) and not os.path.exists(value)]
-    _secrets.update(form for value in found for form in (value, unquote(value)) if len(form) >= SHORTEST)
+    _secrets.update(form for value in found for form in (value, unquote(value)) if not _may_be_a_word(form))
+
+
+def _may_be_a_word(text: str) -> bool:
+    """Whether a secret is so plain that texts hold it by chance, as "another": it is masked beside its keyword only."""
+    return len(text) < SHORTEST or (len(text) < LONGEST_WORD and text.isalpha() and text[1:].islower())
 
 
 def names_secret(keyword: str) -> bool:

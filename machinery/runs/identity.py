@@ -20,6 +20,7 @@ from torch import nn
 
 from ..common.errors import UserError
 from ..common.token_rows import TOKEN_COLUMNS, hash_rows
+from ..watching.untrue_alarms import drop_untrue_alarms
 from .checkpoints import complete_checkpoints, read_manifest
 
 SETTINGS = """
@@ -50,6 +51,7 @@ def keep_checkpoints(trainer) -> None:
             "new run in another --output_dir."
         )
     complete_checkpoints(trainer, run_now)
+    drop_untrue_alarms(trainer.model)  # on going on
 
 
 def describe_run(trainer) -> dict:

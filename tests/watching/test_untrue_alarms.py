@@ -5,7 +5,7 @@ import logging
 import pytest
 from conftest import make_llama
 
-from machinery.runs.untrue_alarms import SAYS, drop_untrue_alarms
+from machinery.watching.untrue_alarms import SAYS, drop_untrue_alarms
 
 
 @pytest.fixture
