@@ -141,6 +141,18 @@ def call(monkeypatch, capsys):
         signal.signal(number, handler)
 
 
+def spoil(path: Path, damage: str) -> None:
+    """Do to a kept file what a disk or a person does: "flipped" (one bit), "cut", "empty", "garbage", "a folder"."""
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+        return
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    path.write_bytes({"flipped": flipped, "cut": content[:-7], "empty": b"", "garbage": os.urandom(200)}[damage])
+
+
 LENGTHS = [(7, 3, 5), (20, 1, 1), (4, 6, 2), (15, 1, 9)]  # prompt, chosen, rejected; the last is cut at 22
 
 
