@@ -169,11 +169,6 @@ def forget_damaged(files: Iterable[Path]) -> None:
             _seal_of(path).unlink(missing_ok=True)
 
 
-def is_sealed(path: Path) -> bool:
-    """Whether a checksum stands beside a file, right or wrong."""
-    return _seal_of(path).exists()
-
-
 def _seal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sum")
 

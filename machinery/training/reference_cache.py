@@ -39,7 +39,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 
 from ..common.kept_files import checksum, complete_file, forget_oldest, going_on_without
 from ..common.token_rows import hash_rows, row_lengths
-from .sealed_maps import nothing_kept, sealed_maps
+from .sealed_maps import made_with_seals, nothing_kept, sealed_maps
 
 logger = logging.getLogger("dpo")
 
@@ -153,9 +153,17 @@ class CachedReference:
                 save_logps(Path(folder), key, *kept)
         if name == "train":
             self.is_asked_in_part = not wanted.all()
-        for column, logps in zip(COLUMNS, kept, strict=True):
-            dataset = dataset.add_column(column, logps.tolist())
-        return dataset
+
+        def with_columns():
+            made = dataset
+            for column, logps in zip(COLUMNS, kept, strict=True):
+                made = made.add_column(column, logps.tolist())  # a row that was dropped before makes this a map
+            return made
+
+        if self.args.world_size == 1:
+            return made_with_seals(dataset, with_columns)
+        with nothing_kept():  # by each process
+            return with_columns()
 
     def compute_ref_log_probs(self, model, inputs):
         """TRL's, noted batch by batch while the reference is asked about all pairs."""

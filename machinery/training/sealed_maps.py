@@ -7,7 +7,7 @@ taken only if it is, byte for byte, what was written. Where the folder can no lo
 temporary one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from filelock import FileLock
 
-from ..common.kept_files import forget_damaged, going_on_without, is_sealed, seal
+from ..common.kept_files import forget_damaged, going_on_without, seal
 
 
 class SealedMaps:
@@ -31,10 +31,16 @@ class SealedMaps:
         if args.world_size > 1:  # whose first process makes what all others wait for
             with sealed_maps(dataset):
                 return prepare()
+        return made_with_seals(dataset, prepare)
+
+
+def made_with_seals(dataset: Dataset, make: Callable[[], Dataset]) -> Dataset:
+    """What a single process makes of a data set by maps: taken from disk as it was sealed, or made anew, kept or not."""
+    if dataset.cache_files:
         with going_on_without("Tokens", Path(dataset.cache_files[0]["filename"]).parent), sealed_maps(dataset):
-            return prepare()
-        with nothing_kept():
-            return prepare()
+            return make()
+    with nothing_kept():
+        return make()
 
 
 @contextmanager
@@ -46,13 +52,14 @@ def sealed_maps(dataset: Dataset) -> Iterator[None]:
     if not PartialState().is_main_process:
         yield
         return
-    find, found = Dataset._get_cache_file_path, []
+    find, found, intact = Dataset._get_cache_file_path, [], []
 
     def find_sound(self, fingerprint: str) -> str:
         path = find(self, fingerprint)
         if path not in found and self.cache_files:
             found.append(path)
             forget_damaged(_files(path))
+            intact.extend(_files(path))
         return path
 
     lock = Path(dataset.cache_files[0]["filename"]).parent / f"{dataset._fingerprint}.map.lock"
@@ -62,7 +69,7 @@ def sealed_maps(dataset: Dataset) -> Iterator[None]:
             yield
         finally:
             Dataset._get_cache_file_path = find
-        for file in (file for path in found for file in _files(path) if not is_sealed(file)):
+        for file in (file for path in found for file in _files(path) if file not in intact):
             seal(file)
 
 
