@@ -39,7 +39,8 @@ class ForkServer:
         """Start a script; returns the ids of its processes.
 
         log: where its output goes, and its errors too if they have no file of their own. more: cwd, processes and port,
-        file_size (the most bytes that a file may have), encoding (of both outputs), ignored (names of signals).
+        file_size (the most bytes that a file may have), encoding (of both outputs), ignored (names of signals), caches (where data
+        sets are kept).
         """
         request = {"script": script, "words": [str(word) for word in words], "log": str(log)} | more
         request |= {"errors": errors and str(errors), "environment": dict(os.environ)}
@@ -84,6 +85,10 @@ def run_in_fork(request: dict, rank: int) -> int:
             }  # fmt: skip
         if size := request.get("file_size"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        import datasets
+
+        if caches := request.get("caches"):
+            datasets.config.HF_DATASETS_CACHE = Path(caches)
         sys.argv = [f"{request['script']}.py", *request["words"]]
         import dpo_utils
 
