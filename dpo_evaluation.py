@@ -58,6 +58,7 @@ from machinery.evaluation.verdict import Reference, judge_all
 from machinery.models.adapters import base_of
 from machinery.models.checks import is_same_tokenizer
 from machinery.runs.folder import claim_output_dir
+from machinery.runs.interrupts import finished_first
 
 # For every model. More prompts narrow the intervals; more answers a prompt do too, but less and less.
 EVALUATION = dict(num_eval_prompts=200, per_device_eval_batch_size=64, beta=None)  # None: each run's own
@@ -201,7 +202,8 @@ def main():
     report = Report(results, outcomes, reference, judge, prompts, pairs, eval_pairs is not None)
     report.show()
     made = {"seed": str(training_args.seed), "dataset": str(dataset), "seconds": f"{time.time() - started:.0f}"}
-    files = report.write(Path(training_args.output_dir), made)
+    with finished_first(f"The evaluation is finished, and its files are in {training_args.output_dir}."):
+        files = report.write(Path(training_args.output_dir), made)
     problem = next((outcome.problem for outcome in outcomes if outcome.problem), None)
     if problem:
         raise UserError(f"{problem}. What needs no judge is in {files}.")

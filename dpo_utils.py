@@ -39,6 +39,7 @@ from machinery.command.settings import settle
 from machinery.common.chat import Turns, has_thought, most_tokens, read_reply, reply_start, warn_of_cut_thoughts
 from machinery.common.errors import UserError
 from machinery.common.intervals import bootstrap_mean, with_interval
+from machinery.common.outlets import lasting_outlets
 from machinery.common.safe_text import first_line, inert_record, say, visible
 from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
@@ -51,7 +52,7 @@ from machinery.models.sharded_weights import on_whole_weights, waits_for_shards
 from machinery.runs.failures import end_together, exit_code, print_traceback
 from machinery.runs.folder import close_output_dir
 from machinery.runs.identity import keep_checkpoints
-from machinery.runs.interrupts import SaveOnSignal
+from machinery.runs.interrupts import SaveOnSignal, Stopped, signals_stop
 from machinery.watching.log_lines import PreviewReply, show_log_lines
 from machinery.watching.warning_list import WarningList
 from machinery.watching.watcher import Watcher
@@ -149,20 +150,25 @@ def parse_args(
 
 
 def run(main) -> None:
-    """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1."""
+    """Run a script's main function: a user's mistake becomes one sentence and exit code 2, a failed training 1.
+
+    A signal ends it with a sentence and 130, 143 or 129; output that nobody can read any more does not end it.
+    """
     sys.excepthook = print_traceback
     is_finished = False
-    try:
-        main()
-        end_together()
-        is_finished = True
-    except (Exception, KeyboardInterrupt) as error:
-        code = exit_code(error)
-        if code is None:
-            raise  # a fault of ours
-        raise SystemExit(code) from None
-    finally:
-        close_output_dir(is_finished)
+    with lasting_outlets():
+        try:
+            with signals_stop():
+                main()
+                end_together()
+            is_finished = True
+        except (Exception, KeyboardInterrupt, Stopped) as error:
+            code = exit_code(error)
+            if code is None:
+                raise  # a fault of ours
+            raise SystemExit(code) from None
+        finally:
+            close_output_dir(is_finished)
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------

@@ -30,6 +30,19 @@ PATIENCE = 1800  # seconds: it ends what hangs, and never what is slow
 # A short run of a training script, by flags a user has.
 SHORT = ("--max_steps", 4, "--per_device_train_batch_size", 4, "--num_eval_prompts", 4, "--max_new_tokens", 8,
          "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
+# A short run of each script on the demo; what they are asked for besides the output folder.
+SCRIPTS_ON_DEMO = {
+    script: [*SHORT, *more]
+    for script, more in {
+        "basic_dpo_training": [],
+        "lora_dpo_training": [],
+        "custom_dataset_dpo": [],
+        "custom_loss_dpo": ["--beside", "none"],
+    }.items()
+} | {
+    "dpo_evaluation": "--models demo/model --reference demo/model --dataset_name demo --num_eval_prompts 2 --num_samples 1 "
+    "--max_new_tokens 4".split()
+}  # fmt: skip
 # What metrics.json holds of every training.
 CONTRACT = (
     "script model reference dataset beta loss_type seed max_length warnings trainable_parameters pairs_train pairs_eval train_seconds train_pairs_per_second "
@@ -106,14 +119,14 @@ def run_forked(script, *words, cwd=PROJECT) -> subprocess.CompletedProcess:
     """The same in a fork of a process that has imported everything: what differs is the seconds that a start takes."""
     with tempfile.TemporaryDirectory(prefix="dpo-forked-") as folder:
         log, errors = Path(folder, "log"), Path(folder, "errors")
-        server = _fork_server()
+        server = fork_server()
         server.start(Path(script).stem, words, log, errors, cwd=str(cwd))
         [code] = server.wait()
         return subprocess.CompletedProcess([script, *words], code, log.read_text("utf-8"), errors.read_text("utf-8"))
 
 
 @functools.cache
-def _fork_server() -> ForkServer:
+def fork_server() -> ForkServer:
     server = ForkServer()
     atexit.register(server.close)
     return server
@@ -139,6 +152,18 @@ def call(monkeypatch, capsys):
     yield _call
     for number, handler in handlers.items():  # a training that fails leaves its own
         signal.signal(number, handler)
+
+
+def spoil(path: Path, damage: str) -> None:
+    """Do to a kept file what a disk or a person does: "flipped" (one bit), "cut", "empty", "garbage", "a folder"."""
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+        return
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    path.write_bytes({"flipped": flipped, "cut": content[:-7], "empty": b"", "garbage": os.urandom(200)}[damage])
 
 
 LENGTHS = [(7, 3, 5), (20, 1, 1), (4, 6, 2), (15, 1, 9)]  # prompt, chosen, rejected; the last is cut at 22

@@ -38,7 +38,8 @@ class ForkServer:
         """Start a script; returns the ids of its processes.
 
         log: where its output goes, and its errors too if they have no file of their own. more: cwd, processes and port,
-        file_size (the most bytes that a file may have).
+        file_size (the most bytes that a file may have), encoding (of both outputs), ignored (names of signals), caches (where data
+        sets are kept).
         """
         request = {"script": script, "words": [str(word) for word in words], "log": str(log)} | more
         request |= {"errors": errors and str(errors), "environment": dict(os.environ)}
@@ -71,9 +72,11 @@ def run_in_fork(request: dict, rank: int) -> int:
         os.dup2(log, 1)
         os.dup2(_open(request["errors"]) if request["errors"] else log, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
+        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, encoding=request.get("encoding"))
         if request["errors"]:
-            sys.stderr = os.fdopen(2, "w", buffering=1)
+            sys.stderr = os.fdopen(2, "w", buffering=1, encoding=request.get("encoding"))
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # a shell's background has the last one ignored
+            signal.signal(number, signal.SIG_IGN if number.name in request.get("ignored", ()) else signal.SIG_DFL)
         if request.get("processes", 1) > 1:
             os.environ |= {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(request["processes"]),
@@ -81,6 +84,10 @@ def run_in_fork(request: dict, rank: int) -> int:
             }  # fmt: skip
         if size := request.get("file_size"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        import datasets
+
+        if caches := request.get("caches"):
+            datasets.config.HF_DATASETS_CACHE = Path(caches)
         sys.argv = [f"{request['script']}.py", *request["words"]]
         import dpo_utils
 

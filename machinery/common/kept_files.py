@@ -1,37 +1,114 @@
-"""Files that are whole or not there, whatever ends the writing, and folders that do not grow without end.
+"""Files that are whole or not there; and what is kept between runs: as it was written, or made anew, and worth no run.
 
 with complete_file(Path("metrics.json")) as file:      # written under another name, renamed at the end
     file.write("{}")
-forget_oldest(Path("runs/.cache"), "*.safetensors", most_bytes=10**9)
+with going_on_without("The answers", folder):           # a full disk ends no run where only time would be saved
+    ...
 seal(path)                                              # its checksum, beside it
 forget_damaged([path])                                  # what is not as it was sealed is made anew
+line = json.dumps(signed({"key": 1}))                   # small things carry their checksum themselves
+forget_oldest(Path("runs/.cache"), "*.safetensors", most_bytes=10**9)
 """
 
+import errno
+import glob
 import hashlib
+import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 logger = logging.getLogger("dpo")
 
 UNFINISHED = ".unfinished"  # where files wait that are to appear together
+NO_ROOM = [errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)]
+_said: set[tuple[str, str]] = set()  # what cannot be kept, and where
 
 
 @contextmanager
 def complete_file(path: Path, mode: str = "w"):
-    """Open a file that appears under its name only when it is complete; after an error there is none, or the old one."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    """Open a file that appears under its name only when it is complete; after an error there is none, or the old one.
+
+    Each writer has a name of its own until then, so the last one to end wins. An error of a full disk names the file.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
+        _clear_if_dead(left)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}{UNFINISHED}")
     try:
-        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with named(path), open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
+            with suppress(OSError):  # some network file systems know no locks
+                _lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An error that a full disk raises within, and which names no file, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def dispensable(path: Path) -> Iterator[Path]:
+    """A file beside the result, which a full disk may cost: that is said, nothing half is left, and the run goes on."""
+    was_there = path.exists()
+    try:
+        yield path
+    except OSError as error:
+        if not was_there:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        logger.warning(f"{path.name} could not be written, and is left out: {error.strerror or error}.")
+
+
+def _clear_if_dead(left: Path) -> None:
+    """Remove what a killed process left unfinished: it holds no lock any more; without locks, after a day."""
+    with suppress(OSError):
+        age = time.time() - left.stat().st_mtime
+        if fcntl is not None and age > 60:  # not between another's opening and locking
+            with open(left, "rb") as file:
+                _lock(file)
+                left.unlink()
+        elif age > 86_400:
+            left.unlink()
+
+
+def _lock(file) -> None:
+    """Hold a lock that ends with this process, however it ends. Raises OSError where another holds it."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def going_on_without(what: str, where: Path) -> Iterator[None]:
+    """A write that fails in here is said once, and ends nothing: `what` would be kept in `where` only to save time."""
+    try:
+        yield
+    except OSError as error:
+        if (what, str(where)) not in _said:
+            _said.add((what, str(where)))
+            reason = error.strerror or str(error) or type(error).__name__
+            logger.warning(f"{what} cannot be kept in {where}: {reason}. The run goes on without keeping them.")
 
 
 @contextmanager
@@ -41,7 +118,8 @@ def complete_files(folder: Path):
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        yield unfinished
+        with named(folder):
+            yield unfinished
         for path in sorted(unfinished.iterdir()):
             os.replace(path, folder / path.name)
     finally:
@@ -65,27 +143,58 @@ def forget_oldest(folder: Path, pattern: str, most_bytes: int, but: Path | None 
 def seal(path: Path) -> None:
     """Write the checksum of a file that is kept, beside it."""
     with complete_file(_seal_of(path)) as file:
-        file.write(_checksum(path))
+        file.write(checksum(path))
 
 
 def forget_damaged(files: Iterable[Path]) -> None:
-    """Remove those files that are not, byte for byte, what was sealed, so that they are made anew."""
+    """Remove those files that are not, byte for byte, what was sealed, so that they are made anew.
+
+    One without a seal goes without a word: its run was killed before it could seal. Raises OSError for what cannot be
+    removed, as a folder in a file's place.
+    """
     for path in files:
-        with suppress(FileNotFoundError):  # another run was faster
-            sealed = _seal_of(path).read_text(encoding="utf-8", errors="replace") if _seal_of(path).exists() else None
-            if sealed != _checksum(path):
-                if sealed is not None:  # else a run was killed before it could seal
-                    logger.warning(f"{path} has changed on disk since it was written. It is made anew.")
-                path.unlink()
+        if not os.path.lexists(path):  # another run was faster
+            continue
+        try:
+            sealed, now = _seal_of(path).read_text(encoding="utf-8", errors="replace"), checksum(path)
+            damage = "has changed on disk since it was written" if sealed != now else None
+        except FileNotFoundError:
+            damage = ""
+        except OSError as error:
+            damage = f"cannot be read ({error.strerror})"
+        if damage:
+            logger.warning(f"{path} {damage}. It is made anew.")
+        if damage is not None:
+            path.unlink(missing_ok=True)
+            _seal_of(path).unlink(missing_ok=True)
 
 
 def _seal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sum")
 
 
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+def checksum(content: Path | bytes, is_new: bool = False) -> str:
+    """The SHA-256 of a file or of bytes, in hexadecimal digits.
+
+    is_new: the file was just written, and is read once the disk has it: a full one may say so only now.
+    """
+    if not isinstance(content, Path):
+        return hashlib.sha256(content).hexdigest()
+    with open(content, "r+b" if is_new else "rb") as file:
+        if is_new:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def signed(entry: dict) -> dict:
+    """An entry for JSON with the checksum of all else in it."""
+    return entry | {"checksum": checksum(json.dumps(entry, sort_keys=True).encode())}
+
+
+def is_as_signed(entry: dict) -> bool:
+    """Whether an entry read from JSON is what was signed. Raises AttributeError for what is no dictionary."""
+    rest = {name: value for name, value in entry.items() if name != "checksum"}
+    return signed(rest)["checksum"] == entry.get("checksum")
 
 
 def size_on_disk(path: Path) -> int:

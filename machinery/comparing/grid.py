@@ -11,6 +11,7 @@ command, is not repeated. Of each run the metrics and the replies stay, the weig
 """
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -21,12 +22,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
+import trl
 from tqdm import tqdm
 
 from ..common.errors import UserError
+from ..common.kept_files import checksum, complete_file, going_on_without, is_as_signed, signed
 from ..runs.ownership import OWN, hold, release
 
+logger = logging.getLogger("dpo")
+
 PROJECT = Path(__file__).resolve().parents[2]
+NOTE = "made_by.json"
 RUNS_AT_A_TIME = 1 if torch.accelerator.is_available() else min(8, os.cpu_count())
 # Student's t for a 95% interval, by the number of values less one, from 1
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -53,6 +60,8 @@ def run_grid(
             outcomes = list(pool.map(do, jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in list(_children):  # they end their step, and the threads that wait for them end with them
+                child.terminate()
             raise
     # All cases of a seed stand together.
     return {case: outcomes[place :: len(cases)] for place, case in enumerate(cases)}
@@ -78,19 +87,59 @@ def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str)
     words = ["--seed", str(seed), "--eval_strategy", "no", "--save_strategy", "no"]
     words += [flag.replace("{seed}", str(seed)) for flag in flags]
     made_by = {"script": Path(script).name, "words": words, "stamp": stamp}
-    note = folder / "made_by.json"
-    if not (folder / "metrics.json").exists() or not note.exists() or json.loads(note.read_text()) != made_by:
-        command = [sys.executable, str(PROJECT / script), "--output_dir", str(folder), "--overwrite_output_dir", *words]
-        environment = alone() | ({"OMP_NUM_THREADS": "1"} if RUNS_AT_A_TIME > 1 else {})
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
-            failure = f"{' '.join(command[1:])} ended with {done.returncode}: {last[0]}"
-            raise UserError(f"A run failed, and those that are finished are kept: {failure}")
-        for weights in folder.rglob("*.safetensors"):
-            weights.unlink()
-        note.write_text(json.dumps(made_by))
-    return json.loads((folder / "metrics.json").read_text())
+    made_by["versions"] = {library.__name__: library.__version__ for library in (torch, transformers, trl)}
+    if (metrics := kept_metrics(folder, made_by)) is not None:
+        return metrics
+    command = [sys.executable, str(PROJECT / script), "--output_dir", str(folder), "--overwrite_output_dir", *words]
+    environment = alone() | ({"OMP_NUM_THREADS": "1"} if RUNS_AT_A_TIME > 1 else {})
+    code, errors = run_child(command, environment, is_quiet=True)
+    if code:
+        last = errors.strip().splitlines()[-1:] or ["it printed nothing"]
+        failure = f"{' '.join(command[1:])} ended with {code}: {last[0]}"
+        raise UserError(f"A run failed, and those that are finished are kept: {failure}")
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    content = (folder / "metrics.json").read_bytes()
+    with going_on_without("Notes on finished runs", folder), complete_file(folder / NOTE) as file:
+        json.dump(signed(made_by | {"metrics": checksum(content)}), file)
+    return json.loads(content)
+
+
+def kept_metrics(folder: Path, made_by: dict) -> dict | None:
+    """The metrics of a run that the same command has finished in this folder; None, which is said, where they are damaged."""
+    try:
+        noted = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        content = (folder / "metrics.json").read_bytes()
+        if is_as_signed(noted) and noted["metrics"] == checksum(content):
+            return json.loads(content) if noted == signed(made_by | {"metrics": noted["metrics"]}) else None
+    except FileNotFoundError:  # not finished
+        return None
+    except (OSError, ValueError, LookupError, AttributeError):
+        pass
+    logger.warning(f"What was kept of a run in {folder} is not what was written. The run is done anew.")
+    return None
+
+
+_children: set[subprocess.Popen] = set()
+
+
+def run_child(command: list[str], environment: dict[str, str], is_quiet: bool = False) -> tuple[int, str]:
+    """Run a script in a process of its own. Returns its exit code and, where it is quiet, what it said of errors.
+
+    It hears of Ctrl-C from here alone: once, like of any other signal, and it is waited for while it ends by itself.
+    """
+    outputs = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) if is_quiet else {}
+    how = dict(env=environment, text=True, errors="replace", start_new_session=True)
+    with subprocess.Popen(command, **outputs, **how) as child:
+        _children.add(child)
+        try:
+            _, errors = child.communicate()
+        except BaseException:
+            child.terminate()
+            raise  # leaving waits
+        finally:
+            _children.discard(child)
+    return child.returncode, errors or ""
 
 
 def alone() -> dict[str, str]:

@@ -7,22 +7,30 @@ untrained model, chosen by the true reward itself, stands beside them: what choo
 
 import inspect
 import json
+import logging
 import math
+import os
 import random
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+import transformers
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
 from demo.world import is_known, true_reward
 
 from ..common.errors import UserError
+from ..common.kept_files import checksum, complete_file, going_on_without, is_as_signed, signed
 from ..training.losses import check_names, choose_loss
 from .grid import PROJECT, claimed, mean_interval, run_grid, without
 from .loss_figures import plot_frontier, plot_noise, plot_shapes
+
+logger = logging.getLogger("dpo")
 
 OWN_FLAGS = {"--compare", "--losses", "--betas", "--seeds", "--output_dir", "--overwrite_output_dir", "--seed"}
 # What is compared where --losses does not say.
@@ -91,9 +99,9 @@ def compare(
     cells = _cells(kind, losses, betas, known, own)
     with claimed(folder):
         _write_data(kind, seeds, folder / "data")
-        cases, stamps = {}, {}
+        cases, stamps, own_words = {}, {}, without(sys.argv[1:], OWN_FLAGS)
         for case, cell in cells.items():
-            cases[case] = (script, without(sys.argv[1:], OWN_FLAGS) + _flags(kind, cell, folder))
+            cases[case] = (script, own_words + _flags(kind, cell, folder))
             stamps[case] = inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)
         print(f"{len(cases)} settings, {len(seeds)} seed(s); finished runs are kept in {folder / 'cells'}", flush=True)
         results = run_grid(cases, seeds, folder / "cells", stamps)
@@ -104,12 +112,16 @@ def compare(
             "kind": kind,
             "seeds": seeds,
             "before": [metrics.get("true_reward_before") for metrics in next(iter(results.values()))],
-            "best_of_n": best_of_n(prompts, reply, seeds, folder / "best_of_n.json") if kind == "losses" else {},
+            "best_of_n": best_of_n(prompts, reply, seeds, folder / "best_of_n.json", own_words)
+            if kind == "losses"
+            else {},
             "runs": rows,
         }
-        (folder / "results.json").write_text(json.dumps(report, indent=1))
+        with complete_file(folder / "results.json") as file:
+            json.dump(report, file, indent=1)
         table = noise_table(report) if kind == "noise" else loss_table(report)
-        (folder / "table.md").write_text(table + "\n")
+        with complete_file(folder / "table.md") as file:
+            file.write(table + "\n")
         print(f"\n{table}\n")
         print("In brackets: the 95% interval of the mean over the seeds (Student's t), where there are several.")
         if kind == "noise":
@@ -223,22 +235,41 @@ def write_alike_pairs(folder: Path, seed: int) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in alike), encoding="utf-8")
 
 
-def best_of_n(prompts: list, reply: Callable[[int], list[str]], seeds: list[int], cache: Path) -> dict[str, dict]:
+def best_of_n(
+    prompts: list, reply: Callable[[int], list[str]], seeds: list[int], cache: Path, settings: list[str]
+) -> dict[str, dict]:
     """By n: the mean true reward of the best of n replies, one number a seed, and the KL of choosing so.
 
-    reply(seed): one reply to each prompt. KL: log n - (n - 1) / n, an upper bound (arXiv:2401.01879).
+    reply(seed): one reply to each prompt. settings: what the replies depend on besides prompts and seeds; what was kept
+    of others is not taken. KL: log n - (n - 1) / n, an upper bound (arXiv:2401.01879).
     """
-    kept = json.loads(cache.read_text()) if cache.exists() else {}
+    versions = [torch.__version__, transformers.__version__]
+    made_from = checksum(json.dumps([prompts, settings, BEST_OF, versions], default=str).encode())
+    kept = _kept_rewards(cache, made_from)
     for seed in tqdm([seed for seed in seeds if str(seed) not in kept], desc="best of n"):
         replies = [reply(10_000 + 100 * seed + number) for number in range(max(BEST_OF))]
         draws = [[true_reward(*pair) for pair in zip(prompts, texts, strict=True)] for texts in replies]
         kept[str(seed)] = {str(n): sum(map(max, zip(*draws[:n], strict=True))) / len(draws[0]) for n in BEST_OF}
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(json.dumps(kept))
+        with going_on_without("Rewards of the best of n", cache.parent):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with complete_file(cache) as file:
+                json.dump(signed({"made_from": made_from, "rewards": kept}), file)
     return {
         str(n): {"kl": math.log(n) - (n - 1) / n, "true_reward": [kept[str(seed)][str(n)] for seed in seeds]}
         for n in BEST_OF
     }
+
+
+def _kept_rewards(cache: Path, made_from: str) -> dict[str, dict[str, float]]:
+    """By seed and n; nothing where there are none, or only of other replies, or they are damaged, which is said."""
+    if not os.path.lexists(cache):
+        return {}
+    with suppress(OSError, ValueError, LookupError, AttributeError):
+        noted = json.loads(cache.read_text(encoding="utf-8"))
+        if is_as_signed(noted):
+            return noted["rewards"] if noted["made_from"] == made_from else {}
+    logger.warning(f"{cache} is not what was written to it: the replies are sampled anew.")
+    return {}
 
 
 # --- Tables ----------------------------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ print(side_by_side({"adapter": run_facts("runs/lora"), "all weights": full}))
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 from accelerate import PartialState
 
-from .grid import PROJECT, alone, only, without
+from ..common.errors import UserError
+from .grid import PROJECT, alone, only, run_child, without
 
 BASIC = PROJECT / "basic_dpo_training.py"
 
@@ -61,7 +61,7 @@ def beside_full_run(metrics: dict, folder: Path, make_it: bool) -> str:
         words += ["--beta", metrics["beta"], "--output_dir", where / "basic", "--overwrite_output_dir"]
         command = [sys.executable, str(BASIC), *map(str, words), *only(sys.argv[1:], IN_COMMON)]
         print("\nNow all weights, by", BASIC.name, flush=True)
-        if subprocess.run(command, env=alone()).returncode:
+        if run_child(command, alone())[0]:
             return f"The run of all weights failed: {' '.join(command[1:])}"
     full = newest_run(where, "basic", model, dataset)
     if full is None:
@@ -90,7 +90,7 @@ def run_again(script: str, words: list[str], folder: Path) -> dict:
         return {}
     own = without(sys.argv[1:], {"--resume_from_checkpoint", "--overwrite_output_dir"})
     command = [sys.executable, script, *own, *words, "--output_dir", str(folder), "--overwrite_output_dir"]
-    return run_facts(folder) if subprocess.run(command, env=alone()).returncode == 0 else {}
+    return run_facts(folder) if run_child(command, alone())[0] == 0 else {}
 
 
 def newest_run(folder: Path, script: str, model: str, dataset: str) -> tuple[dict, Path] | None:
@@ -129,7 +129,9 @@ def run_facts(folder: str | Path) -> dict:
 def train_basic() -> str:
     """Run the basic script in runs/basic, and return where."""
     print("There is no run yet, so the basic one is trained first.\n", flush=True)
-    subprocess.run([sys.executable, str(BASIC)], check=True, env=alone())
+    code, _ = run_child([sys.executable, str(BASIC)], alone())
+    if code:
+        raise UserError(f"The basic run ended with {code}; what it said stands above.")
     return newest_trained(Path("runs"))
 
 

@@ -12,17 +12,19 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import datasets
+import transformers
 from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
+from datasets.fingerprint import Hasher, get_temporary_cache_files_directory
 from filelock import FileLock
 
 from ..common import chat
 from ..common.chat import TEMPLATE_ERRORS
-from ..common.kept_files import forget_damaged, forget_oldest, seal
+from ..common.kept_files import forget_damaged, forget_oldest, going_on_without, seal
 from ..common.safe_text import first_line
 from . import store, tokens
 from .tokens import token_facts
@@ -80,39 +82,56 @@ def format_pairs(
     )
     how = {"as_turns": as_turns, "step": step, "columns": list(features)}
     how |= {"max_prompt_length": max_prompt_length, "max_length": max_length}
-    code = [Path(file).read_bytes() for file in (__file__, tokens.__file__, chat.__file__)]
+    code = [Path(file).read_bytes() for file in (__file__, store.__file__, tokens.__file__, chat.__file__)]
     try:
         code.append(inspect.getsource(format_pair))
     except (OSError, TypeError):  # typed into a session
         code += [format_pair.__code__.co_code, repr(format_pair.__code__.co_consts)]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else [tokenizer.name_or_path, len(tokenizer)]
-    key = Hasher.hash([*key, how, code, words, tokenizer.chat_template, tokenizer.eos_token])
-    kept = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs" / f"{key}.arrow"
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    versions = [datasets.__version__, transformers.__version__]
+    key = Hasher.hash([*key, how, code, versions, words, tokenizer.chat_template, tokenizer.eos_token])
+    make = partial(
+        found.map,
+        format_row,
+        with_indices=True,
+        fn_kwargs={"tokenizer": tokenizer, "format_pair": format_pair, **how},
+        features=features,
+        remove_columns=["pair"],
+        num_proc=num_proc if num_proc and len(found) >= 1000 else None,
+        new_fingerprint=key,
+        desc=f"formatting {name}",
+    )
+    formatted, folder = None, Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs"
+    with PartialState().main_process_first(), going_on_without("Formatted pairs", folder):
+        formatted = _kept_or_made(make, folder / f"{key}.arrow")
+    if formatted is None:  # a process for itself, where nothing is left behind
+        formatted = make(cache_file_name=str(Path(get_temporary_cache_files_directory(), f"{key}.arrow")))
+    return formatted.remove_columns("facts"), formatted["facts"]
+
+
+def _kept_or_made(make: Callable[..., Dataset], kept: Path) -> Dataset:
+    """What make(cache_file_name) returns, from disk where it is kept as it was written. Raises OSError."""
     is_main = PartialState().is_main_process
-    # Two runs at once on the same pairs: the second waits, and finds them made.
-    with PartialState().main_process_first(), FileLock(kept.with_suffix(".lock")):
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):  # two runs at once: the second waits, and finds them made
         if is_main:
             with suppress(FileNotFoundError):
                 os.utime(kept)  # what is used is not old
             forget_oldest(kept.parent, "*.arrow", MOST_BYTES)
-            forget_damaged(kept.parent.glob(f"{key}*.arrow"))  # a file, or one for each process
-        formatted = found.map(
-            format_row,
-            with_indices=True,
-            fn_kwargs={"tokenizer": tokenizer, "format_pair": format_pair, **how},
-            features=features,
-            remove_columns=["pair"],
-            num_proc=num_proc if num_proc and len(found) >= 1000 else None,
-            new_fingerprint=key,
-            cache_file_name=str(kept),
-            desc=f"formatting {name}",
-        )
+            forget_damaged(_files(kept))
+        intact = _files(kept)
+        made = make(cache_file_name=str(kept))
         if is_main:
-            for file in kept.parent.glob(f"{key}*.arrow"):
-                seal(file)
-    return formatted.remove_columns("facts"), formatted["facts"]
+            for file in _files(kept):
+                if file not in intact:
+                    seal(file)
+    return made
+
+
+def _files(kept: Path) -> list[Path]:
+    """The file, or one for each process."""
+    return sorted(kept.parent.glob(f"{kept.stem}*.arrow"))
 
 
 def format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..common.kept_files import complete_file
+from ..common.kept_files import complete_file, dispensable
 from ..common.safe_text import visible
 
 COLOURS = {"prompt": "tab:blue", "chosen": "tab:green", "rejected": "tab:red"}
@@ -34,9 +34,10 @@ def show_reports(reports: dict, folder: Path | str) -> None:
     for report in reports.values():
         print_report(report)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with complete_file(Path(folder) / "data_report.json") as file:
+    with dispensable(Path(folder) / "data_report.json") as path, complete_file(path) as file:
         json.dump(reports, file, indent=2, ensure_ascii=True, allow_nan=False)
-    plot_lengths(next(reversed(reports.values())), Path(folder) / "data_report.png")
+    with dispensable(Path(folder) / "data_report.png") as path:
+        plot_lengths(next(reversed(reports.values())), path)
 
 
 def print_report(report: dict) -> None:

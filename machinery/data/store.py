@@ -19,7 +19,7 @@ from datasets import Dataset, Features, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from ..common.errors import UserError
-from ..common.kept_files import complete_file
+from ..common.kept_files import complete_file, named
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 OPTIONAL = {
@@ -34,7 +34,7 @@ OPTIONAL = {
 def spool(pairs: Iterable[dict], keep: Callable[[dict], bool], path: Path | str) -> tuple[Dataset, str]:
     """Write those pairs for which `keep(pair)` is true to an Arrow file, as JSON. Returns them and their digest."""
     digest = hashlib.blake2b(digest_size=16)
-    with ArrowWriter(path=str(path), features=Features({"pair": Value("string")})) as writer:
+    with named(Path(path)), ArrowWriter(path=str(path), features=Features({"pair": Value("string")})) as writer:
         for pair in pairs:
             if keep(pair):
                 line = json.dumps(pair)

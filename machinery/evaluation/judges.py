@@ -19,6 +19,7 @@ import csv
 import hashlib
 import ipaddress
 import json
+import logging
 import math
 import os
 import random
@@ -39,7 +40,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from ..common.chat import template_ids
 from ..common.errors import UserError
+from ..common.kept_files import going_on_without, is_as_signed, signed
 from ..common.safe_text import first_line
+
+logger = logging.getLogger("dpo")
 
 Prompt = str | list[dict]  # a text, or turns {"role": "user", "content": "..."}
 Score = Callable[[list[Prompt], list[str]], list[float]]
@@ -307,8 +311,8 @@ class EndpointJudge:
                     raise
                 failure, pause = error, max(error.wait, 2**attempt * self._jitter.uniform(0.5, 1.0))
                 continue
-            with open(self.cache, "a", encoding="utf-8") as cache:  # closed at once: what has come is on disk
-                cache.write(json.dumps({"key": digest, "answer": answer}) + "\n")
+            with self._kept(), open(self.cache, "ab", buffering=0) as cache:  # one write: others write to it, too
+                cache.write(json.dumps(signed({"key": digest, "answer": answer})).encode() + b"\n")
             if _read_verdict(answer):
                 return answer
             # The same question at temperature 0 would bring the same answer.
@@ -359,22 +363,32 @@ class EndpointJudge:
         """The name of one question in the cache. Its start is the number at the marks: no answer can hold it."""
         return hashlib.sha256(json.dumps([str(self.url), self.model, INSTRUCTION, *order]).encode()).hexdigest()
 
+    def _kept(self):
+        return going_on_without("The judge's answers", self.cache)
+
     def _read_cache(self) -> dict[str, str]:
-        """Answers with a verdict by digest. A line that was cut off is passed over, and ended for the next one."""
-        try:
+        """Answers with a verdict by digest. What is damaged is said, and asked again; a line that was cut off is ended."""
+        text = ""
+        with self._kept():
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             with open(self.cache, "a+", encoding="utf-8", errors="replace") as file:
                 file.seek(0)
                 text = file.read()
                 file.write("" if text.endswith("\n") or not text else "\n")
-        except OSError as error:
-            raise JudgeError(f"the judge's answers cannot be kept in {self.cache}: {error.strerror}") from error
-        answers = {}
+        answers, damaged = {}, 0
         for line in text.split("\n"):
-            with suppress(ValueError, LookupError, TypeError, AttributeError):
+            try:
                 entry = json.loads(line)
-                if _read_verdict(entry["answer"]):
+                is_sound = is_as_signed(entry)
+                if is_sound and _read_verdict(entry["answer"]):
                     answers[entry["key"]] = entry["answer"]
+            except (ValueError, LookupError, TypeError, AttributeError):
+                is_sound = not line
+            damaged += not is_sound
+        if damaged:
+            logger.warning(
+                f"{damaged} of the judge's answers in {self.cache} are damaged. What they said is asked again."
+            )
         return answers
 
     def _verdict(self, comparison: Comparison, answers: dict[str, str], failed: dict[str, str]) -> Verdict:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.kept_files import complete_file
+from ..common.kept_files import complete_file, dispensable
 from ..common.safe_text import masked, say, without_secrets
 from .html_report import bars_svg, calibration_svg, histogram_svg, scatter_svg, write_report
 from .judges import Verdict, as_text
@@ -167,12 +167,14 @@ class Report:
             "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),
         }
         generations = list(self.generations())
-        write_report(folder / "report.html", self.page(generations, made))
-        with complete_file(folder / "generations.jsonl") as file:
+        with dispensable(folder / "report.html") as page:
+            write_report(page, self.page(generations, made))
+        with dispensable(folder / "generations.jsonl") as path, complete_file(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in generations)
         with complete_file(folder / "metrics.json") as file:
             json.dump(self.metrics() | made, file, indent=2, allow_nan=False)
-        return f"{folder}/report.html (open it in a browser), generations.jsonl, metrics.json"
+        written = [name for name in ("report.html", "generations.jsonl", "metrics.json") if (folder / name).exists()]
+        return f"{folder}/{', '.join(written)}".replace("report.html", "report.html (open it in a browser)", 1)
 
     def metrics(self) -> dict:
         """Flat: numbers, strings and null. With several models their names stand before those of the figures."""

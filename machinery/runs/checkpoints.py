@@ -10,9 +10,7 @@ others than it was given. So each checkpoint ends with a file of the names, size
 final name only when it is complete, and older checkpoints go only when two newer ones hold.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +23,7 @@ from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from ..common.kept_files import complete_file
+from ..common.kept_files import checksum, complete_file, is_as_signed, signed
 from .ownership import drop_older
 
 MANIFEST = "manifest.json"
@@ -42,20 +40,21 @@ def write_manifest(checkpoint: Path, run: dict) -> None:
     """Declare a checkpoint complete: the names, sizes and SHA-256 of its files, and the run it belongs to."""
     files = [path for path in checkpoint.rglob("*") if path.is_file() and MANIFEST not in path.name]
     with ThreadPoolExecutor() as threads:  # hashing gives up Python's lock
-        hashes = list(threads.map(partial(_hash, is_new=True), files))
+        hashes = list(threads.map(partial(checksum, is_new=True), files))
     noted = {
         path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256}
         for path, sha256 in sorted(zip(files, hashes, strict=True))
     }
     with complete_file(checkpoint / MANIFEST) as file:
-        json.dump({"run": run, "files": noted}, file, indent=2)
+        json.dump(signed({"run": run, "files": noted}), file, indent=2)
 
 
 def read_manifest(checkpoint: Path) -> dict:
     """A checkpoint's manifest: {"run": ..., "files": {name: {"bytes": ..., "sha256": ...}}}. Raises ValueError."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["files"] and all({"bytes", "sha256"} <= noted.keys() for noted in manifest["files"].values()):
+        is_whole = "checksum" not in manifest or is_as_signed(manifest)  # the first versions did not sign
+        if is_whole and manifest["files"] and all({"bytes", "sha256"} <= f.keys() for f in manifest["files"].values()):
             return manifest | {"run": dict(manifest["run"])}
     except FileNotFoundError:
         raise ValueError(f"it has no {MANIFEST}, so it was not written to its end") from None
@@ -76,7 +75,7 @@ def why_incomplete(checkpoint: Path) -> str | None:
             size = path.stat().st_size
             if size != noted["bytes"]:
                 return f"{name} has {size:,} bytes of {noted['bytes']:,}"
-            if _hash(path) != noted["sha256"]:
+            if checksum(path) != noted["sha256"]:
                 return f"{name} is not what was written: its hash differs"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
@@ -173,11 +172,3 @@ class CompleteCheckpoints(TrainerCallback):
         if checkpoint is not None and state.is_world_process_zero:
             shutil.rmtree(checkpoint, ignore_errors=True)
         raise FloatingPointError(f"the weights are no longer finite at step {state.global_step}")
-
-
-def _hash(path: Path, is_new: bool = False) -> str:
-    """The hash of a file; of one that was just written, once the disk has it: a full one may say so only now."""
-    with open(path, "r+b" if is_new else "rb") as file:
-        if is_new:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()

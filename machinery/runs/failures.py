@@ -8,7 +8,7 @@ except Exception as error:
         raise                               # a fault in the code
 """
 
-import errno
+import os
 import pickle
 import shutil
 import sys
@@ -21,16 +21,17 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 
 from ..common.errors import UserError, is_out_of_memory
+from ..common.kept_files import NO_ROOM
 from ..common.safe_text import masked, printable
 from ..common.token_rows import row_lengths
 from ..hardware.estimate import estimate_memory
 from ..watching.log_lines import NonFiniteLoss
 from ..watching.watcher import StoppedOnWarning
 from .checkpoints import newest_complete
+from .interrupts import Stopped
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-NO_ROOM = [errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)]
 # What PyTorch and safetensors say when the system refuses a write; neither raises an OSError.
 TORCH_MARKS = ("PytorchStreamWriter", "inline_container", "Parent directory", "cannot be opened")
 SAFETENSORS_MARKS = ("os error", "I/O error")
@@ -44,6 +45,8 @@ def exit_code(error: BaseException) -> int | None:
     code, text = explain(error, local_value(error, "trainer"))
     if code is None:
         return None
+    if isinstance(error, (KeyboardInterrupt, Stopped)) and os.environ.get("RANK", "0") != "0":
+        return code  # each of several processes hears it, and one says so
     if "--traceback" in sys.argv or getattr(local_value(error, "args"), "traceback", False):
         print_traceback(type(error), error, error.__traceback__)
     print(printable(masked(text)), file=sys.stderr)
@@ -76,8 +79,10 @@ def explain(error: BaseException, trainer) -> tuple[int | None, str]:
     if isinstance(error, UserError):
         text = str(error).rstrip(".")
         return 2, f"error: {text}" + ("" if text.endswith("?") else ".")
-    if isinstance(error, KeyboardInterrupt):
-        return 130, f"stopped by Ctrl-C outside of training. {_way_on(trainer)}"
+    if isinstance(error, (KeyboardInterrupt, Stopped)):
+        name = "Ctrl-C" if getattr(error, "code", 130) == 130 else error.signal.name
+        kept = getattr(error, "kept", "") or ("" if trainer is None else _way_on(trainer))
+        return getattr(error, "code", 130), f"stopped by {name}. {kept or 'Give the same command again.'}"
     if isinstance(error, (NonFiniteLoss, FloatingPointError)):
         return 1, (
             f"training failed: {error}. {_way_on(trainer)} Lower --learning_rate, use --bf16 rather than --fp16, and "
@@ -87,7 +92,8 @@ def explain(error: BaseException, trainer) -> tuple[int | None, str]:
         return 1, f"training stopped {error}."
     if is_out_of_memory(error):
         return 1, f"training failed: out of memory. {remedies(trainer, error)}"
-    if reason := why_write_failed(error, Path(trainer.args.output_dir) if trainer else None):
+    args = trainer.args if trainer else local_value(error, "training_args")
+    if reason := why_write_failed(error, Path(args.output_dir) if args else None):
         return 1, f"writing failed: {reason}. Nothing complete was overwritten. {_way_on(trainer)}"
     if isinstance(error, pickle.UnpicklingError):
         where = trainer.args.resume_from_checkpoint if trainer else "a file"
@@ -134,8 +140,10 @@ def why_write_failed(error: BaseException, folder: Path | None) -> str | None:
         is_write = isinstance(error, SafetensorError) and any(mark in text for mark in SAFETENSORS_MARKS)
     if not is_write:
         return None
+    place = Path(getattr(error, "filename", None) or folder or ".").absolute()
+    there = next((path for path in (place, *place.parents) if path.is_dir()), place)
     with suppress(OSError):
-        text += f", with {shutil.disk_usage(folder or '.').free / 2**20:,.0f} MiB free"
+        text += f", with {shutil.disk_usage(there).free / 2**20:,.0f} MiB free in {there}"
     return text
 
 

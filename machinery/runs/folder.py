@@ -66,7 +66,7 @@ def close_output_dir(is_finished: bool) -> None:
     global _claimed
     if _claimed is not None:
         with suppress(OSError):  # gone, or on a disk that is full
-            ownership.let_go(_claimed, is_finished)
+            ownership.let_go(_claimed, is_finished or (_claimed / FINISHED).exists())  # stopped behind its last file
     _claimed = None
     for folder in _made:
         with suppress(OSError):

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..common.kept_files import UNFINISHED, complete_file, complete_files
+from ..common.kept_files import UNFINISHED, complete_file, complete_files, dispensable
 from ..common.safe_text import completions_page, masked
 from ..hardware.memory import peak_memory_bytes
 from ..models.adapters import Base, note_base
 from ..watching.curves import plot_training
 from ..watching.warning_list import heard_warnings
+from .interrupts import finished_first
 from .ownership import FINISHED
 
 
@@ -33,29 +34,38 @@ def save_run(
     is_other_model = last_measured != trainer.state.global_step or trainer.args.load_best_model_at_end
     if trainer.eval_dataset is not None and is_other_model:
         trainer.evaluate()
-    folder, state = Path(trainer.args.output_dir), trainer.state
+    folder = Path(trainer.args.output_dir)
     about = {name: text and masked(text) for name, text in about.items()}  # an address may hold a password
     metrics = about | _facts_of_training(trainer) | outcome
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+    with finished_first(f"The run is finished, and its files are in {folder}."):
+        _write(trainer, folder, metrics, replies, base)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=about["dataset"])  # by all processes
+    return metrics
+
+
+def _write(trainer, folder: Path, metrics: dict, replies: tuple[list, list, list], base: Base | None) -> None:
+    """The files; only the model, the trainer's state and the metrics are worth an error where the disk is full."""
     if trainer.args.should_save:
         with complete_files(folder) as unfinished:
             trainer.save_model(str(unfinished), _internal_call=True)  # else it would push what is unfinished
             shutil.rmtree(unfinished / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter that was trained on
             if base is not None:
                 note_base(unfinished, base)
-            state.save_to_json(str(unfinished / "trainer_state.json"))
-            plot_training(state.log_history, unfinished / "training_curves.png")
-            (unfinished / "completions.md").write_text(completions_page(*replies), encoding="utf-8")
+            trainer.state.save_to_json(str(unfinished / "trainer_state.json"))
+            with dispensable(unfinished / "training_curves.png") as path:
+                plot_training(trainer.state.log_history, path)
+            with dispensable(unfinished / "completions.md") as path:
+                path.write_text(completions_page(*replies), encoding="utf-8")
             if heard_warnings():
-                lines = [json.dumps({"warning": text}) + "\n" for text in heard_warnings()]
-                (unfinished / "warnings.jsonl").write_text("".join(lines), encoding="utf-8")
+                with dispensable(unfinished / "warnings.jsonl") as path:
+                    lines = [json.dumps({"warning": text}) + "\n" for text in heard_warnings()]
+                    path.write_text("".join(lines), encoding="utf-8")
         with complete_file(folder / FINISHED) as file:
             json.dump(metrics, file, indent=2, allow_nan=False)
     elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # one of the other processes
         trainer.save_model(str(folder / UNFINISHED), _internal_call=True)  # its share of the weights is needed
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=about["dataset"])  # by all processes
-    return metrics
 
 
 def _facts_of_training(trainer) -> dict:

@@ -18,24 +18,30 @@ folder grows beyond 1 GB (some 100 million pairs).
 
 import hashlib
 import json
+import logging
 import math
 import os
-import struct
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import transformers
+import trl
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.utils.data import RandomSampler, SequentialSampler
 
-from ..common.kept_files import forget_oldest
+from ..common.kept_files import checksum, complete_file, forget_oldest, going_on_without
 from ..common.token_rows import hash_rows, row_lengths
+from .sealed_maps import made_with_seals, nothing_kept, sealed_maps
+
+logger = logging.getLogger("dpo")
 
 MOST_BYTES = 1_000_000_000
 NAME = "dpo-logps-{}.safetensors"  # a name that nobody else gives a file
@@ -68,48 +74,57 @@ def load_logps(folder: Path, key: str, count: int) -> tuple[torch.Tensor, torch.
     None where there are no sound ones.
     """
     path = folder / NAME.format(key)
+    if not os.path.lexists(path):
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             chosen, rejected = file.get_tensor("chosen"), file.get_tensor("rejected")
             noted = (file.metadata() or {}).get("checksum")
+        is_sound = chosen.shape == rejected.shape == (count,) and noted == _checksum(chosen, rejected)
     except (OSError, SafetensorError):
+        is_sound = False
+    if not is_sound:
+        logger.warning(f"{path} is not what was written to it: the reference is asked anew.")
         return None
-    if chosen.shape != (count,) or rejected.shape != (count,) or noted != _checksum(chosen, rejected):
-        return None
-    os.utime(path)  # what is used is not old
+    with suppress(OSError):
+        os.utime(path)  # what is used is not old
     return chosen, rejected
 
 
 def save_logps(folder: Path, key: str, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
-    """Keep log-probs under a key; the file appears when it is whole. Removes the oldest files beyond 1 GB."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Keep log-probs under a key; the file appears when it is whole. Removes the oldest files beyond 1 GB.
+
+    Where that cannot be done it is said, and nothing else happens.
+    """
     path = folder / NAME.format(key)
-    unfinished = folder / f".{key}.{os.getpid()}.unfinished"
     chosen, rejected = chosen.float().contiguous(), rejected.float().contiguous()
-    try:
-        save_file({"chosen": chosen, "rejected": rejected}, unfinished, {"checksum": _checksum(chosen, rejected)})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    forget_oldest(folder, NAME.format("[0-9a-f]" * 32), MOST_BYTES, but=path)
+    with going_on_without("The reference's log-probs", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with complete_file(path, "wb") as file:
+            noted = {"checksum": _checksum(chosen, rejected)}
+            file.write(save({"chosen": chosen, "rejected": rejected}, noted))
+        forget_oldest(folder, NAME.format("[0-9a-f]" * 32), MOST_BYTES, but=path)
 
 
 class CachedReference:
     """Before TRL's DPOTrainer among a class's bases: its precomputation for the pairs that are drawn, and kept on disk."""
 
     is_asked_in_part = False
+    _answers: list | None = None  # of the reference so far, a pair of tensors a batch
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if not isinstance(dataset, Dataset) or self._is_vision_dataset:
             return super()._precompute_ref_logps(dataset, name, batch_size)
         settings = {setting: getattr(self.args, setting) for setting in SETTINGS}
-        settings |= {"torch": torch.__version__, "transformers": transformers.__version__}
+        settings |= {library.__name__: library.__version__ for library in (torch, transformers, trl)}
+        settings |= {"device": self.accelerator.device.type, "shared_prompt": getattr(self.args, "shared_prompt", None)}
         folder, key, kept = getattr(self.args, "reference_cache", None), None, None
         if folder and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # whose weights may be in pieces
             if self.accelerator.is_main_process:
                 model = self.accelerator.unwrap_model(self.ref_model or self.model)
                 adapter = "ref" if self.ref_model is None and "ref" in getattr(model, "peft_config", {}) else None
-                key = reference_key(model, dataset, settings | {"config": model.config.to_dict()}, adapter)
+                about = {"config": model.config.to_dict(), "attention": model.config._attn_implementation}
+                key = reference_key(model, dataset, settings | about, adapter)
                 kept = load_logps(Path(folder), key, len(dataset))
             [kept] = broadcast_object_list([kept])
         kept = kept or tuple(torch.full((len(dataset),), torch.nan) for _ in COLUMNS)
@@ -121,16 +136,42 @@ class CachedReference:
             ordered = dataset.select(missing.tolist())  # the longest first: too little memory shows at once
             # TRL keeps log-probs too, by rows and weights alone; so the settings become part of the rows' name.
             ordered._fingerprint = Hasher.hash([ordered._fingerprint, settings])
-            done = super()._precompute_ref_logps(ordered, name, batch_size)
-            for column, logps in zip(COLUMNS, kept, strict=True):
-                logps[missing] = torch.tensor(done[column])
+            self._answers = []
+            try:
+                with nothing_kept() if self.args.world_size == 1 else sealed_maps(ordered):
+                    done = super()._precompute_ref_logps(ordered, name, batch_size)
+                answers = [torch.tensor(done[column]) for column in COLUMNS]
+            except BaseException:  # what was answered before a signal or a want of memory need not be asked again
+                if key is not None and self.args.world_size == 1 and self._answers:
+                    answers = [torch.cat(parts) for parts in zip(*self._answers, strict=True)]
+                    _fill(kept, missing[: len(answers[0])], answers)
+                    save_logps(Path(folder), key, *kept)
+                raise
+            finally:
+                self._answers = None
+            _fill(kept, missing, answers)
             if key is not None:
                 save_logps(Path(folder), key, *kept)
         if name == "train":
             self.is_asked_in_part = not wanted.all()
-        for column, logps in zip(COLUMNS, kept, strict=True):
-            dataset = dataset.add_column(column, logps.tolist())
-        return dataset
+
+        def with_columns():
+            made = dataset
+            for column, logps in zip(COLUMNS, kept, strict=True):
+                made = made.add_column(column, logps.tolist())  # a row that was dropped before makes this a map
+            return made
+
+        if self.args.world_size == 1:
+            return made_with_seals(dataset, with_columns)
+        with nothing_kept():  # by each process
+            return with_columns()
+
+    def compute_ref_log_probs(self, model, inputs):
+        """TRL's, noted batch by batch while the reference is asked about all pairs."""
+        logps = super().compute_ref_log_probs(model, inputs)
+        if self._answers is not None:
+            self._answers.append([values.cpu() for values in logps])
+        return logps
 
     def training_step(self, model, inputs, *args, **kwargs):
         """TRL's; RuntimeError where the order of the rows has become another than when the reference was asked."""
@@ -162,8 +203,10 @@ def drawn_rows(trainer, dataset: Dataset) -> list[int] | slice:
     return list(sampler)[: steps * at_once]
 
 
+def _fill(kept: Sequence[torch.Tensor], rows: torch.Tensor, answers: Sequence[torch.Tensor]) -> None:
+    for logps, answered in zip(kept, answers, strict=True):
+        logps[rows] = answered
+
+
 def _checksum(chosen: torch.Tensor, rejected: torch.Tensor) -> str:
-    digest = hashlib.blake2b(struct.pack("<q", len(chosen)), digest_size=16)
-    for values in (chosen, rejected):
-        digest.update(values.numpy())
-    return digest.hexdigest()
+    return checksum(b"".join(values.numpy().tobytes() for values in (chosen, rejected)))

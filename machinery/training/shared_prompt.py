@@ -45,6 +45,7 @@ from ..shared_rows.probe import check_head, try_step, why_not_the_same
 from ..shared_rows.shared_masks import SharedRows, as_scores, dense_mask, layer_masks, router_counts, why_not_one_row
 from .dropout import switch_off_dropout
 from .reference_cache import CachedReference
+from .sealed_maps import SealedMaps
 from .token_budget import TokenBudget, take_pairs
 from .weighted_metrics import count, merge
 
@@ -53,7 +54,7 @@ logger = logging.get_logger(__name__)
 PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
-class SharedPromptDPOTrainer(TokenBudget, CachedReference, DPOTrainer):
+class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTrainer):
     """TRL's DPO trainer with a forward pass that computes each prompt once. Same arguments, losses and metrics."""
 
     shared_prompt_refusal: str | None = "not set up yet"

@@ -6,13 +6,13 @@ from itertools import combinations
 
 import pytest
 import torch
-from conftest import PROJECT, SHORT, run_forked
+from conftest import PROJECT, SHORT, run_forked, spoil
 from matplotlib.text import Text
 from torch.nn.functional import logsigmoid
 
 from custom_loss_dpo import LOSSES
 from demo.world import true_reward
-from machinery.comparing import loss_figures
+from machinery.comparing import grid, loss_figures
 from machinery.comparing.grid import mean_interval, only, run_grid, without
 from machinery.comparing.loss_comparison import SHARES, best_of_n, write_alike_pairs, write_pairs
 from machinery.comparing.loss_figures import loss_and_pull
@@ -57,11 +57,53 @@ def test_best_of_n_takes_the_best_of_the_first_n_and_is_kept(tmp_path, monkeypat
         return [str(seed % 100), "1"]  # the reply to the first of two prompts gets better from draw to draw
 
     monkeypatch.setattr("machinery.comparing.loss_comparison.true_reward", lambda prompt, text: float(text))
-    best = best_of_n(["one", "two"], reply, [0], tmp_path / "kept.json")
+    kept = tmp_path / "kept.json"
+    best = best_of_n(["one", "two"], reply, [0], kept, [])
     assert best["4"]["true_reward"] == [(3 + 1) / 2]
     assert best["4"]["kl"] == pytest.approx(math.log(4) - 3 / 4)
-    best_of_n(["one", "two"], reply, [0], tmp_path / "kept.json")
+    assert best_of_n(["one", "two"], reply, [0], kept, []) == best
     assert len(asked) == 16
+    best_of_n(["one", "two"], reply, [0], kept, ["--model_name_or_path", "another"])
+    assert len(asked) == 32
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage", "a folder"])
+def test_damaged_rewards_are_said_and_sampled_anew(damage, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("machinery.comparing.loss_comparison.true_reward", lambda prompt, text: float(text))
+
+    def best():
+        return best_of_n(["one"], lambda seed: [str(seed % 7)], [0], tmp_path / "kept.json", [])
+
+    first = best()
+    spoil(tmp_path / "kept.json", damage)
+    assert best() == first
+    assert "is not what was written" in caplog.text
+    caplog.clear()
+    assert best() == first
+    assert bool(caplog.text) == (damage == "a folder")  # a file is healed; a folder is not ours to remove
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage"])
+def test_a_finished_run_whose_metrics_are_damaged_is_done_anew(damage, tmp_path, monkeypatch, caplog):
+    started = []
+
+    def run_child(command, environment, is_quiet):
+        started.append(command)
+        tmp_path.joinpath("cell").mkdir()
+        (tmp_path / "cell" / "metrics.json").write_text('{"kl": 1.5}')
+        return 0, ""
+
+    monkeypatch.setattr(grid, "run_child", run_child)
+    for count, (spoilt, flags) in enumerate(
+        [(None, []), ("metrics.json", []), ("made_by.json", []), (None, ["--beta"])], 1
+    ):
+        if spoilt:
+            spoil(tmp_path / "cell" / spoilt, damage)
+        for _ in range(2):  # the second time it is kept
+            assert grid.run_once("script.py", flags, 0, tmp_path / "cell", "") == {"kl": 1.5}
+        assert len(started) == count
+        assert ("is not what was written" in caplog.text) == (spoilt is not None)
+        caplog.clear()
 
 
 def test_the_mean_s_interval_is_students():

@@ -1,5 +1,6 @@
 """Pairs take the form that their tokenizer needs; prompts are shortened where it hurts least."""
 
+import errno
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import datasets
 import pytest
+from conftest import spoil
 from transformers import AutoTokenizer
 from trl.chat_template_utils import qwen3_chat_template
 
 from dpo_utils import format_pair, load_preferences, load_tokenizer, prompt_ids, show_pairs
+from machinery.common import kept_files
 from machinery.data import formatting
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE, format_row
 from machinery.data.tokens import shorten_prompt, tokenise
@@ -98,20 +101,39 @@ def test_what_is_kept_of_a_file_is_not_that_of_other_rows_of_it(chat_tokenizer, 
         assert test[0]["prompt"] == rows[held_out]["prompt"]
 
 
-def test_a_flipped_bit_in_what_is_kept_is_seen_and_made_anew(chat_tokenizer, tmp_path, caplog):
-    rows = [TURNS | {"prompt": [{"role": "user", "content": f"A flipped bit {n}"}]} for n in range(3)]
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage", "a folder"])
+def test_damage_to_what_is_kept_is_said_and_made_anew(damage, chat_tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(kept_files, "_said", set())
+    rows = [TURNS | {"prompt": [{"role": "user", "content": f"Damaged: {damage} {n}"}]} for n in range(3)]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dpo_pairs"
     before = set(folder.glob("*.arrow"))
-    first, _ = load(rows, chat_tokenizer, tmp_path)
+    load(rows, chat_tokenizer, tmp_path)
     [kept] = set(folder.glob("*.arrow")) - before
-    content = bytearray(kept.read_bytes())
-    place = content.find(b"A flipped bit 1")
-    content[place] ^= 1
-    del first
-    kept.write_bytes(content)
-    again, _ = load(rows, chat_tokenizer, tmp_path)
-    assert [pair["prompt"] for pair in again] == [row["prompt"] for row in rows]
-    assert "has changed on disk" in caplog.text
+    spoil(kept, damage)
+    for _ in range(2):
+        assert [pair["prompt"] for pair in load(rows, chat_tokenizer, tmp_path)[0]] == [row["prompt"] for row in rows]
+    said = "cannot be kept in" if damage == "a folder" else "has changed on disk since it was written. It is made anew."
+    assert caplog.text.count(said) == 1
+    if damage == "a folder":
+        kept.rmdir()
+
+
+@pytest.mark.parametrize("place", ["missing", "a file", "full"])
+def test_pairs_that_cannot_be_kept_are_formatted_all_the_same(place, chat_tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(kept_files, "_said", set())
+    (tmp_path / "file").write_text("")
+    places = {"missing": "/proc/nowhere", "a file": str(tmp_path / "file"), "full": str(tmp_path / "full")}
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", places[place])
+    if place == "full":
+        monkeypatch.setattr(formatting, "seal", no_room)
+    rows = [TURNS | {"prompt": [{"role": "user", "content": f"Unkept in {place} {n}"}]} for n in range(3)]
+    for _ in range(2):
+        assert [pair["prompt"] for pair in load(rows, chat_tokenizer, tmp_path)[0]] == [row["prompt"] for row in rows]
+    assert caplog.text.count("Formatted pairs cannot be kept in") == 1
+
+
+def no_room(file):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_two_runs_at_once_on_the_same_pairs_do_not_take_them_from_each_other(chat_tokenizer, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import random
 import re
 import signal
 import threading
@@ -13,6 +14,7 @@ import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -478,10 +480,25 @@ def test_a_torn_cache_is_survived(endpoint, make, tmp_path):
     assert len(endpoint.seen) == 7
 
 
-def test_a_cache_that_cannot_be_written_is_known_before_anything_is_paid(endpoint, make, tmp_path):
-    with pytest.raises(JudgeError, match="cannot be kept in"):
-        make(cache=tmp_path).judge(PAIRS)
-    assert endpoint.seen == []
+def test_a_cache_that_cannot_be_written_ends_no_evaluation_and_is_said_once(endpoint, make, tmp_path, caplog):
+    expected = make().judge(PAIRS)
+    for cache in (tmp_path, tmp_path / "cache.jsonl" / "below a file", Path("/proc/nowhere/cache.jsonl")):
+        caplog.clear()
+        assert make(cache=cache).judge(PAIRS) == expected
+        assert caplog.text.count("cannot be kept in") == 1
+
+
+def test_a_flipped_bit_in_a_kept_answer_is_said_and_that_answer_asked_again(endpoint, make, tmp_path, caplog):
+    expected, cache = make(concurrency=1).judge(PAIRS), tmp_path / "cache.jsonl"
+    whole = cache.read_bytes()
+    for place in random.Random(0).sample(range(len(whole)), 40):
+        cache.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        asked = len(endpoint.seen)
+        caplog.clear()
+        assert make(concurrency=1).judge(PAIRS) == expected
+        assert 1 <= len(endpoint.seen) - asked <= 2  # a broken line end makes one line of two
+        assert "of the judge's answers" in caplog.text
+        assert "damaged" in caplog.text
 
 
 def test_ctrl_c_leaves_the_cache_whole(endpoint, make, tmp_path):
@@ -499,7 +516,7 @@ def test_ctrl_c_leaves_the_cache_whole(endpoint, make, tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     lines = (tmp_path / "cache.jsonl").read_text().splitlines()
-    assert [set(json.loads(line)) for line in lines] == [{"key", "answer"}] * 3
+    assert [set(json.loads(line)) for line in lines] == [{"key", "answer", "checksum"}] * 3
     assert wins(make().judge(PAIRS)) == [1, 0, 0.5]
     assert len(endpoint.seen) == 4 + 3
 

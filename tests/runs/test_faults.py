@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PATIENCE, PROJECT, make_llama
+from conftest import PATIENCE, PROJECT, SCRIPTS_ON_DEMO, make_llama
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -332,6 +333,53 @@ def test_a_folder_that_is_taken_away_is_one_sentence(pairs_file, tmp_path, call,
 )
 def test_failed_writes_are_told_from_other_errors(error, is_one):
     assert bool(why_write_failed(error, Path("out"))) == is_one
+
+
+def test_the_free_space_said_is_that_of_the_disk_that_is_full(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=3 * 2**20))
+    elsewhere = tmp_path / "another disk"
+    elsewhere.mkdir()
+    text = why_write_failed(OSError(errno.ENOSPC, "No space left", str(elsewhere / "pairs.arrow")), tmp_path / "out")
+    assert asked == [elsewhere]
+    assert f"with 3 MiB free in {elsewhere}" in text
+    why_write_failed(OSError(errno.ENOSPC, "No space left"), tmp_path / "out" / "not made yet")
+    assert asked[1:] == [tmp_path]
+
+
+def test_a_disk_too_full_for_curves_and_replies_keeps_the_model(pairs_file, tmp_path, call, monkeypatch):
+    def full(*args):
+        args[-1].write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("machinery.runs.saving.plot_training", full)
+    out = tmp_path / "out"
+    code, _, _ = call("basic_dpo_training", "--dataset_name", pairs_file, *FLAGS, "--output_dir", out)
+    assert code == 0
+    assert not (out / "training_curves.png").exists()
+    assert all((out / name).exists() for name in ("model.safetensors", "completions.md", "metrics.json"))
+    assert "training_curves.png could not be written" in (out / "warnings.jsonl").read_text()
+
+
+def test_an_evaluation_whose_page_does_not_fit_has_its_numbers(tmp_path, call, monkeypatch):
+    def full(path, page):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("machinery.evaluation.report.write_report", full)
+    words = SCRIPTS_ON_DEMO["dpo_evaluation"]
+    code, output, _ = call("dpo_evaluation", *words, "--output_dir", tmp_path)
+    assert code == 0
+    assert "generations.jsonl, metrics.json" in output
+    assert "report.html" not in output
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_a_checkpoint_whose_manifest_has_changed_is_passed_over(tmp_path):
+    checkpoint = make_checkpoint(tmp_path, 1)
+    write_manifest(checkpoint, {"seed": 42})
+    file = checkpoint / "manifest.json"
+    file.write_text(file.read_text().replace("42", "43"))
+    assert why_incomplete(checkpoint) == "its manifest.json is damaged"
 
 
 def test_weights_that_are_no_numbers_never_become_a_complete_checkpoint(pairs_file, tmp_path, call):

@@ -195,6 +195,26 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(runs):
     assert weights(out) == runs.uninterrupted("full, two processes")[0]
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("heard_by", ["both", "one"])
+def test_a_signal_outside_of_training_leaves_neither_of_two_processes_waiting(heard_by, runs):
+    out = runs.folder / f"outside, {heard_by}"
+    pids = runs.start("full, two processes", out, "--num_eval_prompts", "16", "--max_new_tokens", "60")
+    log = out.with_suffix(".log")
+    while "replies before" not in log.read_text(errors="replace"):
+        time.sleep(0.01)
+    for pid in pids if heard_by == "both" else pids[1:]:
+        os.kill(pid, signal.SIGTERM)
+    started = time.time()
+    codes, said = runs.wait(out)
+    assert codes[1] == 143, said
+    assert codes[0] == 143 if heard_by == "both" else codes[0] != 0  # it misses the other, and says so
+    assert time.time() - started < 120
+    if heard_by == "both":
+        assert said.count("stopped by SIGTERM") == 1
+        assert "Traceback" not in said
+
+
 @pytest.mark.slow
 def test_200_kills_lose_nothing_and_change_no_bit(runs):
     kill_until(runs, 200, seed=1000)

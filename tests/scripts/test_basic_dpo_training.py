@@ -194,8 +194,9 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(number, code, tmp_pa
     command += ["--max_steps", "2000"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background has it ignored
+    )  # fmt: skip
     for line in process.stdout:
         if "3/2000" in line:
             process.send_signal(number)

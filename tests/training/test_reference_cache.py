@@ -1,13 +1,16 @@
 """Reference log-probs are asked for once, and asked for again whenever anything that decides them has changed."""
 
+import errno
+
 import pytest
 import torch
-from conftest import make_llama
-from datasets import Dataset
+from conftest import make_llama, spoil
+from datasets import Dataset, load_from_disk
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+from machinery.common import kept_files
 from machinery.common.token_rows import TOKEN_COLUMNS
 from machinery.training import reference_cache
 from machinery.training.reference_cache import load_logps, reference_key, save_logps
@@ -31,7 +34,7 @@ def trainer_for(
     return kind(
         model or AutoModelForCausalLM.from_pretrained(model_folder),
         args=args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
         processing_class=AutoTokenizer.from_pretrained(model_folder),
         peft_config=peft_config,
     )
@@ -92,20 +95,116 @@ def test_a_changed_row_weight_or_length_is_asked_again(base_model_folder, tmp_pa
         assert asked, change
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_file_is_found_and_rebuilt(damage, base_model_folder, tmp_path, asked):
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage"])
+def test_damage_is_said_and_rebuilt(damage, base_model_folder, tmp_path, asked, caplog):
     first = columns(trainer_for(base_model_folder, tmp_path))
     [path] = (tmp_path / "cache").glob("*.safetensors")
     whole = path.read_bytes()
-    damaged = {"truncated": whole[:-7], "flipped": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:], "empty": b""}[
-        damage
-    ]
-    path.write_bytes(damaged)
+    spoil(path, damage)
     asked.clear()
     again = columns(trainer_for(base_model_folder, tmp_path))
     assert asked
     assert all(map(torch.equal, first, again))
     assert path.read_bytes() == whole
+    assert caplog.text.count("is not what was written to it: the reference is asked anew") == 1
+
+
+def test_no_flipped_bit_is_ever_taken_for_a_log_prob(tmp_path):
+    logps = torch.tensor([-1.5, -2.25, torch.nan]), torch.tensor([-3.0, -4.0, torch.nan])
+    save_logps(tmp_path, "key", *logps)
+    [path] = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for place in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        found = load_logps(tmp_path, "key", 3)
+        if found is not None:
+            assert all(
+                torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(found, logps, strict=True)
+            )
+
+
+@pytest.mark.parametrize("place", ["a file", "a folder under the name", "missing", "full"])
+def test_a_cache_that_cannot_be_written_is_said_once_and_ends_no_training(
+    place, base_model_folder, tmp_path, monkeypatch, caplog
+):
+    expected = columns(trainer_for(base_model_folder, tmp_path))
+    [path] = (tmp_path / "cache").glob("*.safetensors")
+    folder = tmp_path / "cache"
+    if place == "a folder under the name":
+        spoil(path, "a folder")
+    else:
+        path.unlink()
+    if place == "a file":
+        folder.rmdir()
+        folder.write_text("")
+    if place == "missing":
+        folder.rmdir()
+        folder.symlink_to("/proc/nowhere")
+    if place == "full":
+        monkeypatch.setattr(kept_files.os, "fsync", no_room)
+    caplog.clear()
+    monkeypatch.setattr(kept_files, "_said", set())
+    for _ in range(2):
+        assert all(map(torch.equal, expected, columns(trainer_for(base_model_folder, tmp_path))))
+    assert caplog.text.count("The reference's log-probs cannot be kept in") == 1
+
+
+def no_room(descriptor):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_signal_keeps_what_was_answered_and_the_rest_comes_out_the_same(base_model_folder, tmp_path, monkeypatch):
+    expected = columns(trainer_for(base_model_folder, tmp_path / "whole"))
+    stock, calls = DPOTrainer.compute_ref_log_probs, []
+
+    def stopped_at_the_third(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise SystemExit(143)
+        return stock(*args)
+
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", stopped_at_the_third)
+    with pytest.raises(SystemExit):
+        trainer_for(base_model_folder, tmp_path)
+    again = columns(trainer_for(base_model_folder, tmp_path))
+    assert len(calls) == 4  # of three batches the last alone was asked again
+    assert all(map(torch.equal, expected, again))
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    """A data set on disk, beside whose file TRL keeps its tokens."""
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "data")
+    return lambda: load_from_disk(tmp_path / "data")
+
+
+def tokens(trainer):
+    return [trainer.train_dataset[name] for name in TOKEN_COLUMNS]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage"])
+def test_tokens_that_trl_has_kept_are_compared_with_their_seal(damage, mapped, base_model_folder, tmp_path, caplog):
+    expected = tokens(trainer_for(base_model_folder, tmp_path, rows=mapped()))
+    before = set((tmp_path / "data").glob("cache-*.arrow"))
+    assert before
+    assert tokens(trainer_for(base_model_folder, tmp_path, rows=mapped())) == expected
+    assert "has changed on disk" not in caplog.text
+    for file in before:
+        spoil(file, damage)
+    assert tokens(trainer_for(base_model_folder, tmp_path, rows=mapped())) == expected
+    assert caplog.text.count("has changed on disk since it was written. It is made anew.") == len(before)
+    assert set((tmp_path / "data").glob("cache-*.arrow")) == before
+
+
+def test_tokens_that_cannot_be_kept_go_elsewhere(mapped, base_model_folder, tmp_path, caplog, monkeypatch):
+    expected = tokens(trainer_for(base_model_folder, tmp_path, rows=mapped()))
+    for file in (tmp_path / "data").glob("cache-*"):
+        spoil(file, "a folder") if file.suffix == ".arrow" else file.unlink()
+    monkeypatch.setattr(kept_files, "_said", set())
+    assert tokens(trainer_for(base_model_folder, tmp_path, rows=mapped())) == expected
+    assert caplog.text.count("Tokens cannot be kept in") == 1
 
 
 def test_a_new_adapter_has_the_base_s_whatever_it_was_drawn_from(base_model_folder, tmp_path, asked):
