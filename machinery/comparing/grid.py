@@ -90,6 +90,7 @@ def run_once(script: str, flags: list[str], seed: int, folder: Path, stamp: str)
     made_by["versions"] = {library.__name__: library.__version__ for library in (torch, transformers, trl)}
     if (metrics := kept_metrics(folder, made_by)) is not None:
         return metrics
+    (folder / "metrics.json").unlink(missing_ok=True)  # damaged, or of another command: what is there is replaced
     command = [sys.executable, str(PROJECT / script), "--output_dir", str(folder), "--overwrite_output_dir", *words]
     environment = alone() | ({"OMP_NUM_THREADS": "1"} if RUNS_AT_A_TIME > 1 else {})
     code, errors = run_child(command, environment, is_quiet=True)

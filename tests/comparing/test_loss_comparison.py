@@ -89,7 +89,7 @@ def test_a_finished_run_whose_metrics_are_damaged_is_done_anew(damage, tmp_path,
 
     def run_child(command, environment, is_quiet):
         started.append(command)
-        tmp_path.joinpath("cell").mkdir()
+        tmp_path.joinpath("cell").mkdir(exist_ok=True)
         (tmp_path / "cell" / "metrics.json").write_text('{"kl": 1.5}')
         return 0, ""
 
