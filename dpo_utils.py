@@ -36,7 +36,15 @@ from trl.trainer.utils import use_adapter
 
 from machinery.command.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.command.settings import settle
-from machinery.common.chat import Turns, has_thought, most_tokens, read_reply, reply_start, warn_of_cut_thoughts
+from machinery.common.chat import (
+    Turns,
+    check_template,
+    has_thought,
+    most_tokens,
+    read_reply,
+    reply_start,
+    warn_of_cut_thoughts,
+)
 from machinery.common.errors import UserError
 from machinery.common.intervals import bootstrap_mean, with_interval
 from machinery.common.safe_text import first_line, inert_record, say, visible
@@ -182,6 +190,7 @@ def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
     except Exception as error:  # a broken file makes the libraries fail anywhere
         raise UserError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}.") from error
+    check_template(tokenizer)
     if tokenizer.eos_token is None:
         raise UserError(f"{name}: its tokenizer has no EOS token, so the model could not learn to stop.")
     if tokenizer.pad_token is None:

@@ -111,10 +111,13 @@ def choose_folder(named: str | None, default: str | None, resume: str | None, re
 
 def free_folder(default: str) -> Path:
     """`default`, or `default-2`, `default-3`, ... where there is one already. The folder is made, so it is ours."""
+    parent = Path(default).parent
+    if not parent.is_dir():  # nor is it where a link leads nowhere, or to a file: no number would help
+        parent.mkdir(parents=True)
     for number in count(1):
         folder = Path(default if number == 1 else f"{default}-{number}")
         with suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
 
 
