@@ -47,7 +47,7 @@ from machinery.common.chat import (
 )
 from machinery.common.errors import UserError
 from machinery.common.intervals import bootstrap_mean, with_interval
-from machinery.common.safe_text import first_line, inert_record, say, visible
+from machinery.common.safe_text import first_line, inert_record, make_libraries_inert, say, visible
 from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
 from machinery.evaluation.true_reward import show_true_rewards
@@ -67,6 +67,7 @@ Turn = dict  # {"role": "user", "content": "..."}
 Prompt = str | list[Turn]  # and Turns where tools, keywords of the template or thoughts belong to it
 
 logging.getLogger("dpo").addFilter(inert_record)
+make_libraries_inert()
 WarningList("dpo", "trl", "transformers")  # for warnings.jsonl
 
 

@@ -102,7 +102,7 @@ def check_file(path: Path, most_bytes: int | None = None) -> None:
         raise UserError(f"{path} is no regular file.")
     if most_bytes is not None and facts.st_size > most_bytes:
         raise UserError(
-            f"{path} is {facts.st_size / 2**20:,.0f} MiB large; no file of this name needs more than {most_bytes / 2**20:,.0f}."
+            f"{path} is {facts.st_size / 2**20:,.3g} MiB large; a file of this kind has at most {most_bytes / 2**20:,.3g}."
         )
 
 

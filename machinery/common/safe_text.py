@@ -5,14 +5,19 @@ print(printable(message))                               # the same, with its lin
 say("Held out:", 12, "pairs")                           # that, on the first of several processes
 print(first_line(error))                                # what went wrong, in one line
 logger.addFilter(inert_record)                          # and for all that a logger says
+make_libraries_inert()                                  # and the libraries
 page = completions_page(prompts, replies_before, replies_after)
 command = " ".join(without_secrets(sys.argv))           # --hub_token ***
 """
 
 import logging
 import re
+import warnings
 
 from accelerate import PartialState
+
+LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "torch", "transformers", "trl")
+COLOUR = re.compile("\x1b\\[[0-9;]*m")  # of a library's own, too
 
 
 def visible(text: str) -> str:
@@ -39,8 +44,27 @@ def first_line(error: BaseException) -> str:
 
 def inert_record(record: logging.LogRecord) -> bool:
     """A filter for a logger: everything is let through, with names of files and texts of rows made inert."""
-    record.msg, record.args = printable(record.getMessage()), ()
+    record.msg, record.args = printable(COLOUR.sub("", record.getMessage())), ()
     return True
+
+
+def make_libraries_inert() -> None:
+    """Make what libraries log and warn inert: names of tensors, of files and of columns come from files.
+
+    A logger's filter sees only what is said to that very logger, so it is the handlers that get one: those of the
+    libraries, and Python's last resort. The colours that Transformers puts around such a name on a terminal are lost.
+    """
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    for handler in {*(handler for logger in loggers for handler in logger.handlers), logging.lastResort}:
+        handler.addFilter(inert_record)
+    stock = warnings.formatwarning
+    if not getattr(stock, "is_inert", False):
+
+        def formatwarning(*args, **kwargs) -> str:
+            return printable(stock(*args, **kwargs))
+
+        formatwarning.is_inert = True
+        warnings.formatwarning = formatwarning
 
 
 def without_secrets(words: list[str]) -> list[str]:

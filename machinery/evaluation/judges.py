@@ -156,7 +156,11 @@ def reward_model_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 def load_reward_model(name: str, device) -> Score:
     """The score function of a reward model in a folder or on the hub. Raises JudgeError where it is none."""
     try:
+        if Path(name).is_dir():
+            check_files(Path(name))
+            check_counts(read_object(Path(name) / "config.json") or {}, name)
         tokenizer = AutoTokenizer.from_pretrained(name)
+        check_template(tokenizer)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, output_loading_info=True
         )

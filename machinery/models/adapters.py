@@ -48,6 +48,7 @@ class Base(NamedTuple):
 
 
 NOTE = "base_model.json"
+MOST_LAYERS = 1_000  # that an adapter may make of its base's
 SECONDS = 10  # for patterns: those of known adapters take a moment
 # The most by which logits may differ after merging, as a share of the largest: rounding, and no more.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -174,13 +175,16 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
 
 
 def check_patterns(config: PeftConfig, model: nn.Module, where: str) -> None:
-    """Try an adapter's patterns on the names of the model's modules, as PEFT will. Raises UserError where they do not end.
+    """Try an adapter's patterns on the names of the model's modules, as PEFT will. Raises UserError where they do not end, or
+    where it would copy layers without end.
 
     Most adapters name their modules; target_modules, exclude_modules, layers_pattern and the keys of rank_pattern and
     alpha_pattern may also be regular expressions, and one like (a+)+b takes twice as long for every letter more. They
     are tried by `re` itself, which looks out for signals: the `regex` package, which has a time limit of its own, proves
     nothing, because it ends at once on patterns by which `re` runs for ever.
     """
+    if sum(end - start for start, end in getattr(config, "layer_replication", None) or []) > MOST_LAYERS:
+        raise UserError(f"{where}: layer_replication makes more than {MOST_LAYERS:,} layers")
     patterns = [key for name in ("rank_pattern", "alpha_pattern") for key in getattr(config, name, None) or {}]
     with ends_within(SECONDS, f"{where}: trying its patterns on the names of the model's modules"):
         for name, _ in model.named_modules():

@@ -7,6 +7,7 @@ A run that has written metrics.json is finished.
 """
 
 import json
+import os
 import re
 import shutil
 from contextlib import suppress
@@ -93,6 +94,7 @@ def choose_folder(named: str | None, default: str | None, resume: str | None, re
         )
     if named is not None:
         folder = Path(named)
+        make_parents(folder / "any")
     elif checkpoint is not None:
         folder = checkpoint.parent
     else:
@@ -111,14 +113,21 @@ def choose_folder(named: str | None, default: str | None, resume: str | None, re
 
 def free_folder(default: str) -> Path:
     """`default`, or `default-2`, `default-3`, ... where there is one already. The folder is made, so it is ours."""
-    parent = Path(default).parent
-    if not parent.is_dir():  # nor is it where a link leads nowhere, or to a file: no number would help
-        parent.mkdir(parents=True)
+    make_parents(Path(default))
     for number in count(1):
         folder = Path(default if number == 1 else f"{default}-{number}")
         with suppress(FileExistsError):
             folder.mkdir()
             return folder
+
+
+def make_parents(folder: Path) -> None:
+    """Make the folders around one. Raises ValueError for a file or a link in their place, where no number would help."""
+    for path in folder.parents:
+        if os.path.lexists(path) and not path.is_dir():
+            leads = f" to {os.readlink(path)}, where there is none" if path.is_symlink() else ""
+            raise ValueError(f"{path} is no folder, but a {'link' if leads else 'file'}{leads}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
 
 
 def newest_unfinished(default: str) -> Path | None:
