@@ -35,12 +35,20 @@ from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 from trl.trainer.utils import use_adapter
 
 from machinery.command.flag_help import ADAPTER_FLAGS, FLAGS
+from machinery.command.outlets import lasting_outlets
 from machinery.command.settings import settle
-from machinery.common.chat import Turns, has_thought, most_tokens, read_reply, reply_start, warn_of_cut_thoughts
+from machinery.common.chat import (
+    Turns,
+    check_template,
+    has_thought,
+    most_tokens,
+    read_reply,
+    reply_start,
+    warn_of_cut_thoughts,
+)
 from machinery.common.errors import UserError
 from machinery.common.intervals import bootstrap_mean, with_interval
-from machinery.common.outlets import lasting_outlets
-from machinery.common.safe_text import first_line, inert_record, say, visible
+from machinery.common.safe_text import first_line, inert_record, make_libraries_inert, say, visible
 from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
 from machinery.evaluation.true_reward import show_true_rewards
@@ -61,9 +69,8 @@ Turn = dict  # {"role": "user", "content": "..."}
 Prompt = str | list[Turn]  # and Turns where tools, keywords of the template or thoughts belong to it
 
 logging.getLogger("dpo").addFilter(inert_record)
+make_libraries_inert()
 WarningList("dpo", "trl", "transformers")  # for warnings.jsonl
-for handler in logging.getLogger("trl").handlers + logging.getLogger("transformers").handlers:
-    handler.addFilter(inert_record)  # names of weights and files, which anybody may have written
 
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
@@ -197,6 +204,7 @@ def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
     except Exception as error:  # a broken file makes the libraries fail anywhere
         raise UserError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}.") from error
+    check_template(tokenizer)
     if tokenizer.eos_token is None:
         raise UserError(f"{name}: its tokenizer has no EOS token, so the model could not learn to stop.")
     if tokenizer.pad_token is None:

@@ -20,8 +20,12 @@ from typing import get_type_hints
 import yaml
 from trl import TrlParser
 
-from ..common.safe_text import remember_secrets
+from ..common.bounds import check_file
+from ..common.errors import UserError
+from ..common.masking import remember_secrets
 from .flag_checks import check_path
+
+MOST_BYTES, MOST_VALUES = 2**18, 10_000  # of a recipe; those of the project have some twenty values
 
 
 class CommandLine(TrlParser):
@@ -159,12 +163,19 @@ def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
     if "--config" in argv[place + 2 :]:
         raise ValueError(f"--config stands twice on the command line, the first time with {path}: one recipe is read.")
     check_path("config", path)
+    if not Path(path).is_dir() and os.path.lexists(path):
+        try:
+            check_file(Path(path), MOST_BYTES)
+        except UserError as error:
+            raise ValueError(f"--config {error}") from error
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         remember_secrets([text])  # before an error can quote a line of it
         recipe = yaml.load(text, Loader=_Recipe)
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read: {error.strerror}.") from error
+    except UserError as error:
+        raise ValueError(f"--config {path}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
@@ -185,7 +196,26 @@ def read_recipe(argv: list[str]) -> tuple[list[str], dict, str | None]:
 
 
 class _Recipe(yaml.SafeLoader):
-    """YAML's safe loader, which makes plain values only, and takes no name twice: the first would be lost in silence."""
+    """YAML's safe loader, which makes plain values only, with two refusals more.
+
+    No name may stand twice: the first would be lost in silence. And no value may hold more than MOST_VALUES: nine lines
+    whose aliases name the line before ten times each are a billion, which is found before any is made.
+    """
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None and (found := self._values(node, {})) > MOST_VALUES:
+            raise UserError(f"with its aliases written out it would hold {found:,} values, and a recipe has a hundred.")
+        return node
+
+    def _values(self, node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+        """How many values a node holds with its aliases written out. known: of nodes that were counted; of itself it is 0."""
+        if node not in known:
+            known[node] = 0
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            inner = (part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,)))
+            known[node] = 1 + sum(self._values(part, known) for part in inner)
+        return known[node]
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

@@ -18,7 +18,8 @@ from accelerate import PartialState
 from trl import DatasetMixtureConfig, get_quantization_config
 
 from ..common.errors import UserError
-from ..common.safe_text import remember_secrets, say
+from ..common.masking import remember_secrets
+from ..common.safe_text import say
 from ..hardware.precision import prefers_bf16
 from ..models.adapters import base_of_adapter, check_adapter
 from ..runs.checkpoints import is_checkpoint

@@ -24,7 +24,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..common.safe_text import first_line, leaves
+from ..common.masking import leaves
+from ..common.safe_text import first_line
 from ..models.checks import FROM_SAFETENSORS
 
 IN_JSON = (

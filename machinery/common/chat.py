@@ -11,8 +11,13 @@ A chat template is called with more than turns: with the tools that may be used,
 
 import json
 import logging
+import re
+from itertools import pairwise
 
 import jinja2
+
+from .bounds import ends_within, fits_within
+from .errors import UserError
 
 # A template is a program that came with a model: it can fail in any of these ways.
 TEMPLATE_ERRORS = (
@@ -20,6 +25,9 @@ TEMPLATE_ERRORS = (
 )  # fmt: skip
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where a turn keeps its thought, by the template's family
 MOST_TOKENS = {"plain": 256, "thinking": 1024}  # of a reply, where nothing else is said
+SECONDS = 10  # for a template and a row, which take less than a thousandth of one
+SECONDS_TRIED = 5  # for a template and some short conversations
+MOST_CHARACTERS = 10**6  # of a template, and of what it writes about a conversation of a few words
 THOUGHT, ANSWER = "Let-me-see", "So-it-is"  # of no template, so that they are found again
 
 
@@ -39,8 +47,65 @@ def template_ids(tokenizer, turns: list[dict], tools: str | list | None = None, 
     """Turns in tokens. tools: as JSON or as a list. how: more for `apply_chat_template`. Raises what the template raises."""
     given = json.loads(tools) if isinstance(tools, str) and tools else tools or None
     how = dict(tokenize=True, return_dict=True) | how
-    encoded = tokenizer.apply_chat_template(list(turns), tools=given, **how, **(kwargs or {}))
+    with template_ends(tokenizer):
+        encoded = tokenizer.apply_chat_template(list(turns), tools=given, **how, **(kwargs or {}))
     return encoded["input_ids"] if how["tokenize"] else encoded
+
+
+def template_ends(tokenizer, seconds: float = SECONDS):
+    """For a block: UserError where the tokenizer's chat template runs without end, see `ends_within`."""
+    return ends_within(seconds, f"{tokenizer.name_or_path or 'The tokenizer'}: its chat template")
+
+
+def check_template(tokenizer) -> None:
+    """Try a chat template on short conversations, before it meets data. Raises UserError that names the tokenizer.
+
+    A template is a program. Refused are those that run without end, that take gigabytes, and that write a million
+    characters about a few words; also those that raise to a power, since nothing can interrupt 9 ** 9 ** 9, and whose
+    names lead out of the folder in which `save_pretrained` writes each under its own. What it makes of rows that it was
+    not tried on is bounded in time alone. That it refuses a conversation is said where the data are read.
+    """
+    templates = tokenizer.chat_template or {}
+    templates = templates if isinstance(templates, dict) else {"default": templates}
+    name = tokenizer.name_or_path or "The tokenizer"
+    for title, template in templates.items():
+        if not isinstance(title, str) or not re.fullmatch(r"[\w-][\w .-]{0,99}", title):
+            raise UserError(f"{name}: a chat template is called {str(title)[:100]!r}, which is no name of a file.")
+        if not isinstance(template, str):
+            raise UserError(f"{name}: its chat template {title} is no text.")
+        if len(template) > MOST_CHARACTERS:
+            raise UserError(f"{name}: its chat template {title} has {len(template):,} characters; that is no template.")
+    question, answer = {"role": "user", "content": "How?"}, {"role": "assistant", "content": ANSWER}
+    system = {"role": "system", "content": "Be kind."}
+    tried = [question], [question, answer], [system, question, answer, question, answer]
+    with template_ends(tokenizer, SECONDS_TRIED), fits_within(2**31, f"{name}: its chat template"):
+        for template in templates.values():
+            if _raises_to_a_power(template):
+                raise UserError(
+                    f"{name}: its chat template raises to a power (**), which can take hours: write the number."
+                )
+            for turns in tried:
+                try:
+                    text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+                except UserError:
+                    raise
+                except TEMPLATE_ERRORS:
+                    continue
+                if len(text) > MOST_CHARACTERS:
+                    raise UserError(
+                        f"{name}: its chat template writes {len(text):,} characters about {len(turns)} short turns."
+                    )
+
+
+def _raises_to_a_power(template: str) -> bool:
+    """Whether ** stands between two values; behind ( and , it hands over keywords."""
+    try:
+        found = [(kind, word) for _, kind, word in jinja2.Environment().lex(template) if kind != "whitespace"]
+    except jinja2.TemplateError:
+        return False  # it does not compile either
+    return any(
+        word == "**" and kind == "operator" and before[1] not in "(," for before, (kind, word) in pairwise(found)
+    )
 
 
 def reply_start(tokenizer, prompt: str | list[dict]) -> list[int]:
@@ -63,6 +128,8 @@ def reply_start(tokenizer, prompt: str | list[dict]) -> list[int]:
             template_ids(tokenizer, [*prompt, {"role": "assistant", "content": answer} | thought], *how)
             for answer in (ANSWER, "Well")
         )
+    except UserError:  # it does not end
+        raise
     except TEMPLATE_ERRORS:  # it may take no answer without more
         return asked
     start = asked[: common_length(asked, one)] if thinks else one[: common_length(one, other)]
@@ -110,6 +177,8 @@ def thought_marks(tokenizer, kwargs: dict | None = None) -> tuple[str, str]:
     try:
         asked = template_ids(tokenizer, turns, None, kwargs, add_generation_prompt=True, tokenize=False)
         whole = template_ids(tokenizer, [*turns, answer], None, kwargs, tokenize=False)
+    except UserError:
+        raise
     except TEMPLATE_ERRORS:
         return marks
     before, found, rest = whole.partition(THOUGHT)

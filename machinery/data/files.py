@@ -14,13 +14,13 @@ with a `fault`, and the reading goes on behind it where the format allows.
 """
 
 import bz2
-import codecs
 import csv
 import gzip
 import io
 import json
 import logging
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +33,10 @@ import pyarrow.parquet
 from datasets import load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 
+from ..common.bounds import check_file, fits_within, read_json
+from ..common.kept_files import size_on_disk
 from ..common.safe_text import first_line
+from .limits import MOST_BLANK_LINES, MOST_OF_A_ROW, Lines, half_of_memory, whole, widest_row
 
 logger = logging.getLogger("dpo")
 
@@ -99,7 +102,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict:
 JSON = json.JSONDecoder(
     parse_constant=lambda name: None if name == "NaN" else float(name), object_pairs_hook=_no_key_twice
 )
-csv.field_size_limit(2**31 - 1)  # the default refuses fields over 131,072 characters
+csv.field_size_limit(MOST_OF_A_ROW)  # the default refuses fields over 131,072 characters
 
 
 def open_splits(
@@ -111,13 +114,14 @@ def open_splits(
     config, streaming: for names on the hub, as `datasets.load_dataset` has them; files are read row by row anyway.
     """
     try:
-        codecs.lookup(encoding)
-    except LookupError:
+        "".encode(encoding)  # also refuses codecs that are no text encodings, such as zlib
+    except (LookupError, UnicodeError):
         raise ValueError(
-            f"--encoding {encoding}: there is no such encoding; there are utf-16, cp1252 and others"
+            f"--encoding {encoding[:50]}: there is no such encoding; there are utf-16, cp1252 and others"
         ) from None
     path = Path(name).expanduser()
-    if path.is_file():
+    if os.path.lexists(path) and not path.is_dir():
+        check_file(path)
         return {"train": _open_files(name, [path], encoding)}
     if path.is_dir():
         return _open_folder(name, path, encoding)
@@ -202,8 +206,9 @@ def _open_folder(name: str, path: Path, encoding: str = "utf-8") -> dict[str, Ro
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _check_inside(path)
         try:
-            saved = load_from_disk(str(path))
-        except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+            with fits_within(half_of_memory() + size_on_disk(path), str(path)):
+                saved = load_from_disk(str(path))
+        except (OSError, ValueError, KeyError, RecursionError, pyarrow.ArrowException) as error:
             raise ValueError(f"{path} is a saved dataset that cannot be read: {first_line(error)}") from error
         return wrap_splits(saved if isinstance(saved, dict) else {"train": saved}, name)
     files = _data_files(path.glob("*"), path) or _data_files(path.rglob("*"), path)
@@ -223,7 +228,7 @@ def _check_inside(folder: Path) -> None:
     """Refuse a saved dataset that names splits or files outside of its own folder."""
     for about in (*folder.rglob("dataset_dict.json"), *folder.rglob("state.json")):
         try:
-            content = json.loads(about.read_text(encoding="utf-8"))
+            content = read_json(about, 2**26)
             named = content["splits"] if "splits" in content else [file["filename"] for file in content["_data_files"]]
             inside = [".." not in Path(name).parts and not Path(name).is_absolute() for name in named]
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -289,12 +294,15 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
     try:
         with _open(path) as file:
             # Bytes where lines are bytes: so the line that is not UTF-8 is known, and those behind it are read.
-            lines = file if encoding == "utf-8" else io.TextIOWrapper(file, encoding=encoding, newline="\n")
+            source = file if encoding == "utf-8" else io.TextIOWrapper(file, encoding=encoding, newline="\n")
+            lines, last = Lines(path, source), 0
             for number, line in enumerate(lines, start=1):
+                lines.taken = 0
                 where = f"{path}, line {number}"
                 try:
                     text = line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")
                     if text := text.strip().removeprefix("\ufeff"):
+                        last = number
                         yield Row(where, JSON.decode(text))
                 except UnicodeDecodeError as error:
                     fault = f"is not UTF-8 text (byte {error.start}){_guess(line)}"
@@ -305,6 +313,8 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
                     yield Row(where, text, f"cannot be read ({first_line(error)})")
                 except RecursionError:
                     yield Row(where, text, "is nested too deeply")
+                if number - last > MOST_BLANK_LINES:
+                    raise ValueError(f"{path}: a million blank lines follow line {last}")
     except UnicodeError as error:
         raise ValueError(f"{path} is not {encoding} text, behind line {number}") from error
     except BROKEN_ARCHIVE as error:
@@ -313,7 +323,7 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
 
 def _json_document(path: Path, encoding: str) -> Iterator[Row]:
     with _unpacked(path) as file:
-        content = file.read()
+        content = whole(path, file)
     try:
         text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding).removeprefix("\ufeff")
         documents = list(_objects_in(text))
@@ -371,6 +381,7 @@ def _csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[Row]:
     codec = "utf-8-sig" if encoding == "utf-8" else encoding
     try:
         with _unpacked(path) as content, io.TextIOWrapper(content, encoding=codec, newline="") as lines:
+            lines = Lines(path, lines)
             first = next(lines, "").removeprefix("\ufeff")
             if delimiter == "," not in first:  # spreadsheets write ; where 1,5 is a number
                 delimiter = next((mark for mark in ";\t" if mark in first), ",")
@@ -383,6 +394,7 @@ def _csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[Row]:
             reader = csv.reader(lines, strict=True, delimiter=delimiter)
             while True:
                 where = f"{path}, line {reader.line_num + 2}"  # it counts from 0, and has not seen the header
+                lines.taken = 0
                 try:
                     cells = next(reader, None)
                 except csv.Error as error:
@@ -405,13 +417,28 @@ def _parquet_rows(path: Path, _: str) -> Iterator[Row]:
     number = 0
     try:
         with _open(path) as file:
-            source = file if path.suffix.lower() not in COMPRESSIONS else io.BytesIO(file.read())
+            source = file if path.suffix.lower() not in COMPRESSIONS else io.BytesIO(whole(path, file))
             table = pyarrow.parquet.ParquetFile(source)
             columns = table.schema_arrow.names
             if twice := [name for name in columns if columns.count(name) > 1]:
                 raise ValueError(f"{path}: the column {twice[0]} stands twice in it")
-            for batch in table.iter_batches(batch_size=1000):
-                for value in batch.to_pylist():
+            # One value that a column holds a thousand times is kept once, and comes out of Arrow a thousand times.
+            batches = iter(
+                table.iter_batches(
+                    batch_size=1000 if widest_row(table) * 1000 < MOST_OF_A_ROW else 1, use_threads=False
+                )
+            )
+            while True:
+                with fits_within(half_of_memory(), f"{path}, behind row {number}"):
+                    rows = next(batches, None)
+                    if rows is not None and rows.nbytes > MOST_OF_A_ROW * rows.num_rows:
+                        raise ValueError(
+                            f"{path}, row {number}: a row of more than {MOST_OF_A_ROW / 2**20:.0f} MiB is no pair"
+                        )
+                    rows = None if rows is None else rows.to_pylist()
+                if rows is None:
+                    return
+                for value in rows:
                     yield Row(f"{path}, row {number}", drop_fillings(value))
                     number += 1
     except (pyarrow.ArrowException, UnicodeDecodeError, *BROKEN_ARCHIVE) as error:

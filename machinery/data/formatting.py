@@ -23,7 +23,8 @@ from datasets.fingerprint import Hasher, get_temporary_cache_files_directory
 from filelock import FileLock
 
 from ..common import chat
-from ..common.chat import TEMPLATE_ERRORS
+from ..common.chat import TEMPLATE_ERRORS, template_ends
+from ..common.errors import UserError
 from ..common.kept_files import forget_damaged, forget_oldest, going_on_without, seal
 from ..common.safe_text import first_line
 from . import store, tokens
@@ -135,13 +136,20 @@ def _files(kept: Path) -> list[Path]:
 
 
 def format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:
-    """One row of `format_pairs`."""
+    """One row of `format_pairs`, under one clock for all that a template does with it."""
+    with template_ends(tokenizer):
+        return _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns)
+
+
+def _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:
     pair = json.loads(row["pair"])
     facts = {"lengths": [], "flags": [], "text": "", "unknown": 0}
     if not store.survives(pair):
         facts["flags"].append("number_changed")
     try:
         formatted = format_pair(pair, tokenizer, as_turns, max_prompt_length)
+    except UserError:  # the template does not end
+        raise
     except TEMPLATE_ERRORS as error:
         formatted = format_pair(pair, tokenizer, as_turns)
         flag = "prompt_too_long" if isinstance(error, ValueError) else "template_error"

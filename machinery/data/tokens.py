@@ -10,6 +10,7 @@ this and cut tokens wherever they fell; it has nothing now.
 """
 
 from ..common.chat import TEMPLATE_ERRORS, THOUGHTS, common_length, has_thought, template_ids
+from ..common.errors import UserError
 
 
 def tokenise(prompt, chosen, rejected, tokenizer, tools: str | None = None, kwargs: dict | None = None):
@@ -36,6 +37,8 @@ def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = No
     """What training on a pair means in tokens: lengths of prompt, chosen, rejected, findings, and a text about them."""
     try:
         parts = tokenise(prompt, chosen, rejected, tokenizer, tools, kwargs)
+    except UserError:  # it does not end
+        raise
     except TEMPLATE_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": reason}
@@ -85,7 +88,9 @@ def end_of_turn(tokenizer) -> str | None:
         return None
     turns = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So-it-ends"}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = template_ids(tokenizer, turns, tokenize=False)
+    except UserError:  # it does not end
+        raise
     except Exception:  # what a template refuses is said where the pairs are read
         return None
     end = text.rpartition("So-it-ends")[2].strip()

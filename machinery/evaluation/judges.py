@@ -36,9 +36,16 @@ import torch
 from huggingface_hub.utils import httpx  # the package is called httpx or httpx2, and comes with the hub's client
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ..common.chat import template_ids
+from ..common.bounds import ends_within
+from ..common.chat import check_template, template_ids
 from ..common.errors import UserError
 from ..common.kept_files import going_on_without, is_as_signed, signed
 from ..common.safe_text import first_line
@@ -126,6 +133,8 @@ def reward_model_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
             how = getattr(prompt, "tools", None), getattr(prompt, "template_kwargs", None)
             try:  # writes special tokens itself
                 text = template_ids(tokenizer, [*turns, {"role": "assistant", "content": answer}], *how, tokenize=False)
+            except UserError:  # it does not end
+                raise
             except Exception as error:  # a template is a program that came with a model
                 raise JudgeError(f"the reward model's chat template refuses a prompt: {error}") from error
             return tokenizer(text, add_special_tokens=False, **cut)["input_ids"]
@@ -160,7 +169,11 @@ def reward_model_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 def load_reward_model(name: str, device) -> Score:
     """The score function of a reward model in a folder or on the hub. Raises JudgeError where it is none."""
     try:
+        if Path(name).is_dir():
+            with ends_within(30, f"Building what {name}/config.json describes"), torch.device("meta"):
+                AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(name))
         tokenizer = AutoTokenizer.from_pretrained(name)
+        check_template(tokenizer)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, output_loading_info=True
         )

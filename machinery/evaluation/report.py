@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from ..common.kept_files import complete_file, dispensable
-from ..common.safe_text import masked, say, without_secrets
+from ..common.masking import masked, without_secrets
+from ..common.safe_text import say
 from .html_report import bars_svg, calibration_svg, histogram_svg, scatter_svg, write_report
 from .judges import Verdict, as_text
 from .metrics import by_category, calibration_bins, half_for_ties, margins

@@ -23,6 +23,8 @@ from typing import NamedTuple
 import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
@@ -30,10 +32,11 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import DPOConfig, ModelConfig, get_peft_config
 
+from ..common.bounds import ends_within
 from ..common.errors import UserError
 from ..common.kept_files import complete_files
 from ..common.safe_text import first_line, say
-from .checks import check_model_folder, check_weights, read_object
+from .checks import check_files, check_model_folder, check_weights, read_object
 
 
 class Base(NamedTuple):
@@ -45,6 +48,8 @@ class Base(NamedTuple):
 
 
 NOTE = "base_model.json"
+MOST_LAYERS = 1_000  # that an adapter may make of its base's
+SECONDS = 10  # for patterns: those of known adapters take a moment
 # The most by which logits may differ after merging, as a share of the largest: rounding, and no more.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -54,7 +59,7 @@ def check_adapter(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise UserError(f"--adapter {name} is no folder")
-    files = {file.name for file in folder.iterdir()}
+    files = check_files(folder)
     if "adapter_config.json" not in files:
         full = "a full model, not an adapter: name it by --model_name_or_path"
         raise UserError(f"--adapter {name} holds {full if 'config.json' in files else 'no adapter'}")
@@ -66,7 +71,10 @@ def check_adapter(name: str) -> Path:
 
 def base_of_adapter(folder: Path) -> str | None:
     """The name or path of the base model, as the adapter has it."""
-    return _read(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"{folder}/adapter_config.json: base_model_name_or_path is {str(base)[:50]}, and no name.")
+    return base
 
 
 def base_of(name: str) -> str | None:
@@ -75,7 +83,7 @@ def base_of(name: str) -> str | None:
         try:
             check_model_folder(name)
         except ValueError as error:
-            raise UserError(f"{error}.") from error
+            raise UserError(f"{str(error).rstrip('.')}.") from error
         return None
     base = base_of_adapter(check_adapter(name))
     if base is None:
@@ -154,6 +162,7 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
         check_base(folder, weights_fingerprint(base))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
+            check_patterns(PeftConfig.from_pretrained(folder), base, f"{folder}/adapter_config.json")
             model = PeftModel.from_pretrained(base, folder, is_trainable=True)
         if any("missing adapter keys" in str(warning.message) for warning in said):
             raise UserError("it lacks some of the adapter's weights; they would be random")
@@ -163,6 +172,25 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
         raise
     except Exception as error:  # a broken file makes the libraries fail anywhere
         raise UserError(f"--adapter {name} on {base.config._name_or_path}: {first_line(error)}.") from error
+
+
+def check_patterns(config: PeftConfig, model: nn.Module, where: str) -> None:
+    """Try an adapter's patterns on the names of the model's modules, as PEFT will. Raises UserError where they do not end, or
+    where it would copy layers without end.
+
+    Most adapters name their modules; target_modules, exclude_modules, layers_pattern and the keys of rank_pattern and
+    alpha_pattern may also be regular expressions, and one like (a+)+b takes twice as long for every letter more. They
+    are tried by `re` itself, which looks out for signals: the `regex` package, which has a time limit of its own, proves
+    nothing, because it ends at once on patterns by which `re` runs for ever.
+    """
+    if sum(end - start for start, end in getattr(config, "layer_replication", None) or []) > MOST_LAYERS:
+        raise UserError(f"{where}: layer_replication makes more than {MOST_LAYERS:,} layers")
+    patterns = [key for name in ("rank_pattern", "alpha_pattern") for key in getattr(config, name, None) or {}]
+    with ends_within(SECONDS, f"{where}: trying its patterns on the names of the model's modules"):
+        for name, _ in model.named_modules():
+            if getattr(config, "target_modules", None) is not None:
+                check_target_module_exists(config, name)
+            get_pattern_key(patterns, name)
 
 
 def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: DPOConfig) -> PeftConfig | None:

@@ -8,7 +8,6 @@
 Weights are read from safetensors alone: a pickled file can run any code when it is loaded.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,12 +20,22 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from ..common.bounds import check_file, ends_within, read_json
 from ..common.errors import UserError
 from ..common.kept_files import size_on_disk
 from ..common.safe_text import first_line
+from .sizes import check_counts, check_size
 
 # For `from_pretrained`. Weights of another shape than config.json says are refused by name in `check_loaded`.
 FROM_SAFETENSORS = dict(use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
+# The most bytes of what else a model's folder holds. The largest known: a tokenizer.json of 33 MB, an index of 9 MB.
+MOST_BYTES = {
+    "config.json": 2**22, "generation_config.json": 2**22, "adapter_config.json": 2**24, "base_model.json": 2**20,
+    "tokenizer_config.json": 2**24, "special_tokens_map.json": 2**22, "added_tokens.json": 2**24,
+    "tokenizer.json": 2**28, "vocab.json": 2**26, "merges.txt": 2**26, "tokenizer.model": 2**26,
+    "chat_template.jinja": 2**20, "model.safetensors.index.json": 2**26,
+}  # fmt: skip
+SECONDS = 30  # for a configuration: the largest known models take one
 
 
 @contextmanager
@@ -50,11 +59,18 @@ def look_at(name: str, **hub_kwargs) -> PreTrainedConfig:
     try:
         check_model_folder(name)
     except ValueError as error:
-        raise UserError(f"--model_name_or_path: {error}.") from error
-    is_small = Path(name).is_dir() and size_on_disk(Path(name)) < 1e9
+        raise UserError(f"--model_name_or_path: {str(error).rstrip('.')}.") from error
+    is_local = Path(name).is_dir()
+    is_small = is_local and size_on_disk(Path(name)) < 1e9
     (transformers_logging.disable_progress_bar if is_small else transformers_logging.enable_progress_bar)()
-    config = AutoConfig.from_pretrained(name, **hub_kwargs)
-    check_architecture(config)
+    if not is_local:  # a download takes its time
+        config = AutoConfig.from_pretrained(name, **hub_kwargs)
+        check_architecture(config)
+        return config
+    with ends_within(SECONDS, f"Reading {name}/config.json"):
+        config = AutoConfig.from_pretrained(name, **hub_kwargs)
+        check_architecture(config)
+        check_size(config, Path(name))
     return config
 
 
@@ -83,20 +99,24 @@ def check_model_folder(name: str) -> None:
         if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ValueError(f"{name} is no model folder")
         return
-    files = {file.name for file in path.iterdir()}
+    files = check_files(path)
     if "config.json" not in files:
         if "adapter_config.json" in files:
             raise ValueError(f"{name} holds an adapter without its base model; lora_dpo_training.py takes adapters")
         raise ValueError(f"{name} holds no model: there is no config.json in it")
-    if read_object(path / "config.json") is None:
+    config = read_object(path / "config.json")
+    if config is None:
         raise ValueError(f"{name}/config.json is no JSON object")
+    check_counts(config, name)
     if "model.safetensors.index.json" in files:
         shards = (read_object(path / "model.safetensors.index.json") or {}).get("weight_map")
         if not isinstance(shards, dict):
             raise ValueError(f"{name}/model.safetensors.index.json has no weight_map")
-        for shard in shards.values():
-            if PurePath(str(shard)).is_absolute() or ".." in PurePath(str(shard)).parts:
+        for shard in set(map(str, shards.values())):
+            if PurePath(shard).is_absolute() or ".." in re.split(r"[/\\]", shard) or "\0" in shard:
                 raise ValueError(f"{name}/model.safetensors.index.json leads out of its folder, to {shard}")
+            if not shard.endswith(".safetensors"):
+                raise ValueError(f"{name}/model.safetensors.index.json names {shard}, which is no safetensors file")
     if not any(file.endswith(".safetensors") for file in files):
         if any(file.endswith((".bin", ".pt", ".pth")) for file in files):
             raise ValueError(
@@ -106,6 +126,22 @@ def check_model_folder(name: str) -> None:
         raise ValueError(f"{name} holds no weights: there is no .safetensors file in it")
 
 
+def check_files(folder: Path) -> set[str]:
+    """The names in a model's folder, once all that is loaded from it is known to be files. Raises UserError.
+
+    A pipe in their place would be waited for without end, and a device read without end.
+    """
+    names = {path.name for path in folder.iterdir()}
+    for name in sorted(names):
+        if name in MOST_BYTES or name.endswith((".safetensors", ".jinja")):
+            check_file(folder / name, MOST_BYTES.get(name))
+        if name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+            read_json(folder / name, MOST_BYTES[name])
+    for path in folder.glob("additional_chat_templates/*"):
+        check_file(path, MOST_BYTES["chat_template.jinja"])
+    return names
+
+
 def check_architecture(config: PreTrainedConfig) -> None:
     """Accept causal language models, also those of remote code. Raises ValueError that names the architecture."""
     named = config.architectures
@@ -113,6 +149,17 @@ def check_architecture(config: PreTrainedConfig) -> None:
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and not is_remote:
         raise ValueError(f"it is {architecture}, which is not a causal language model")
+    if config.is_encoder_decoder:
+        raise ValueError("by config.json it is an encoder with a decoder (is_encoder_decoder)")
+    if config.output_attentions:
+        raise ValueError(
+            "its config.json asks for attentions (output_attentions), which sdpa cannot give; take that out"
+        )
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and positions < 2:
+        raise ValueError(
+            f"by config.json it has {positions} positions (max_position_embeddings), and no room for a reply"
+        )
 
 
 def unused_weights(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
@@ -155,9 +202,6 @@ def is_same_tokenizer(one, other) -> bool:
 
 
 def read_object(path: Path) -> dict | None:
-    """The object in a JSON file; None where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    """The object in a JSON file; None where it holds something else. Raises UserError for what is no JSON file at all."""
+    content = read_json(path, MOST_BYTES[path.name])
     return content if isinstance(content, dict) else None

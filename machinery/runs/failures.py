@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 
 from ..common.errors import UserError, is_out_of_memory
 from ..common.kept_files import NO_ROOM
-from ..common.safe_text import masked, printable
+from ..common.masking import masked
+from ..common.safe_text import printable
 from ..common.token_rows import row_lengths
 from ..hardware.estimate import estimate_memory
 from ..watching.log_lines import NonFiniteLoss

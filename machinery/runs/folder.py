@@ -8,6 +8,7 @@ A run that has written metrics.json is finished. What in the folder is a run's, 
 """
 
 import json
+import os
 import re
 from contextlib import suppress
 from itertools import count
@@ -93,6 +94,7 @@ def choose_folder(
         )
     if named is not None:
         folder = Path(named)
+        make_parents(folder / "any")
     elif checkpoint is not None:
         folder = checkpoint.parent
     else:
@@ -138,11 +140,21 @@ def why_not(folder: Path, replace: bool, goes_on: bool, reads: dict[str, str]) -
 
 def free_folder(default: str) -> Path:
     """`default`, or `default-2`, `default-3`, ... where there is one already. The folder is made, so it is ours."""
+    make_parents(Path(default))
     for number in count(1):
         folder = Path(default if number == 1 else f"{default}-{number}")
         with suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
+
+
+def make_parents(folder: Path) -> None:
+    """Make the folders around one. Raises ValueError for a file or a link in their place, where no number would help."""
+    for path in folder.parents:
+        if os.path.lexists(path) and not path.is_dir():
+            leads = f" to {os.readlink(path)}, where there is none" if path.is_symlink() else ""
+            raise ValueError(f"{path} is no folder, but a {'link' if leads else 'file'}{leads}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
 
 
 def newest_unfinished(default: str) -> Path | None:

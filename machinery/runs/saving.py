@@ -12,7 +12,8 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..common.kept_files import UNFINISHED, complete_file, complete_files, dispensable
-from ..common.safe_text import completions_page, masked
+from ..common.masking import masked
+from ..common.safe_text import completions_page
 from ..hardware.memory import peak_memory_bytes
 from ..models.adapters import Base, note_base
 from ..watching.curves import plot_training

@@ -17,6 +17,8 @@ import textwrap
 
 from tqdm.auto import tqdm
 
+from ..common.safe_text import printable
+
 
 def heard_warnings(logger: str = "dpo") -> list[str]:
     """The texts of all warnings that the list of this logger has heard."""
@@ -34,7 +36,7 @@ class WarningList(logging.Handler):
             logging.getLogger(name).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = printable(record.getMessage())
         if text not in self.texts:
             self.texts.append(text)
         if not self._is_printed(record.name) and os.environ.get("RANK", "0") == "0":

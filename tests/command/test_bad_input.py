@@ -108,6 +108,39 @@ def truncated(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
+def link(name: str, target: str) -> Callable[[Path], None]:
+    """A link in a file's place."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return change
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    """A named pipe in a file's place, into which nobody writes."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def multiplied(line: str, alias: str, first: str = "x") -> str:
+    """A recipe of nine lines, each of which names the one before it ten times."""
+    lines = [f"a0: &a0 {first}"]
+    for number in range(1, 10):
+        lines.append(f"a{number}: " + line.format(number, ", ".join([alias.format(number - 1)] * 10)))
+    return "\n".join(lines) + "\n"
+
+
+def packed(size: int) -> bytes:
+    """A line of so many bytes, compressed a thousand times."""
+    return gzip.compress(b'{"prompt": "' + b"a" * size + b'"}', 1)
+
+
 def instead(other) -> Callable[[Path], None]:
     """Another kind of model in the same folder."""
 
@@ -377,6 +410,15 @@ OUTPUT = {
         ("--output_dir out holds metrics.json", "move them away"),
         write("out/metrics.json", "{}"),
     ),
+    "runs_leads_nowhere": Case(
+        BASIC,
+        "--dataset_name pairs.jsonl",
+        ("runs is no folder, but a link to gone",),
+        all_of(PAIRS, link("runs", "gone")),
+    ),
+    "output_dir_leads_nowhere": Case(
+        BASIC, TRAIN, ("out is no folder, but a link to gone",), all_of(PAIRS, link("out", "gone"))
+    ),
     "checkpoint_not_there": Case(BASIC, TRAIN + "--resume_from_checkpoint nope", ("nope is no folder",), PAIRS),
     "checkpoint_is_a_file": Case(
         BASIC, TRAIN + "--resume_from_checkpoint pairs.jsonl", ("pairs.jsonl is no folder",), PAIRS
@@ -405,6 +447,14 @@ RECIPES = {
     "name_with_nul": Case(BASIC, "--config r.yaml", ("output_dir holds a character",), recipe('output_dir: "a\\0b"\n')),
     "number_of_5000_digits": Case(BASIC, "--config r.yaml", ("r.yaml is not YAML",), recipe("seed: 1" + "0" * 5000)),
     "nested_too_deeply": Case(BASIC, "--config r.yaml", ("r.yaml is not YAML",), recipe("a: " + "[" * 2000)),
+    "aliases_that_multiply": Case(
+        BASIC, "--config r.yaml", ("r.yaml: with its aliases written out it would hold 1,",), recipe(multiplied("&a{0} [{1}]", "*a{0}"))
+    ),
+    "merges_that_multiply": Case(
+        BASIC, "--config r.yaml", ("r.yaml: with its aliases written out",), recipe(multiplied("&a{0}\n    <<: [{1}]", "*a{0}", "{k: 1}"))
+    ),
+    "too_large": Case(BASIC, "--config r.yaml", ("r.yaml is 1.", "MiB large"), recipe("# " + "a" * 1_100_000)),
+    "config_a_pipe": Case(BASIC, "--config r.yaml", ("r.yaml is no regular file",), pipe("r.yaml")),
     "holds_itself": Case(BASIC, "--config r.yaml", ("beta is a list",), recipe("beta: &a [*a]\n")),
     "python_object": Case(
         BASIC, "--config r.yaml", ("r.yaml is not YAML", "python/object"),
@@ -420,13 +470,41 @@ MODELS = {
     "model_folder_not_there": Case(BASIC, TRAIN + "--model_name_or_path ./gone", ("./gone", "no model folder"), PAIRS),
     "model_folder_empty": Case(BASIC, TRAIN + "--model_name_or_path .", ("no config.json",), PAIRS),
     "model_on_the_hub_offline": Case(BASIC, TRAIN + "--model_name_or_path org/no-model", ("org/no-model",), PAIRS),
-    "config_json_broken": Case(BASIC, MODEL, ("config.json is no JSON object",), model(write("config.json", "{x"))),
+    "config_json_broken": Case(BASIC, MODEL, ("config.json is not JSON",), model(write("config.json", "{x"))),
     "config_json_null": Case(BASIC, MODEL, ("config.json is no JSON object",), model(write("config.json", "null"))),
     "config_json_without_type": Case(BASIC, MODEL, ("m cannot be loaded", "model_type"), model(write("config.json", "{}"))),
     "architecture_unknown": Case(BASIC, MODEL, ("`nope`",), model(set_in("config.json", model_type="nope"))),
     "architecture_no_name": Case(
         BASIC, MODEL, ("not a causal language model",), model(set_in("config.json", architectures=7))
     ),
+    "config_json_too_deep": Case(BASIC, MODEL, ("m/config.json is nested more than 100",), model(write("config.json", "[" * 90000))),
+    "config_json_too_large": Case(
+        BASIC, MODEL, ("m/config.json is 7.", "MiB large"), model(set_in("config.json", eos_token_id=[2] * 2_500_000))
+    ),
+    "config_json_a_device": Case(BASIC, MODEL, ("m/config.json is no regular file",), model(link("config.json", "/dev/zero"))),
+    "config_json_a_lost_link": Case(BASIC, MODEL, ("m/config.json is a link to gone",), model(link("config.json", "gone"))),
+    "layers_ten_million": Case(
+        BASIC, MODEL, ("num_hidden_layers is 10,000,000",), model(set_in("config.json", num_hidden_layers=10**7, layer_types=None))
+    ),
+    "layers_none": Case(BASIC, MODEL, ("num_hidden_layers is 0",), model(set_in("config.json", num_hidden_layers=0, layer_types=[]))),
+    "layers_of_a_part": Case(
+        BASIC, MODEL, ("num_hidden_layers is 9,000,000",), model(set_in("config.json", text_config={"num_hidden_layers": 9_000_000}))
+    ),
+    "labels_a_billion": Case(BASIC, MODEL, ("num_labels is 1,000,000,000",), model(set_in("config.json", num_labels=10**9))),
+    "width_of_a_million": Case(
+        BASIC, MODEL, ("describes a model of", "files hold 4,1"), model(set_in("config.json", hidden_size=10**6))
+    ),
+    "vocabulary_of_a_billion": Case(BASIC, MODEL, ("describes a model of 128,",), model(set_in("config.json", vocab_size=10**9))),
+    "positions_1": Case(BASIC, MODEL, ("no room for a reply",), model(set_in("config.json", max_position_embeddings=1))),
+    "generation_config_too_deep": Case(
+        BASIC, MODEL, ("generation_config.json is nested",), model(write("generation_config.json", "[" * 90000))
+    ),
+    "tokenizer_config_too_deep": Case(
+        BASIC, MODEL, ("tokenizer_config.json is nested",), model(write("tokenizer_config.json", '{"a":' * 90000))
+    ),
+    "weights_a_pipe": Case(BASIC, MODEL, ("model.safetensors is no regular file",), model(pipe("model.safetensors"))),
+    "index_names_a_pickle": Case(BASIC, MODEL, ("names w.bin, which is no safetensors",), model(shards("w.bin"))),
+    "index_outside_on_windows": Case(BASIC, MODEL, ("leads out of its folder",), model(shards("..\\w.safetensors"))),
     "size_no_number": Case(BASIC, MODEL, ("hidden_size", "'big'"), model(set_in("config.json", hidden_size="big"))),
     "heads_do_not_fit": Case(BASIC, MODEL, ("o_proj.weight", "by config.json"), model(set_in("config.json", num_attention_heads=3))),
     "dtype_unknown": Case(BASIC, MODEL, ("float99",), model(set_in("config.json", dtype="float99"))),
@@ -465,6 +543,26 @@ MODELS = {
         BASIC, MODEL, ("chat template", "must alternate"),
         model(write("chat_template.jinja", "{{ raise_exception('roles must alternate') }}")),
     ),
+    "template_without_end": Case(
+        BASIC, MODEL, ("m: its chat template has not ended",),
+        model(write("chat_template.jinja", 2 * "{% for a in range(90000) %}" + "{% if a %}x{% endif %}" + 2 * "{% endfor %}")),
+    ),
+    "template_of_gigabytes": Case(
+        BASIC, MODEL, ("m: its chat template takes more than 2.0 GiB",), model(write("chat_template.jinja", "{{ 'a' * 99999999999 }}"))
+    ),
+    "template_that_talks": Case(
+        BASIC, MODEL, ("writes 9,000,000 characters",), model(write("chat_template.jinja", "{{ 'a' * 9000000 }}"))
+    ),
+    "template_that_raises_to_a_power": Case(
+        BASIC, MODEL, ("raises to a power",), model(write("chat_template.jinja", "{{ 9 ** (9 ** 9) }}"))
+    ),
+    "template_named_out_of_its_folder": Case(
+        BASIC, MODEL, ("chat template is called '../../x'",),
+        model(all_of(
+            without("chat_template.jinja"),
+            set_in("tokenizer_config.json", chat_template=[{"name": n, "template": "x"} for n in ("default", "../../x")]),
+        )),
+    ),
     "template_that_divides_by_0": Case(BASIC, MODEL, ("division by zero",), model(write("chat_template.jinja", "{{ 1/0 }}"))),
     "template_without_answers": Case(
         BASIC, MODEL, ("it leaves the answers out",), model(write("chat_template.jinja", "hello"))
@@ -486,6 +584,23 @@ ADAPTERS = {
     "adapter_is_something_else": Case(LORA, "--adapter {demo}", ("holds no adapter",)),
     "adapter_config_broken": Case(LORA, TRAIN + "--adapter a", ("adapter_config.json",), adapter(write("adapter_config.json", "{x"))),
     "adapter_config_a_list": Case(LORA, TRAIN + "--adapter a", ("adapter_config.json",), adapter(write("adapter_config.json", "[]"))),
+    "adapter_pattern_without_end": Case(
+        LORA, TRAIN + "--adapter a", ("a/adapter_config.json: trying its patterns", "not ended"),
+        adapter(set_in("adapter_config.json", target_modules=r"(([a-z_.0-9]+)+)+!")),
+    ),
+    "adapter_rank_pattern_without_end": Case(
+        LORA, TRAIN + "--adapter a", ("a/adapter_config.json: trying its patterns", "not ended"),
+        adapter(set_in("adapter_config.json", rank_pattern={r"(\w+\.?)*\d\d\d": 4})),
+    ),
+    "adapter_that_copies_layers": Case(
+        LORA, TRAIN + "--adapter a", ("layer_replication makes more than",),
+        adapter(set_in("adapter_config.json", layer_replication=[[0, 4]] * 1000)),
+    ),
+    "adapter_base_no_name": Case(
+        LORA, TRAIN + "--adapter a", ("base_model_name_or_path is 5",), adapter(set_in("adapter_config.json", base_model_name_or_path=5))
+    ),
+    "adapter_config_too_deep": Case(LORA, TRAIN + "--adapter a", ("is nested more than",), adapter(write("adapter_config.json", "[" * 90000))),
+    "adapter_config_a_pipe": Case(LORA, TRAIN + "--adapter a", ("is no regular file",), adapter(pipe("adapter_config.json"))),
     "adapter_type_unknown": Case(
         LORA, TRAIN + "--adapter a", ("--adapter a", "NOPE"), adapter(set_in("adapter_config.json", peft_type="NOPE"))
     ),
@@ -557,6 +672,20 @@ DATA_FILES = {
     "folder_without_data": Case(BASIC, "--dataset_name . --output_dir out", ("holds no data",)),
     "data_on_the_hub_offline": Case(BASIC, "--dataset_name org/none --output_dir out", ("org/none",)),
     "list_of_nothing": Case(BASIC, "--dataset_name a.json --output_dir out", ("no rows",), write("a.json", "[]")),
+    "archive_of_one_endless_line": Case(
+        BASIC, "--dataset_name a.jsonl.gz --output_dir out", ("a.jsonl.gz, line 1: a row of more than 64 MiB",),
+        lambda folder: (folder / "a.jsonl.gz").write_bytes(packed(2**27)) and None,
+    ),
+    "table_of_one_endless_cell": Case(
+        BASIC, "--dataset_name a.csv.gz --output_dir out", ("a.csv.gz, line 2: a row of more than 64 MiB",),
+        lambda folder: (folder / "a.csv.gz").write_bytes(gzip.compress(b"prompt,chosen\n" + b"a" * 2**27, 1)) and None,
+    ),
+    "blank_lines_without_end": Case(
+        BASIC, "--dataset_name a.jsonl --output_dir out", ("a million blank lines follow line 1",),
+        write("a.jsonl", json.dumps(PAIR) + "\n" * 1_200_000),
+    ),
+    "data_a_pipe": Case(BASIC, "--dataset_name a.jsonl --output_dir out", ("a.jsonl is no regular file",), pipe("a.jsonl")),
+    "encoding_of_no_text": Case(BASIC, TRAIN + "--encoding zlib", ("--encoding zlib: there is no such",), PAIRS),
     "no_archive": Case(
         BASIC, "--dataset_name a.jsonl.gz --output_dir out", ("not compressed by gzip",), write("a.jsonl.gz", [PAIR])
     ),

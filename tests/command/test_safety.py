@@ -19,7 +19,8 @@ from transformers import dynamic_module_utils
 
 from dpo_utils import load_model, load_preferences, parse_args
 from machinery.common.errors import UserError
-from machinery.common.safe_text import completions_page, printable, without_secrets
+from machinery.common.masking import without_secrets
+from machinery.common.safe_text import completions_page, printable
 from machinery.evaluation.judges import JudgeError, load_reward_model
 from machinery.models.adapters import load_adapter
 

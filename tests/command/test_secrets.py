@@ -11,7 +11,8 @@ from conftest import PROJECT, SHORT, run_forked
 
 from dpo_utils import parse_args
 from machinery.common import safe_text
-from machinery.common.safe_text import masked, names_secret, printable, remember_secrets, without_secrets
+from machinery.common.masking import masked, names_secret, remember_secrets, without_secrets
+from machinery.common.safe_text import printable
 
 DEMO = PROJECT / "demo"
 PLANTED = ("plantedAlpha", "plantedBeta", "plantedGamma", "plantedDelta")

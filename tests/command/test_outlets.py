@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, PROJECT, SCRIPTS_ON_DEMO, fork_server
 
-from machinery.common.outlets import Outlet, lasting_outlets
+from machinery.command.outlets import Outlet, lasting_outlets
 
 TALKER = """
 import logging, sys, time
@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 early = logging.StreamHandler()  # holds the stream that was there before
 logging.getLogger().addHandler(early)
-from machinery.common.outlets import lasting_outlets
+from machinery.command.outlets import lasting_outlets
 with lasting_outlets():
     for number in tqdm(range(300), desc="h\\u00e4lfte"):
         print(number, "\\u2019 \\u4f60 \\U0001f600", "x" * 100)
