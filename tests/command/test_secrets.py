@@ -10,7 +10,7 @@ import pytest
 from conftest import PROJECT, SHORT, run_forked
 
 from dpo_utils import parse_args
-from machinery.common import safe_text
+from machinery.common import masking
 from machinery.common.masking import masked, names_secret, remember_secrets, without_secrets
 from machinery.common.safe_text import printable
 
@@ -21,7 +21,7 @@ PAIRS = [{"prompt": f"why {n}?", "chosen": "a cat, no, a dog.", "rejected": f"th
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
-    monkeypatch.setattr(safe_text, "_secrets", set())
+    monkeypatch.setattr(masking, "_secrets", set())
     monkeypatch.setenv("HF_TOKEN", "")
 
 
