@@ -27,7 +27,9 @@ SHARES = "held_out_share adam_beta1 adam_beta2 lora_dropout label_smoothing_fact
 BETWEEN_0_AND_1 = "ld_alpha ref_model_mixup_alpha".split()
 SEEDS = "seed data_seed".split()  # NumPy takes no others
 PROCESSES = "dataset_num_proc dataloader_num_workers".split()
-MOST = 2**31 - 1  # no count, and no other number of a training, is larger
+COUNTS = "num_train_epochs warmup_steps logging_steps save_steps eval_steps eval_delay".split()  # that may be fractions
+MOST = 2**31 - 1  # no count is larger
+LARGEST = 3e38  # in float32 what is larger is infinite
 MOST_PROCESSES, MOST_RANK = 1024, 2**14
 RANGES: dict[str, tuple[Callable, str]] = (
     dict.fromkeys(ABOVE_0, (lambda value: 0 < value < math.inf, "above 0"))
@@ -111,7 +113,8 @@ def _check_number(name: str, number: float) -> None:
     is_right, words = RANGES.get(name, (math.isfinite, "a finite number"))
     if not is_right(number):
         raise ValueError(f"--{name} must be {words}, not {number}")
-    most = MOST_PROCESSES if name in PROCESSES else MOST
+    is_count = isinstance(number, int) or name in COUNTS
+    most = MOST_PROCESSES if name in PROCESSES else MOST if is_count else LARGEST
     if abs(number) > most and name not in SEEDS:
         raise ValueError(f"--{name} must be at most {most:,}, not {number}")
 

@@ -30,7 +30,7 @@ from ..training.token_budget import COUPLED
 from .command_line import CommandLine
 from .flag_checks import check_environment, check_paths, check_values
 from .no_effect import without_effect
-from .tried_out import check_dictionaries, need_quantisation, try_out
+from .tried_out import check_dictionaries, try_out
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -87,10 +87,6 @@ def settle(
         _refuse_checkpoint("adapter", getattr(args, "adapter", None))
     if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
         raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
-    try:
-        need_quantisation(model_args)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     _check(args, training_args, losses, needs_data)
     _use_one_gpu(training_args)
     args.data_kwargs = _data_kwargs(args, training_args)

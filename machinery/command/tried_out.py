@@ -160,18 +160,11 @@ def try_out(training_args, model_args) -> None:
     is_on_cpu = training_args.use_cpu or not torch.accelerator.is_available()
     if is_on_cpu and model_args.attn_implementation == "flex_attention":
         raise ValueError("--attn_implementation flex_attention: on a CPU it cannot be trained")
-    if training_args.torch_compile:
-        _try_compiler(training_args)
-
-
-def need_quantisation(model_args) -> None:
-    """Raises ValueError where weights are to be quantised and the package is missing, or as what is none."""
-    for flag in ("load_in_4bit", "load_in_8bit"):
-        if getattr(model_args, flag):
-            _need("bitsandbytes", "bitsandbytes", f"--{flag}")
     storage = model_args.bnb_4bit_quant_storage
     if storage is not None and not isinstance(getattr(torch, storage, None), torch.dtype):
         raise ValueError(f"--bnb_4bit_quant_storage {storage} is no type of numbers: uint8, bfloat16, ...")
+    if training_args.torch_compile:
+        _try_compiler(training_args)
 
 
 def _need(modules: str, package: str, flag: str) -> None:

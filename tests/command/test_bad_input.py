@@ -282,7 +282,8 @@ NUMBERS = {  # what passed in silence, or ended in a traceback after the referen
         ("dataset_num_proc", ("0",), "above 0"),
         ("max_new_tokens", (str(10**30),), "at most 2,147,483,647"),
         ("gradient_accumulation_steps", (str(10**30),), "at most 2,147,483,647"),
-        ("beta", ("1e300",), "at most 2,147,483,647"),
+        ("beta", ("1e300",), "at most 3e+38"),
+        ("num_train_epochs", ("1e30",), "at most 2,147,483,647"),
         ("dataloader_num_workers", ("100000",), "at most 1,024"),
     )
     for value in values
@@ -369,7 +370,7 @@ TRIED = {  # keywords and packages, by what a library says of something tiny
     "liger_no_json": Case(BASIC, "--liger_kernel_config x", ("--liger_kernel_config", "no JSON object")),
     "reporter_unknown": Case(BASIC, "--report_to nowhere", ("--report_to nowhere is not known", "tensorboard")),
     "reporter_without_its_package": Case(BASIC, "--report_to clearml", ("--report_to clearml", "pip install clearml")),
-    "8_bit_without_its_package": Case(LORA, "--load_in_8bit", ("--load_in_8bit", "pip install bitsandbytes")),
+    "8_bit_without_its_package": Case(LORA, "--load_in_8bit", ("bitsandbytes", "pip install")),
     "compiler_unknown": Case(BASIC, "--torch_compile_backend odd", ("--torch_compile_backend odd", "inductor")),
     "compiler_mode_unknown": Case(BASIC, "--torch_compile_mode odd", ("--torch_compile_mode odd", "max-autotune")),
 }  # fmt: skip
