@@ -53,7 +53,8 @@ class Outlet:
         """Flush for the last time: what still cannot be written is dropped, and Python has nothing to complain of."""
         try:
             self._stream.flush()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self._give_up(error)
             self._point_nowhere()
 
     def _give_up(self, error: Exception) -> None:
@@ -64,7 +65,7 @@ class Outlet:
             reason = getattr(error, "strerror", None) or error
             if self.other is not None:
                 self.other.write(
-                    f"{self._name} cannot be written: {reason}. The run goes on, and its files are written.\n"
+                    f"{self._name} cannot be written: {reason}. What is said there is lost, and nothing else.\n"
                 )
 
     def _point_nowhere(self) -> None:

@@ -83,14 +83,22 @@ def dispensable(path: Path) -> Iterator[Path]:
 
 def _clear_if_dead(left: Path) -> None:
     """Remove what a killed process left unfinished: it holds no lock any more; without locks, after a day."""
+    if fcntl is None:
+        forget_untouched([left])
+        return
     with suppress(OSError):
-        age = time.time() - left.stat().st_mtime
-        if fcntl is not None and age > 60:  # not between another's opening and locking
+        if time.time() - left.stat().st_mtime > 60:  # not between another's opening and locking
             with open(left, "rb") as file:
                 _lock(file)
                 left.unlink()
-        elif age > 86_400:
-            left.unlink()
+
+
+def forget_untouched(files: Iterable[Path]) -> None:
+    """Remove temporary files that nobody has written to for a day: what made them was killed."""
+    for file in files:
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > 86_400:
+                file.unlink()
 
 
 def _lock(file) -> None:

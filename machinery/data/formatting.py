@@ -25,7 +25,7 @@ from filelock import FileLock
 from ..common import chat
 from ..common.chat import TEMPLATE_ERRORS, template_ends
 from ..common.errors import UserError
-from ..common.kept_files import forget_damaged, forget_oldest, going_on_without, seal
+from ..common.kept_files import forget_damaged, forget_oldest, forget_untouched, going_on_without, seal
 from ..common.safe_text import first_line
 from . import store, tokens
 from .tokens import token_facts
@@ -120,6 +120,7 @@ def _kept_or_made(make: Callable[..., Dataset], kept: Path) -> Dataset:
             with suppress(FileNotFoundError):
                 os.utime(kept)  # what is used is not old
             forget_oldest(kept.parent, "*.arrow", MOST_BYTES)
+            forget_untouched(kept.parent.glob("tmp*"))  # as `datasets` calls what it is still writing
             forget_damaged(_files(kept))
         intact = _files(kept)
         made = make(cache_file_name=str(kept))

@@ -63,7 +63,7 @@ def talk(tmp_path: Path, plumbing: str, **environment) -> subprocess.CompletedPr
 def test_a_process_goes_on_to_its_end(plumbing, said, unbuffered, tmp_path):
     done = talk(tmp_path, plumbing, PYTHONUNBUFFERED=unbuffered)
     if said is not None:
-        assert (done.stdout + done.stderr).decode().count(f"{said} The run goes on") == 1
+        assert (done.stdout + done.stderr).decode().count(f"{said} What is said there is lost, and nothing else.") == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

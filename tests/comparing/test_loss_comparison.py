@@ -2,6 +2,10 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from itertools import combinations
 
 import pytest
@@ -81,6 +85,27 @@ def test_damaged_rewards_are_said_and_sampled_anew(damage, tmp_path, monkeypatch
     caplog.clear()
     assert best() == first
     assert bool(caplog.text) == (damage == "a folder")  # a file is healed; a folder is not ours to remove
+
+
+def test_a_signal_is_told_to_the_runs_of_a_grid_and_they_are_waited_for(tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import signal, sys, time\nfrom pathlib import Path\nfolder = Path(sys.argv[2])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), (folder / 'told').touch(), sys.exit(143)))\n"
+        "folder.mkdir(parents=True)\n(folder / 'started').touch()\ntime.sleep(600)\n"
+    )
+    grid_of_two = (
+        "import sys\nfrom pathlib import Path\nfrom machinery.comparing.grid import run_grid\n"
+        "from machinery.runs.interrupts import signals_stop\n"
+        f"with signals_stop(): run_grid({{'a': ({str(script)!r}, []), 'b': ({str(script)!r}, [])}}, [0], Path({str(tmp_path)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", grid_of_two], cwd=PROJECT)
+    while len(list(tmp_path.glob("*/started"))) < min(2, grid.RUNS_AT_A_TIME):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert len(list(tmp_path.glob("*/told"))) == len(list(tmp_path.glob("*/started")))
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage"])
@@ -172,6 +197,6 @@ def test_a_comparison_makes_tables_and_figures_and_goes_on_where_it_stopped(tmp_
     assert len(made) == 2
     more = run_forked("custom_loss_dpo.py", *words[:3], *words[4:], "--losses", "sigmoid", "ipo")
     assert more.returncode == 0, more.stderr
-    for path, time in made.items():
-        assert path.stat().st_mtime_ns == time, path
+    for path, written in made.items():
+        assert path.stat().st_mtime_ns == written, path
     assert len(list(tmp_path.glob("cells/*/metrics.json"))) == 3

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,6 +132,17 @@ def test_pairs_that_cannot_be_kept_are_formatted_all_the_same(place, chat_tokeni
     for _ in range(2):
         assert [pair["prompt"] for pair in load(rows, chat_tokenizer, tmp_path)[0]] == [row["prompt"] for row in rows]
     assert caplog.text.count("Formatted pairs cannot be kept in") == 1
+
+
+def test_what_a_killed_run_was_still_writing_goes_after_a_day(chat_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    folder = tmp_path / "dpo_pairs"
+    folder.mkdir()
+    for name, seconds in (("tmpdead", 100_000), ("tmpalive", 10)):
+        (folder / name).write_text("half")
+        os.utime(folder / name, (time.time() - seconds,) * 2)
+    load([TEXTS], chat_tokenizer, tmp_path)
+    assert [file.name for file in folder.glob("tmp*")] == ["tmpalive"]
 
 
 def no_room(file):
