@@ -33,6 +33,7 @@ from .tokens import token_facts
 logger = logging.getLogger("dpo")
 
 MOST_BYTES = 2_000_000_000  # of formatted pairs that are kept on disk
+HEX = "[0-9a-f]" * 16  # a key, with which the names of what is kept begin
 
 # For base models: no token is added, because its embedding would be random. The EOS ends what is trained on.
 PLAIN_CHAT_TEMPLATE = (
@@ -119,7 +120,7 @@ def _kept_or_made(make: Callable[..., Dataset], kept: Path) -> Dataset:
         if is_main:
             with suppress(FileNotFoundError):
                 os.utime(kept)  # what is used is not old
-            forget_oldest(kept.parent, "*.arrow", MOST_BYTES)
+            forget_oldest(kept.parent, f"{HEX}*.arrow", MOST_BYTES)
             forget_untouched(kept.parent.glob("tmp*"))  # as `datasets` calls what it is still writing
             forget_damaged(_files(kept))
         intact = _files(kept)
