@@ -24,6 +24,10 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+# A shell ignores Ctrl-C for what it starts in the background, and nohup a terminal that closes; tests send both.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 PROJECT = Path(__file__).resolve().parent.parent
 os.chdir(PROJECT)  # names like demo/model are meant from here
 PATIENCE = 1800  # seconds: it ends what hangs, and never what is slow

@@ -45,11 +45,13 @@ def claim_output_dir(training_args, default: str) -> None:
             resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
             choice = choose_folder(named, default, resume, replace, training_args.reads)
             _claimed, _made[:] = Path(choice[0]), missing if named else [Path(choice[0]), *missing]
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            refusal = f"{error.filename or wanted} cannot be written: {error.strerror or error}"
+        except ValueError as error:
             refusal = str(error)
     choice, refusal = broadcast_object_list([choice, refusal])
     if refusal is not None:
-        raise UserError(f"The output folder: {refusal}.")
+        raise UserError(f"{refusal}." if refusal.startswith("--") else f"The output folder: {refusal}.")
     training_args.output_dir, checkpoint, passed_over = choice
     if training_args.resume_from_checkpoint:
         for sentence in passed_over:

@@ -1,11 +1,13 @@
-"""Every flag with values that it cannot have, tried on a run of one step: exit code, seconds, and what was said.
+"""What a user, a file or a machine can get wrong, case by case: exit code, seconds, what was said, what was left.
 
-    python tests/flag_trials.py                       # all of them, one after the other: about ten minutes
-    python tests/flag_trials.py lr_ optim             # those whose names have one of these words
-    python tests/flag_trials.py --table trials.jsonl  # a line of JSON for each as well
+    python tests/bad_inputs.py                       # all of them, one after the other: about half an hour
+    python tests/bad_inputs.py lr_ optim             # those whose names have one of these words
+    python tests/bad_inputs.py --table table.jsonl   # a line of JSON for each as well
 
-A wrong value may end with exit code 2 and a sentence, or do no harm and be taken (0). It ends with 1 where there was
-another exit code, a traceback, a run that was ended after two minutes, or a file left behind by a refusal.
+Tried are every flag with values that it cannot have, on a run of one step, and the cases of command/test_bad_input.py. A
+wrong value may end with exit code 2 and a sentence, or do no harm and be taken (0). It ends with 1 where there was
+another exit code, a traceback, a run that was ended after a minute, a file that was there and changed, or one that a
+refusal left behind.
 """
 
 import argparse
@@ -16,10 +18,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "command"), str(Path(__file__).parent.parent)]
+
 from fork_server import ForkServer
+from test_bad_input import CASES, everything_in
 
 SECONDS = 60  # the most that a run may take
 PAIRS = [{"prompt": f"why {n}?", "chosen": "a cat, no, a dog.", "rejected": f"the mat {n}"} for n in range(8)]
@@ -178,12 +184,17 @@ ENVIRONMENTS = {
 }
 
 
+def some_pairs(folder: Path) -> None:
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+
+
 class Trial(NamedTuple):
-    """A command line that holds a wrong value."""
+    """A command line that holds a wrong value, or one that names a wrong file."""
 
     script: str
     words: list[str]
     environment: dict[str, str] = {}  # noqa: RUF012
+    make: Callable[[Path], None] = some_pairs  # writes the files of the trial
 
 
 def all_trials() -> dict[str, Trial]:
@@ -206,6 +217,9 @@ def all_trials() -> dict[str, Trial]:
             add(flag, value, *rest)
     for name, environment in ENVIRONMENTS.items():
         cases[name] = Trial("basic_dpo_training", SHORT, environment)
+    for name, case in CASES.items():
+        words = case.words.split() if isinstance(case.words, str) else case.words
+        cases[f"{name} ({case.script})"] = Trial(case.script, list(map(str, words)), case.environment, case.make)
     return cases
 
 
@@ -214,7 +228,8 @@ def attempt(server: ForkServer, trial: Trial) -> dict:
     with tempfile.TemporaryDirectory(prefix="trial-") as place:
         folder = Path(place)
         (folder / "in").mkdir()
-        (folder / "in" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+        trial.make(folder / "in")
+        before = everything_in(folder / "in")
         demo = str(Path(__file__).resolve().parent.parent / "demo")
         words = [word.replace("{demo}", demo) for word in trial.words]
         old = dict(os.environ)
@@ -228,13 +243,14 @@ def attempt(server: ForkServer, trial: Trial) -> dict:
         [code] = server.wait()
         timer.cancel()
         errors = (folder / "errors").read_text(errors="replace").replace("\r", "\n")
-        left = sorted(path.name for path in (folder / "in").iterdir() if path.name != "pairs.jsonl")
+        after = everything_in(folder / "in")
         return {
             "code": code,
             "seconds": round(time.monotonic() - began, 1),
             "traceback": "Traceback (most recent" in errors,
             "said": next((line for line in reversed(errors.splitlines()) if "error:" in line), errors[-300:])[-700:],
-            "left": left,
+            "left": sorted({path.relative_to(folder / "in").parts[0] for path in after.keys() - before.keys()}),
+            "changed": sorted(str(path.name) for path in before if after.get(path) != before[path]),
         }
 
 
@@ -252,18 +268,27 @@ def main() -> None:
     if options.after:
         names = list(trials)
         trials = {name: trials[name] for name in names[names.index(options.after) + 1 :]}
-    server, bad = ForkServer(), []
+    server, bad, slowest = ForkServer(), [], 0.0
+    attempt(server, Trial("basic_dpo_training", ["--beta", "-1"]))  # until the server has imported everything
     for name, trial in trials.items():
         found = attempt(server, trial)
-        is_bad = bool(found["traceback"]) or found["code"] not in (0, 2) or (found["code"] == 2 and bool(found["left"]))
+        is_bad = found["traceback"] or found["code"] not in (0, 2) or found["changed"]
+        is_bad = is_bad or (found["code"] == 2 and found["left"])
         bad += [name] if is_bad else []
+        slowest = max(slowest, found["seconds"])
         said = " ".join(found["said"].split())[-160:] if found["code"] else ""
-        print(f"{'BAD ' if is_bad else '    '}{found['code']:>3} {found['seconds']:>5} s  {name}  {said}", flush=True)
+        left = f"  left: {', '.join(found['left'])}" * bool(found["left"]) + f"  CHANGED: {found['changed']}" * bool(
+            found["changed"]
+        )
+        print(
+            f"{'BAD ' if is_bad else '    '}{found['code']:>3} {found['seconds']:>5} s  {name}  {said}{left}",
+            flush=True,
+        )
         if options.table:
             with open(options.table, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"name": name, "script": trial.script} | found) + "\n")
     server.close()
-    print(f"{len(trials)} trials, {len(bad)} of them ended badly.")
+    print(f"{len(trials)} trials, {len(bad)} of them ended badly; the slowest took {slowest:.0f} s.")
     sys.exit(bool(bad))
 
 
