@@ -44,17 +44,20 @@ from dpo_utils import (
     run,
     sample_completions,
     say,
+    sequence_kls,
     sequence_logps,
+    sum_over_completions,
 )
 from machinery.command.flag_help import EVALUATION_FLAGS
 from machinery.common.errors import UserError
 from machinery.common.intervals import bootstrap_mean
 from machinery.comparing.side_by_side import newest_trained, run_facts, train_basic
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE
-from machinery.evaluation.judges import judge_from_flags
-from machinery.evaluation.metrics import PairLogps, preference_metrics, reply_metrics
+from machinery.evaluation.entropy import Sureness, excess, matching_temperature, token_entropies
+from machinery.evaluation.judges import ScoreJudge, judge_from_flags
+from machinery.evaluation.metrics import NO_INTERVAL, PairLogps, preference_metrics, reply_metrics
 from machinery.evaluation.report import Report
-from machinery.evaluation.verdict import Reference, judge_all
+from machinery.evaluation.verdict import GREEDY, MATCHED, Reference, judge_all
 from machinery.models.adapters import base_of
 from machinery.models.checks import is_same_tokenizer
 from machinery.runs.folder import claim_output_dir
@@ -72,6 +75,9 @@ class EvaluationArguments(TutorialArguments):
     num_samples: int = HfArg(default=4, help="answers a prompt and model")
     temperature: float = HfArg(
         default=1.0, help="1 is what the KL is defined on; lower writes likelier answers, 0 the likeliest"
+    )
+    control_entropy: bool = HfArg(
+        default=True, help="win at the reference's matching temperature and greedily, too (where the judge is free)"
     )
     judge: str = HfArg(default="auto", help="truth (the demo), reward_model, endpoint, human, none; auto: what fits")
     judge_model: str | None = HfArg(
@@ -113,7 +119,7 @@ def measure(name: str, reference: Reference, pairs, prompts: list, args, trainin
     policy.to(training_args.device)
     if tokenizer.chat_template is None and not isinstance(prompts[0], str):
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded
-    answers = write_answers(policy, tokenizer, prompts, name, args, training_args)
+    answers = write_answers(policy, tokenizer, name, prompts, args, training_args)
     facts = run_facts(name)
     beta = training_args.beta or facts.get("beta") or 0.1  # a reward is beta * (log policy - log reference)
     measured = reply_metrics(answers) | reply_metrics(reference.answers, "_reference")
@@ -132,21 +138,73 @@ def measure(name: str, reference: Reference, pairs, prompts: list, args, trainin
     # Its implicit reward of the reference's answers: the report says how good the one with the highest is
     result["implicit"] = beta * (logps_of(policy, reference.answers, pad) - reference.logps)
     if args.temperature == 1:
-        # KL(policy || reference): the mean of log policy - log reference over what the policy itself writes
-        drift = logps_of(policy, answers, pad) - logps_of(reference.model, answers, pad)
-        measured["kl"] = bootstrap_mean(drift.mean(axis=1))
+        # KL(policy || reference), over what the policy itself writes
+        kls = sequence_kls(policy, reference.model, rows_of(answers), pad).numpy().reshape(len(answers), -1)
+        measured["kl"] = bootstrap_mean(kls.mean(axis=1))
+    if reference.greedy is not None:
+        result["controls"] = on_equal_terms(policy, tokenizer, reference, answers, prompts, name, args, training_args)
+        measured |= result["controls"].pop("measured")
     return result
 
 
-def write_answers(model, tokenizer, prompts: list, name: str, args, training_args) -> list[list]:
-    """--num_samples answers to each prompt, sampled with the same seed for every model."""
-    count = args.num_samples
+def on_equal_terms(
+    policy, tokenizer, reference: Reference, answers, prompts: list, name: str, args, training_args
+) -> dict:
+    """Answers of the reference and of the model where neither is surer of itself, as `judge_all` takes them.
+
+    A model whose likely answers are only likelier than before wins as any lower temperature would. So it is also held
+    against the reference at the temperature at which that is as sure of itself, and greedily, where nothing is drawn.
+    """
+    pad, sampling = reference.tokenizer.pad_token_id, (prompts, args, training_args)
+
+    def sureness(model, answers, temperature: float) -> Sureness:
+        def of_the_tokens(logps, batch):
+            return token_entropies(logps, temperature)
+
+        rows = rows_of(answers)
+        return Sureness.of(sum_over_completions(model, rows, pad, of_the_tokens), sum(len(ids) for _, ids in rows))
+
+    def excess_at(temperature: float) -> float:
+        written = reference.answers
+        if temperature != args.temperature:
+            label = f"reference at {temperature:.2f},"
+            written = write_answers(reference.model, reference.tokenizer, label, *sampling, temperature, count=1)
+        found.append((temperature, sureness(reference.model, written, temperature)))
+        return excess(found[-1][1], own)
+
+    own, found = sureness(policy, answers, args.temperature), []
+    temperature = matching_temperature(excess_at, args.temperature)
+    matched = reference.answers
+    if temperature != args.temperature:
+        matched = write_answers(reference.model, reference.tokenizer, "reference, matched,", *sampling, temperature)
+    greedy = write_answers(policy, tokenizer, f"{name} greedy", *sampling, temperature=0, count=1)
+    figures = {"entropy": own.a_token, "entropy_reference": found[0][1].a_token, "matched_temperature": temperature}
+    figures |= {"entropy_reply": own.a_reply, "entropy_reply_reference": found[0][1].a_reply}
+    return {
+        MATCHED: (matched, answers),
+        GREEDY: (reference.greedy, greedy),
+        "measured": {key: (value, *NO_INTERVAL) for key, value in figures.items()},
+    }
+
+
+def write_answers(
+    model,
+    tokenizer,
+    name: str,
+    prompts: list,
+    args,
+    training_args,
+    temperature: float | None = None,
+    count: int | None = None,
+) -> list[list]:
+    """--num_samples answers to each prompt, sampled with the same seed for every model, at --temperature or another."""
+    count = count or args.num_samples
     flat = sample_completions(
         model,
         tokenizer,
         [prompt for prompt in prompts for _ in range(count)],
         max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
+        temperature=args.temperature if temperature is None else temperature,
         seed=training_args.seed,
         batch_size=training_args.per_device_eval_batch_size,
         progress=f"{name} answers",
@@ -154,10 +212,14 @@ def write_answers(model, tokenizer, prompts: list, name: str, args, training_arg
     return [flat[start : start + count] for start in range(0, len(flat), count)]
 
 
+def rows_of(answers: list[list]) -> list[tuple[list[int], list[int]]]:
+    """Prompt and answer of each in tokens, as `sequence_logps` takes them."""
+    return [(answer.prompt_ids, answer.ids) for row in answers for answer in row]
+
+
 def logps_of(model, answers: list[list], pad_token_id: int) -> np.ndarray:
     """log model(answer | prompt) of each answer, (prompts, answers)."""
-    rows = [(answer.prompt_ids, answer.ids) for row in answers for answer in row]
-    return sequence_logps(model, rows, pad_token_id).numpy().reshape(len(answers), -1)
+    return sequence_logps(model, rows_of(answers), pad_token_id).numpy().reshape(len(answers), -1)
 
 
 def main():
@@ -187,9 +249,12 @@ def main():
 
     # The reference: how likely it finds the given answers, what it writes itself, and how likely it finds that.
     given = pair_logps(model, pairs, tokenizer, training_args.max_length)
-    answers = write_answers(model, tokenizer, prompts, "the reference", args, training_args)
+    answers = write_answers(model, tokenizer, "the reference", prompts, args, training_args)
     logps = logps_of(model, answers, tokenizer.pad_token_id)
-    reference = Reference(reference_name, model, tokenizer, given, answers, logps)
+    greedy = None
+    if args.control_entropy and args.temperature > 0 and isinstance(judge, ScoreJudge):  # others cost by the answer
+        greedy = write_answers(model, tokenizer, "the reference greedy", prompts, args, training_args, 0, count=1)
+    reference = Reference(reference_name, model, tokenizer, given, answers, logps, greedy)
 
     # The models: the same, one after the other.
     results = [measure(name, reference, pairs, prompts, args, training_args) for name in dict.fromkeys(names)]
@@ -201,7 +266,8 @@ def main():
     # Result: verdicts in words, a table, and report.html with all answers side by side.
     report = Report(results, outcomes, reference, judge, prompts, pairs, eval_pairs is not None)
     report.show()
-    made = {"seed": str(training_args.seed), "dataset": str(dataset), "seconds": f"{time.time() - started:.0f}"}
+    made = {"temperature": args.temperature, "num_samples": args.num_samples, "max_new_tokens": args.max_new_tokens}
+    made |= {"seed": str(training_args.seed), "dataset": str(dataset), "seconds": f"{time.time() - started:.0f}"}
     with finished_first(f"The evaluation is finished, and its files are in {training_args.output_dir}."):
         files = report.write(Path(training_args.output_dir), made)
     problem = next((outcome.problem for outcome in outcomes if outcome.problem), None)

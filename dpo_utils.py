@@ -17,6 +17,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from typing import Literal, NamedTuple
@@ -398,8 +400,6 @@ def sample_completions(
 MOST_LOGITS = 2**28  # that are held at once: a gigabyte in float32
 
 
-@torch.no_grad()
-@on_whole_weights
 def sequence_logps(
     model: PreTrainedModel,
     rows: list[tuple[list[int], list[int]]],
@@ -412,9 +412,31 @@ def sequence_logps(
     rows: pairs of token lists (prompt, completion). progress: a label for a progress bar.
     Returns shape (len(rows),), float32, on the CPU.
     """
+
+    def of_the_tokens(logps, batch):  # position t predicts token t + 1
+        return logps.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+
+    return sum_over_completions(model, rows, pad_token_id, of_the_tokens, batch_size, progress)
+
+
+@torch.no_grad()
+@on_whole_weights
+def sum_over_completions(
+    model: PreTrainedModel,
+    rows: list[tuple[list[int], list[int]]],
+    pad_token_id: int,
+    value: Callable[[torch.Tensor, dict], torch.Tensor],
+    batch_size: int = 32,
+    progress: str | None = None,
+) -> torch.Tensor:
+    """A sum over each completion's tokens, (len(rows),), float32, on the CPU.
+
+    rows: pairs of token lists (prompt, completion). value(logps, batch): (B, L-1), a number for each predicted token;
+    logps are those of the whole vocabulary, (B, L-1, V), and batch is what the model was given.
+    """
     was_training = model.training
     model.eval()
-    logps = torch.zeros(len(rows))
+    sums = torch.zeros(len(rows))
     batches = batches_by_length(rows, batch_size, MOST_LOGITS // model.config.get_text_config().vocab_size)
     for numbers in tqdm(batches, desc=progress, disable=progress is None, leave=False):
         width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
@@ -427,14 +449,17 @@ def sequence_logps(
             input_ids[line, :end] = torch.tensor(prompt + completion)
             attention_mask[line, :end] = 1
             is_completion[line, len(prompt) : end] = True
-        input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
-        with own_precision(model):
-            logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].float()  # (B, L-1, V)
-        targets = input_ids[:, 1:]  # position t predicts token t + 1
-        token_logps = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)  # (B, L-1)
-        logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
+        batch = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
+        values = value(next_token_logps(model, batch), batch)
+        sums[numbers] = (values * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
     model.train(was_training)
-    return logps
+    return sums
+
+
+def next_token_logps(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """After each token but the last, the log-probability of every token of the vocabulary: (B, L-1, V), float32."""
+    with own_precision(model):
+        return model(**batch).logits[:, :-1].float().log_softmax(-1)
 
 
 def batches_by_length(rows: list[tuple[list[int], list[int]]], most_rows: int, most_tokens: int) -> list[list[int]]:
@@ -472,22 +497,51 @@ def sequence_kl(
 ) -> tuple[float, float, float]:
     """How far the policy has moved: KL(policy || reference) over whole completions, in nats, with its 95% interval.
 
-    reference: None where the policy is an adapter and its reference lies underneath: the model with the adapter off, or
-    the frozen copy that TRL keeps as "ref". completions: sampled from the policy at temperature 1. The estimate is the
-    mean of log policy(y|x) - log reference(y|x). Returns (mean, low, high).
+    See `sequence_kls`. Returns (mean, low, high).
     """
     rows = [(completion.prompt_ids, completion.ids) for completion in completions]
-    policy_logps = sequence_logps(policy, rows, pad_token_id)
-    if reference is None:
-        with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
-            ref_logps = sequence_logps(policy, rows, pad_token_id)
-    else:
+    return bootstrap_mean(sequence_kls(policy, reference, rows, pad_token_id).tolist())
+
+
+def sequence_kls(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    rows: list[tuple[list[int], list[int]]],
+    pad_token_id: int,
+) -> torch.Tensor:
+    """One estimate of KL(policy || reference) a completion, (len(rows),): over its tokens the sum of the exact KL
+    between what both predict for the next one.
+
+    reference: None where the policy is an adapter and its reference lies underneath: the model with the adapter off, or
+    the frozen copy that TRL keeps as "ref". rows: (prompt, completion) in tokens, sampled from the policy at temperature
+    1. The mean of log policy(y|x) - log reference(y|x) is the same on average, and noisier: it takes of each step only
+    the token that was drawn.
+    """
+
+    @on_whole_weights
+    def of_reference(model, batch):
+        return next_token_logps(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+
+    def exact(logps, batch):
+        underneath = nullcontext()
+        if reference is None:
+            underneath = use_adapter(policy, "ref" if "ref" in policy.peft_config else None)
+        with underneath:
+            ref_logps = of_reference(reference or policy, batch).to(logps.device)
+        # where neither gives a token any chance, as a mask of the vocabulary does, there is nothing to differ in
+        return (logps.exp() * (logps - ref_logps)).nan_to_num(0.0, posinf=torch.inf).sum(-1)
+
+    if reference is not None:
+        was_training = reference.training
+        reference.eval()
         try:
             reference.to(policy.device)
         except torch.OutOfMemoryError:  # beside the optimizer: then slowly, where it was
             reference.to("cpu")
-        ref_logps = sequence_logps(reference, rows, pad_token_id)
-    return bootstrap_mean((policy_logps - ref_logps).tolist())
+    kls = sum_over_completions(policy, rows, pad_token_id, exact)
+    if reference is not None:
+        reference.train(was_training)
+    return kls
 
 
 # --- During training -------------------------------------------------------------------------------------------------

@@ -33,10 +33,15 @@ from .verdict import Outcome, Reference
 WRITTEN = (
     ("score", "score of the judge", ".2f"),
     ("win_rate", "win rate against the reference, ties half", ".2f"),
+    ("win_rate_matched", "the same at matched entropy", ".2f"),
+    ("win_rate_greedy", "the same greedily", ".2f"),
     ("win_rate_length_controlled", "the same at equal length", ".2f"),
     ("score_change", "change of the score", ".2f"),
     ("score_best_of_n", "score of the reference's best by implicit reward", ".2f"),
     ("kl", "KL from the reference, nats a reply", ".2f"),
+    ("entropy", "entropy, nats a token", ".2f"),
+    ("entropy_reply", "entropy, nats a reply", ".2f"),
+    ("matched_temperature", "temperature at which the reference is as sure", ".2f"),
     ("reply_tokens", "tokens a reply", ".1f"),
     ("stopped_share", "replies that stop by themselves", ".1%"),
     ("repeated_share", "share of a reply that repeats itself (trigrams)", ".1%"),
@@ -131,8 +136,13 @@ class Report:
         """What a reader should hold against these numbers."""
         if self.judge is None:
             yield "nobody judged the answers, so there is no verdict: see --judge."
-        elif self.judged_by != "the true reward":
-            yield f"the verdicts are those of {self.judged_by}, with its own likings."
+        else:
+            if self.judged_by != "the true reward":
+                yield f"the verdicts are those of {self.judged_by}, with its own likings."
+            if not any(outcome.controls for outcome in self.outcomes):
+                yield "entropy was not controlled: a model that is only surer of itself, as at a lower temperature, may win."
+            elif self.has_round_robin:
+                yield "entropy is controlled against the reference, and not between the models."
         if not self.is_held_out:
             yield "nothing was held out: these prompts may have been trained on."
         if "tools" in self.pairs.column_names and any(self.pairs["tools"]):

@@ -29,6 +29,8 @@ from ..common.safe_text import first_line
 from .judges import Comparison, JudgeError, ScoreJudge, Verdict
 
 SURE = 0.05
+MATCHED, GREEDY = "at matched entropy", "greedily"
+ENTROPIES = ("entropy", "entropy_reference", "entropy_reply", "entropy_reply_reference", "matched_temperature")
 
 
 class Reference(NamedTuple):
@@ -40,6 +42,7 @@ class Reference(NamedTuple):
     given: tuple  # of each pair: log-probs of the chosen and of the rejected answer, and the lengths of both
     answers: list[list]  # by prompt, what it writes itself
     logps: np.ndarray  # of these, (prompts, answers)
+    greedy: list[list] | None = None  # by prompt, its likeliest answer, where entropy is controlled
 
 
 @dataclass
@@ -56,22 +59,34 @@ class Outcome:
     sentences: list[str] = field(default_factory=list)
     measured: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     problem: str | None = None  # why the judge could not judge
+    controls: dict[str, "Outcome"] = field(default_factory=dict)  # by what is held equal: MATCHED, GREEDY
 
 
 def judge_all(judge, prompts: list, reference: Reference, results: list[dict]) -> list[Outcome]:
     """Every model against the reference, then each against each other.
 
-    results: of each model its name as "model", its "answers" by prompt, and what was "measured". It gets its "outcome"
+    results: of each model its name as "model", its "answers" by prompt, and what was "measured"; by MATCHED and GREEDY,
+    where entropy is controlled, answers of the reference and of the model under "controls". It gets its "outcome"
     against the reference, and among what was measured the rates of that and the mean scores of the judge.
     """
     written = {reference.name: reference.answers} | {result["model"]: result["answers"] for result in results}
     names = [result["model"] for result in results]
     matches = [(name, reference.name) for name in names] + [(new, old) for old, new in combinations(names, 2)]
     outcomes = [compare(judge, prompts, written[old], written[new], model=new, against=old) for new, old in matches]
-    decide(outcomes)
     for result, outcome in zip(results, outcomes, strict=False):  # the first of them are those against the reference
         result["outcome"] = outcome
+        outcome.measured |= {
+            name: result["measured"][name] for name in ("kl", *ENTROPIES) if name in result["measured"]
+        }
+        for control, (old, new) in result.get("controls", {}).items():
+            names = dict(model=outcome.model, against=f"{reference.name} {control}")
+            outcome.controls[control] = compare(judge, prompts, old, new, **names)
+    decide(outcomes)
+    for result, outcome in zip(results, outcomes, strict=False):
         add_scores(result, outcome)
+        for name, key in ((MATCHED, "win_rate_matched"), (GREEDY, "win_rate_greedy")):
+            if name in outcome.controls and "win_rate" in outcome.controls[name].measured:
+                result["measured"][key] = outcome.controls[name].measured["win_rate"]
         result["measured"] |= outcome.measured
     return outcomes
 
@@ -108,31 +123,55 @@ def compare(judge, prompts: list, first: list[list], second: list[list], model: 
 
 
 def decide(outcomes: list[Outcome]) -> None:
-    """Give each outcome its rates, a p-value that is corrected for all of them, a verdict and the sentences behind it."""
-    judged = [outcome for outcome in outcomes if not np.isnan(outcome.wins).all()]
+    """Give each outcome its rates, a p-value that is corrected for all of its kind, a verdict and the sentences behind it."""
+    for control in (None, MATCHED, GREEDY):
+        of_a_kind = outcomes if control is None else [o.controls[control] for o in outcomes if control in o.controls]
+        judged = [outcome for outcome in of_a_kind if not np.isnan(outcome.wins).all()]
+        for outcome in judged:
+            is_judged = ~np.isnan(outcome.wins)
+            wins, longer_by = outcome.wins[is_judged], outcome.longer_by[is_judged]
+            outcome.measured["win_rate"] = rate(wins)
+            if len(wins) > 2:
+                outcome.measured["win_rate_length_controlled"] = length_controlled_rate(wins, longer_by)
+            outcome.p_value = paired_test(wins - 0.5)
+        for outcome, p_value in zip(judged, holm([outcome.p_value for outcome in judged]), strict=True):
+            outcome.p_value = p_value
+    judged = [outcome for outcome in outcomes if "win_rate" in outcome.measured]
     for outcome in judged:
-        is_judged = ~np.isnan(outcome.wins)
-        wins, longer_by = outcome.wins[is_judged], outcome.longer_by[is_judged]
-        outcome.measured["win_rate"] = rate(wins)
-        if len(wins) > 2:
-            outcome.measured["win_rate_length_controlled"] = length_controlled_rate(wins, longer_by)
-        outcome.p_value = paired_test(wins - 0.5)
-    for outcome, p_value in zip(judged, holm([outcome.p_value for outcome in judged]), strict=True):
-        outcome.p_value = p_value
         outcome.word, outcome.sentences = in_words(outcome, len(judged))
 
 
+def side(outcome: Outcome) -> int:
+    """1 where the model won beyond chance, -1 where it lost, 0 where nobody can tell."""
+    if outcome.p_value >= SURE:
+        return 0
+    return 1 if outcome.measured["win_rate"][0] > 0.5 else -1
+
+
+def word_of(outcome: Outcome) -> str:
+    """ "better" and "worse" hold at matched entropy and greedily, where those were judged."""
+    sampled, controlled = side(outcome), {side(control) for control in outcome.controls.values()}
+    if not controlled or (len(controlled) == 1 and controlled != {0}):
+        return ("worse", "cannot tell", "better")[1 + (controlled or {sampled}).pop()]
+    if controlled != {0}:
+        return "mixed"
+    surer = outcome.measured["matched_temperature"][0] < 1
+    if sampled == (1 if surer else -1):
+        return "only surer of itself" if surer else "only less sure of itself"
+    return "cannot tell"
+
+
 def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
-    """ "better", "worse" or "cannot tell", and why."""
+    """What `word_of` says, and why."""
     wins = outcome.wins[~np.isnan(outcome.wins)]
     count, (share, low, high) = len(wins), outcome.measured["win_rate"]
-    word = "cannot tell" if outcome.p_value >= SURE else "better" if share > 0.5 else "worse"
-    p_value = "below 0.001" if outcome.p_value < 0.001 else f"{outcome.p_value:.3f}"
+    word = word_of(outcome)
     holms = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
     sentences = [
         f"Win rate of {outcome.model} against {outcome.against}: {share:.2f} [{low:.2f}, {high:.2f}] on {count} "
-        f"prompt{'s' if count > 1 else ''}, ties half (paired test: p {p_value}{holms})."
+        f"prompt{'s' if count > 1 else ''}, ties half (paired test: p {_p(outcome)}{holms})."
     ]
+    sentences += _of_controls(outcome, word)
     if count < 2:
         return word, sentences
     has_spread = wins.std() > 0  # without one nothing tells how many prompts would be needed
@@ -153,6 +192,41 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
             f"So many prompts show a win rate {least:.2f} away from 0.5 four times out of five; a smaller one goes unseen."
         )
     return word, sentences
+
+
+def _of_controls(outcome: Outcome, word: str) -> list[str]:
+    """What is left of the win where the model is no surer of itself than the reference, and at what price it comes."""
+    if not outcome.controls:
+        return []
+    said = []
+    for name, control in outcome.controls.items():
+        share, low, high = control.measured["win_rate"]
+        said.append(f"{name}: {share:.2f} [{low:.2f}, {high:.2f}] (p {_p(control)})")
+    token, other_token, reply, other_reply, at = (outcome.measured[name][0] for name in ENTROPIES)
+    sentences = [
+        f"{'; '.join(said)}.".capitalize().replace("greedily", "greedily, the likeliest token each time"),
+        f"Its entropy is {token:.2f} nats a token and {reply:.1f} a reply, that of {outcome.against} {other_token:.2f} and "
+        f"{other_reply:.1f}, which is as sure of itself at temperature {at:.2f}.",
+    ]
+    if word.startswith("only"):
+        less = "lower" if "less" not in word else "higher"
+        sentences.append(f"All of the difference is what a {less} temperature of {outcome.against} does too.")
+    elif word == "mixed":
+        held = [name for name, control in outcome.controls.items() if side(control) > 0]
+        lost = [name for name, control in outcome.controls.items() if side(control) < 0]
+        sentences.append(
+            f"Better {' and '.join(held) or 'in neither'}" + f", worse {' and '.join(lost)}" * bool(lost) + "."
+        )
+    if "kl" in outcome.measured:
+        longer = outcome.longer_by.mean()
+        sentences.append(
+            f"The price: KL {outcome.measured['kl'][0]:.2f} nats a reply; replies {abs(longer):.1f} tokens {'longer' if longer > 0 else 'shorter'}."
+        )
+    return sentences
+
+
+def _p(outcome: Outcome) -> str:
+    return "below 0.001" if outcome.p_value < 0.001 else f"{outcome.p_value:.3f}"
 
 
 def add_scores(result: dict, outcome: Outcome) -> None:

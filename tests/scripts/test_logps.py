@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import make_llama
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, GPT2LMHeadModel, LlamaConfig
@@ -11,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import dpo_utils
-from dpo_utils import Completion, sample_completions, sequence_kl, sequence_logps
+from dpo_utils import Completion, sample_completions, sequence_kl, sequence_kls, sequence_logps
 
 
 class FixedModel(torch.nn.Module):
@@ -118,7 +119,6 @@ def test_loss_is_ln2_while_policy_equals_reference(trainer):
 
 def test_sampling_leaves_the_random_generators_as_they_were(tiny_llama, base_model_folder, base_tokenizer):
     model = GPT2LMHeadModel.from_pretrained(base_model_folder)
-    base_tokenizer.pad_token = base_tokenizer.eos_token
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -130,7 +130,6 @@ def test_sampling_leaves_the_random_generators_as_they_were(tiny_llama, base_mod
 
 def test_replies_are_the_model_s_own_whatever_its_generation_config_asks_for(base_model_folder, base_tokenizer):
     model = GPT2LMHeadModel.from_pretrained(base_model_folder)
-    base_tokenizer.pad_token = base_tokenizer.eos_token
     plain = sample_completions(model, base_tokenizer, ["the cat"] * 8, max_new_tokens=20)
     asked = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1, suppress_tokens=plain[0].ids[:1], top_k=2)
     model.generation_config = asked
@@ -143,7 +142,6 @@ def test_replies_are_the_model_s_own_whatever_its_generation_config_asks_for(bas
 
 def test_greedy_sampling_takes_the_most_likely_token(base_model_folder, base_tokenizer):
     model = GPT2LMHeadModel.from_pretrained(base_model_folder)
-    base_tokenizer.pad_token = base_tokenizer.eos_token
     [completion] = sample_completions(model, base_tokenizer, ["the cat"], temperature=0, max_new_tokens=1)
     prompt = torch.tensor([base_tokenizer("the cat")["input_ids"]])
     assert completion.ids == [model(prompt).logits[0, -1].argmax().item()]
@@ -153,10 +151,37 @@ def test_a_reply_does_not_depend_on_the_others_of_its_batch(base_model_folder, b
     model = GPT2LMHeadModel.from_pretrained(base_model_folder)
     for parameter in model.parameters():
         parameter.data.mul_(4)  # so that what comes before a token decides about it
-    base_tokenizer.pad_token = base_tokenizer.eos_token
     prompts = ["a dog ran over the hill", "the cat", "what is it?"]
     together = sample_completions(model, base_tokenizer, prompts, temperature=0, max_new_tokens=8)
     alone = [
         sample_completions(model, base_tokenizer, [prompt], temperature=0, max_new_tokens=8)[0] for prompt in prompts
     ]
     assert [reply.ids for reply in together] == [reply.ids for reply in alone]
+
+
+def test_kl_of_each_step_is_exact_and_less_noisy_than_the_drawn_token():
+    """Both estimates have one mean; the exact one spreads less, and is never below 0."""
+    policy, reference = make_llama(seed=0), make_llama(seed=1)
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(400):
+        ids = [3, 7]
+        for _ in range(6):
+            chances = policy(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1)
+            ids.append(int(torch.multinomial(chances, 1, generator=generator)))
+        rows.append((ids[:2], ids[2:]))
+    exact = sequence_kls(policy, reference, rows, pad_token_id=0)
+    drawn = sequence_logps(policy, rows, pad_token_id=0) - sequence_logps(reference, rows, pad_token_id=0)
+    error = (exact - drawn).std() / len(rows) ** 0.5
+    assert abs(exact.mean() - drawn.mean()) < 3 * error
+    assert exact.std() < 0.5 * drawn.std()
+    assert exact.min() >= 0
+
+
+def test_a_token_that_neither_can_write_makes_no_kl():
+    policy, reference = make_llama(seed=0), make_llama(seed=1)
+    for model in (policy, reference):
+        model.lm_head.register_forward_hook(
+            lambda module, args, logits: logits.index_fill(-1, torch.tensor([9]), -torch.inf)
+        )
+    assert sequence_kls(policy, reference, [([3, 7], [4, 5])], pad_token_id=0).isfinite().all()
