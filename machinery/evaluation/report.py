@@ -164,7 +164,7 @@ class Report:
 
     # --- Files ---
 
-    def write(self, folder: Path, made: dict[str, str]) -> str:
+    def write(self, folder: Path, made: dict[str, str | float | None]) -> str:
         """Write report.html, generations.jsonl and, last, metrics.json. Returns their names.
 
         made: how it was made, besides the command, the date, the commit and the versions.
@@ -172,7 +172,7 @@ class Report:
         versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft")]
         made = {
             "command": " ".join(["python", *without_secrets(sys.argv)]),
-            **{name: masked(text) for name, text in made.items()},
+            **{name: masked(fact) if isinstance(fact, str) else fact for name, fact in made.items()},
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "commit": _commit(),
             "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),

@@ -119,6 +119,7 @@ def test_loss_is_ln2_while_policy_equals_reference(trainer):
 
 def test_sampling_leaves_the_random_generators_as_they_were(tiny_llama, base_model_folder, base_tokenizer):
     model = GPT2LMHeadModel.from_pretrained(base_model_folder)
+    base_tokenizer.pad_token = base_tokenizer.eos_token
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -130,6 +131,7 @@ def test_sampling_leaves_the_random_generators_as_they_were(tiny_llama, base_mod
 
 def test_replies_are_the_model_s_own_whatever_its_generation_config_asks_for(base_model_folder, base_tokenizer):
     model = GPT2LMHeadModel.from_pretrained(base_model_folder)
+    base_tokenizer.pad_token = base_tokenizer.eos_token
     plain = sample_completions(model, base_tokenizer, ["the cat"] * 8, max_new_tokens=20)
     asked = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1, suppress_tokens=plain[0].ids[:1], top_k=2)
     model.generation_config = asked
@@ -142,6 +144,7 @@ def test_replies_are_the_model_s_own_whatever_its_generation_config_asks_for(bas
 
 def test_greedy_sampling_takes_the_most_likely_token(base_model_folder, base_tokenizer):
     model = GPT2LMHeadModel.from_pretrained(base_model_folder)
+    base_tokenizer.pad_token = base_tokenizer.eos_token
     [completion] = sample_completions(model, base_tokenizer, ["the cat"], temperature=0, max_new_tokens=1)
     prompt = torch.tensor([base_tokenizer("the cat")["input_ids"]])
     assert completion.ids == [model(prompt).logits[0, -1].argmax().item()]
@@ -151,6 +154,7 @@ def test_a_reply_does_not_depend_on_the_others_of_its_batch(base_model_folder, b
     model = GPT2LMHeadModel.from_pretrained(base_model_folder)
     for parameter in model.parameters():
         parameter.data.mul_(4)  # so that what comes before a token decides about it
+    base_tokenizer.pad_token = base_tokenizer.eos_token
     prompts = ["a dog ran over the hill", "the cat", "what is it?"]
     together = sample_completions(model, base_tokenizer, prompts, temperature=0, max_new_tokens=8)
     alone = [
