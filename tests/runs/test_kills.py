@@ -1,7 +1,7 @@
 """SIGKILL at random moments: the rerun goes on from the newest complete checkpoint, and ends with the same bits.
 
     python -m pytest tests/runs/test_kills.py -m thorough   # 20 kills
-    python -m pytest tests/runs/test_kills.py -m slow       # 200 kills
+    python -m pytest tests/runs/test_kills.py -m slow       # 200 kills, and 100 of two runs in one folder
 
 What is complete is judged here anew, from the files, not by the code under test.
 """
@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 from fork_server import ForkServer
+
+from machinery.runs.ownership import hold, release
 
 SAVE_STEPS, PAIRS, STEPS = 3, 48, 20
 SHORT = f"--max_steps {STEPS} --save_steps {SAVE_STEPS} --num_train_epochs 2 --num_eval_prompts 1 --max_new_tokens 2 "
@@ -218,3 +220,65 @@ def test_a_signal_outside_of_training_leaves_neither_of_two_processes_waiting(he
 @pytest.mark.slow
 def test_200_kills_lose_nothing_and_change_no_bit(runs):
     kill_until(runs, 200, seed=1000)
+
+
+# --- Two runs in one folder ---
+
+
+def two_in_one_folder(runs: Runs, second: ForkServer, seed: int) -> int:
+    """A second run comes at a random moment, is refused, and takes over from the first when that is killed.
+
+    Half of them replace a finished run: killed before it trains, that one is back; afterwards all is the new one's.
+    Returns the number of kills.
+    """
+    expected, seconds = runs.uninterrupted("full")
+    moment, out = random.Random(seed), runs.folder / f"shared-{seed}"
+    before, more = {}, ()
+    if moment.random() < 0.5:
+        runs.start("full", out)
+        assert runs.wait(out)[0] == [0]
+        before, more = contents(out), ("--overwrite_output_dir",)
+    pids = runs.start("full", out, *more)
+    script, flags, _ = CASES["full"]
+    words = [*SHORT.split(), *flags.split(), "--dataset_name", f"{runs.folder}/pairs.jsonl", "--output_dir", str(out)]
+    time.sleep(moment.uniform(0, seconds))
+    how = "--resume_from_checkpoint" if moment.random() < 0.5 else "--overwrite_output_dir"
+    second.start(script, [*words, "--reference_cache", f"{runs.folder}/another cache", how], out.with_suffix(".second"))
+    [code] = second.wait()
+    said = out.with_suffix(".second").read_text(encoding="utf-8")
+    if Path(f"/proc/{pids[0]}/fd/1").exists():
+        assert code == 2, said
+        assert "is in use by another run" in said
+    kill_at_random(pids, out, 0.2 * seconds, moment)
+    [code], _ = runs.wait(out)
+    if code == -signal.SIGKILL and before and not (out / ".run" / "dropped").exists():
+        hold(out)  # as the next run does
+        release(out)
+        assert contents(out) == before or any(out.glob("checkpoint-*")) or not any(contents(out))
+    runs.start("full", out, "--resume_from_checkpoint" if any(out.glob("checkpoint-*")) else "--overwrite_output_dir")
+    codes, said = runs.wait(out)
+    assert codes == [0], said
+    assert weights(out) == expected
+    shutil.rmtree(out)
+    return code == -signal.SIGKILL
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but a run's own notes."""
+    files = (path for path in folder.rglob("*") if path.is_file() and ".run" not in path.relative_to(folder).parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(6, marks=pytest.mark.thorough), pytest.param(100, marks=pytest.mark.slow)]
+)
+def test_two_runs_in_one_folder_lose_nothing(kills, runs):
+    second, done, seed = ForkServer(), 0, 0
+    try:
+        while done < kills:
+            assert seed < 10 * kills, "the kills come too late"
+            done += two_in_one_folder(runs, second, seed)
+            print(f"seed {seed}: {done} kills")
+            seed += 1
+    finally:
+        second.close()
