@@ -48,7 +48,7 @@ from dpo_utils import (
 )
 from machinery.command.flag_help import EVALUATION_FLAGS
 from machinery.common.errors import UserError
-from machinery.common.intervals import bootstrap_mean
+from machinery.common.intervals import mean_interval
 from machinery.comparing.side_by_side import newest_trained, run_facts, train_basic
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE
 from machinery.evaluation.judges import judge_from_flags
@@ -133,7 +133,7 @@ def measure(name: str, reference: Reference, pairs, prompts: list, args, trainin
     if args.temperature == 1:
         # KL(policy || reference): the mean of log policy - log reference over what the policy itself writes
         drift = logps_of(policy, answers, pad) - logps_of(reference.model, answers, pad)
-        measured["kl"] = bootstrap_mean(drift.mean(axis=1))
+        measured["kl"] = mean_interval(drift.mean(axis=1))
     return result
 
 
