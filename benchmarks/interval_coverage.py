@@ -111,7 +111,10 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--prompts", type=int, nargs="+", default=[4, 8, 30, 50, 200])
     options = parser.parse_args()
-    print("| prompts | " + " | ".join(map(str, options.prompts)) + " |\n|---|" + "---|" * len(options.prompts))
+    first, *others = options.prompts
+    print(
+        " | ".join(["| interval", f"{first} prompts", *map(str, others)]) + " |\n|---|" + "---|" * len(options.prompts)
+    )
     for name, simulate in KINDS.items():
         shares = [coverage(simulate, options.repetitions, prompts)[0] for prompts in options.prompts]
         print(f"| {name} | " + " | ".join(f"{held:.1%}" for held in shares) + " |", flush=True)

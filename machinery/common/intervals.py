@@ -170,7 +170,7 @@ class SlopePrior(NamedTuple):
 
 
 # AlpacaEval holds the slope of every model near 1.9 by adding baselines that were made longer or shorter on purpose
-# (arXiv:2404.04475, section 3.2). That is the slope for a question of known difficulty. Averaged over questions, whose
+# (arXiv:2404.04475). That is the slope for a question of known difficulty. Averaged over questions, whose
 # difficulty is spread by about 1.6 logits, it is flatter by sqrt(1 + 0.346 * 1.6^2) = 1.37 (Zeger, Liang and Albert
 # 1988). Mean and width are those nearest to AlpacaEval's published rates: see benchmarks/length_control.py.
 LANGUAGE_MODEL_JUDGE = SlopePrior(mean=1.1, sd=0.1)
