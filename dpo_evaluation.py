@@ -50,7 +50,7 @@ from dpo_utils import (
 )
 from machinery.command.flag_help import EVALUATION_FLAGS
 from machinery.common.errors import UserError
-from machinery.common.intervals import bootstrap_mean
+from machinery.common.intervals import mean_interval
 from machinery.comparing.side_by_side import newest_trained, run_facts, train_basic
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE
 from machinery.evaluation.entropy import Sureness, excess, matching_temperature, token_entropies
@@ -140,7 +140,7 @@ def measure(name: str, reference: Reference, pairs, prompts: list, args, trainin
     if args.temperature == 1:
         # KL(policy || reference), over what the policy itself writes
         kls = sequence_kls(policy, reference.model, rows_of(answers), pad).numpy().reshape(len(answers), -1)
-        measured["kl"] = bootstrap_mean(kls.mean(axis=1))
+        measured["kl"] = mean_interval(kls.mean(axis=1))
     if reference.greedy is not None:
         result["controls"] = on_equal_terms(policy, tokenizer, reference, answers, prompts, name, args, training_args)
         measured |= result["controls"].pop("measured")

@@ -49,7 +49,7 @@ from machinery.common.chat import (
     warn_of_cut_thoughts,
 )
 from machinery.common.errors import UserError
-from machinery.common.intervals import bootstrap_mean, with_interval
+from machinery.common.intervals import mean_interval, with_interval
 from machinery.common.safe_text import first_line, inert_record, make_libraries_inert, say, visible
 from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
@@ -500,7 +500,7 @@ def sequence_kl(
     See `sequence_kls`. Returns (mean, low, high).
     """
     rows = [(completion.prompt_ids, completion.ids) for completion in completions]
-    return bootstrap_mean(sequence_kls(policy, reference, rows, pad_token_id).tolist())
+    return mean_interval(sequence_kls(policy, reference, rows, pad_token_id).tolist())
 
 
 def sequence_kls(
@@ -605,7 +605,7 @@ def report_change(
     and after training, 0 its likeliest replies.
     truth: where the true reward of any reply is known, see Truth in demo/world.py.
     Returns kl, reply_tokens_before and reply_tokens_after (a sampled reply's length, EOS included) and, with a truth,
-    rewards, win rates and garbled shares (see `show_true_rewards`); each with the ends of its 95% bootstrap interval
+    rewards, win rates and garbled shares (see `show_true_rewards`); each with the ends of its 95% interval
     over prompts as name_ci_low and name_ci_high.
     """
     say("\nThe same prompts before and after")
@@ -616,7 +616,7 @@ def report_change(
     measured = {"kl": sequence_kl(policy, reference, after[1], tokenizer.pad_token_id)}
     sampled = {"before": before[1], "after": after[1]} if any(reply.ids for reply in before[1]) else {"after": after[1]}
     for when, replies in sampled.items():
-        measured[f"reply_tokens_{when}"] = bootstrap_mean([float(len(reply.ids)) for reply in replies])
+        measured[f"reply_tokens_{when}"] = mean_interval([float(len(reply.ids)) for reply in replies])
     if truth is not None and "before" in sampled:  # under FSDP there are no replies before training
         measured |= show_true_rewards(truth, prompts, before, after)
     say(f"KL from the reference, nats a reply: {with_interval(measured['kl'])}")

@@ -142,9 +142,6 @@ FAULTS = {
         "if False:",
         "scripts/test_lora_dpo_training.py",
     ),
-    "comparing: a tail of 90%": Planted(
-        "machinery/comparing/grid.py", "T_95 = (12.71, 4.30,", "T_95 = (6.31, 2.92,", "comparing"
-    ),
     "evaluation: margins turned around": Planted(
         "machinery/evaluation/metrics.py",
         "return beta * ((logps.policy_chosen - logps.ref_chosen) - (logps.policy_rejected - logps.ref_rejected))",
@@ -171,6 +168,15 @@ FAULTS = {
         "half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))",
         "half = z * math.sqrt(share * (1 - share) / count)",
         "common",
+    ),
+    "common: a tail of 90%": Planted(
+        "machinery/common/intervals.py",
+        "t_quantile(count - 1, (1 + level) / 2)",
+        "t_quantile(count - 1, level)",
+        "common",
+    ),
+    "common: the slope left to the data": Planted(
+        "machinery/common/intervals.py", "np.diag([1e-2, prior.sd**-2])", "np.diag([1e-2, 1e-2])", "common"
     ),
     "common: half a file under its name": Planted(
         "machinery/common/kept_files.py",

@@ -1,53 +1,50 @@
 """Intervals, tests and verdicts for what is measured on a sample of prompts.
 
-    mean, low, high = bootstrap_mean([0.2, 0.9, ...])      # one value a prompt
+    mean, low, high = mean_interval([2.1, 0.9, ...])       # one value a prompt
+    share, low, high = rate([1, 0, 0.5, ...])              # one outcome a prompt, a tie is 0.5
     p = paired_test([0.5, -0.5, 0.0, ...])                 # differences: could their mean be 0?
-    rate, low, high = length_controlled_rate(wins, length_differences)
+    share, low, high = length_controlled_rate(wins, length_differences, LANGUAGE_MODEL_JUDGE)
 
 Two prompts are two draws from the world; two answers to one prompt are not. So average over a prompt's answers first,
-and pass one value a prompt. `benchmarks/interval_coverage.py` measures how often the intervals hold the truth.
+and pass one value a prompt. What is nan or infinite is an error here: leave it out where it arises, and say so. Where
+the values cannot tell how sure they are (one value, or all the same) the ends of an interval are nan, never equal.
+`benchmarks/interval_coverage.py` measures how often the intervals hold the truth.
 """
 
 import math
-from collections.abc import Iterator
+from functools import lru_cache
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
 LEVEL = 0.95
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # 1.96
 # A test at 5% finds a true difference of (1.96 + 0.84) standard errors four times out of five.
 FOUND_IN_FOUR_OF_FIVE = 1.96 + 0.84
-MOST_DRAWS = 2**20  # of a bootstrap in memory at once
+MOST_DRAWS = 2**20  # of a permutation test in memory at once
 
 
-def bootstrap_mean(values, level: float = LEVEL, repetitions: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of `values` and its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
+def mean_interval(values, level: float = LEVEL) -> tuple[float, float, float]:
+    """The mean of `values` and its interval by Student's t (Student 1908).
 
-    values: one number a prompt, at least one. Returns (mean, low, high).
+    values: one number a prompt, at least one. Returns (mean, low, high), the ends nan where no two values differ.
     """
-    values = np.asarray(values, dtype=float)
-    means = [values[drawn].mean(axis=1) for drawn in _draws(len(values), repetitions, seed)]
-    return float(values.mean()), *_ends(np.concatenate(means), level)
+    values = _finite(values, "values")
+    mean, count = float(values.mean()), len(values)
+    if (values == values[0]).all():
+        return mean, math.nan, math.nan
+    half = t_quantile(count - 1, (1 + level) / 2) * float(values.std(ddof=1)) / math.sqrt(count)
+    return mean, mean - half, mean + half
 
 
 def with_interval(measured: tuple[float, float, float], digits: int = 2) -> str:
-    """A mean and the ends of its interval, as in 0.88 [0.83, 0.92]."""
+    """A mean and the ends of its interval, as in 0.88 [0.83, 0.92]; the mean alone where the ends are not known."""
     mean, low, high = (f"{value:.{digits}f}" for value in measured)
-    return f"{mean} [{low}, {high}]"
+    return mean if math.isnan(measured[1]) else f"{mean} [{low}, {high}]"
 
 
-def _draws(count: int, repetitions: int, seed: int) -> Iterator[np.ndarray]:
-    """Which prompts each repetition of a bootstrap holds, some repetitions at a time: (some, count)."""
-    rng, at_once = np.random.default_rng(seed), max(1, MOST_DRAWS // count)
-    for start in range(0, repetitions, at_once):
-        yield rng.integers(count, size=(min(at_once, repetitions - start), count))
-
-
-def _ends(estimates: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    low, high = np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(share: float, count: float, z: float = Z) -> tuple[float, float]:
     """Wilson's 95% interval for a share of `count` independent draws (Wilson 1927)."""
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
@@ -55,29 +52,40 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def rate(outcomes) -> tuple[float, float, float]:
-    """A share and its interval: Wilson's where every outcome is 0 or 1, the bootstrap's where some lie between.
+    """A share and Wilson's interval, with halves for ties; between 0 and 1 too where prompts have several answers.
 
-    outcomes: one number a prompt, 0.5 for a tie. Returns (share, low, high).
+    outcomes: one number a prompt, 0 to 1. Ties vary less than wins and losses do, as more draws would: the count is
+    Kish's effective one (Survey Sampling, 1965), which is the count itself without ties. Returns (share, low, high).
     """
-    outcomes = np.asarray(outcomes, dtype=float)
-    if np.isin(outcomes, (0.0, 1.0)).all():
-        share = float(outcomes.mean())
-        return share, *wilson(share, len(outcomes))
-    return bootstrap_mean(outcomes)
+    outcomes = _finite(outcomes, "outcomes")
+    if outcomes.min() < 0 or outcomes.max() > 1:
+        raise ValueError(f"outcomes lie between 0 and 1, not between {outcomes.min():g} and {outcomes.max():g}.")
+    share, count = float(outcomes.mean()), len(outcomes)
+    binomial = share * (1 - share)  # the variance, were every outcome 0 or 1
+    # What ties take from it. Few of them prove little: as Wilson's lower bound, nothing but ties counts n / (n + z^2).
+    less = float((outcomes * (1 - outcomes)).mean()) * count / (count + Z * Z)
+    return share, *wilson(share, count * binomial / (binomial - less) if less else count)
 
 
-def correlation(xs, ys, repetitions: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Spearman's rank correlation and its percentile bootstrap interval; nan where one side does not vary."""
-    ranks = np.stack([_ranks(np.asarray(values, dtype=float)) for values in (xs, ys)])
-    if min(ranks.std(axis=1)) == 0 or len(ranks[0]) < 3:
+def correlation(xs, ys) -> tuple[float, float, float]:
+    """Spearman's rank correlation and its interval by Fisher's z, with Bonett and Wright's standard error (2000).
+
+    Returns (correlation, low, high): nan where one side does not vary or there are fewer than three pairs; with three
+    pairs the ends alone are nan.
+    """
+    ranks = np.stack([_ranks(_finite(xs, "xs")), _ranks(_finite(ys, "ys"))])
+    count = ranks.shape[1]
+    if count < 3 or min(ranks.std(axis=1)) == 0:
         return math.nan, math.nan, math.nan
-    estimates = []
-    for draws in _draws(ranks.shape[1], repetitions, seed):
-        drawn = ranks[:, draws]  # (2, some, count)
-        centred = drawn - drawn.mean(axis=2, keepdims=True)
-        norms = np.sqrt((centred**2).sum(axis=2))
-        estimates.append((centred[0] * centred[1]).sum(axis=1) / np.maximum(norms[0] * norms[1], 1e-12))
-    return float(np.corrcoef(ranks)[0, 1]), *_ends(np.concatenate(estimates))
+    value = float(np.corrcoef(ranks)[0, 1].clip(-1, 1))
+    if count == 3:
+        return value, math.nan, math.nan
+    # Fisher's z of 1 is infinite: a perfect order is taken for one with two neighbours swapped, the nearest to it.
+    most = 1 - 12 / (count * (count * count - 1))
+    within = min(max(value, -most), most)
+    half = Z * math.sqrt((1 + within * within / 2) / (count - 3))
+    low, high = math.tanh(math.atanh(within) - half), math.tanh(math.atanh(within) + half)
+    return value, min(low, value), max(high, value)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -85,6 +93,30 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = counts.cumsum()
     return (ends - (counts + 1) / 2)[places]
+
+
+def _finite(values, name: str) -> np.ndarray:
+    """As an array of floats; a ValueError that names the first one that is nan or infinite."""
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        raise ValueError(f"{name}: there are none.")
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(f"{name}[{wrong[0]}] is {values[wrong[0]]}{more}: leave out what was not measured.")
+    return values
+
+
+@lru_cache(maxsize=1024)
+def t_quantile(degrees: int, probability: float) -> float:
+    """Where Student's t distribution reaches a probability above 0.5; within 1e-5 of itself.
+
+    With t = sqrt(degrees) * tan(angle) its density is cos(angle)^(degrees - 1), which trapezoids integrate well.
+    """
+    angles = np.linspace(0, min(math.pi / 2, 40 / math.sqrt(degrees)), 20_001)
+    density = np.cos(angles) ** (degrees - 1)
+    mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(degrees) * math.tan(np.interp(2 * probability - 1, mass / mass[-1], angles))
 
 
 # --- Is there a difference? ------------------------------------------------------------------------------------------
@@ -95,7 +127,7 @@ def paired_test(differences, repetitions: int = 10_000, seed: int = 0) -> float:
 
     differences: one a prompt, such as win - 0.5. At least 1 / (repetitions + 1).
     """
-    differences = np.asarray(differences, dtype=float)
+    differences = _finite(differences, "differences")
     observed, rng, reached = abs(differences.sum()), np.random.default_rng(seed), 0
     at_once = max(1, MOST_DRAWS // len(differences))
     for start in range(0, repetitions, at_once):
@@ -116,13 +148,13 @@ def holm(p_values: list[float]) -> list[float]:
 
 def smallest_difference(differences) -> float:
     """The true mean difference that so many prompts would show in four evaluations of five."""
-    differences = np.asarray(differences, dtype=float)
+    differences = _finite(differences, "differences")
     return FOUND_IN_FOUR_OF_FIVE * float(differences.std(ddof=1)) / math.sqrt(len(differences))
 
 
 def prompts_needed(differences) -> float:
     """How many prompts would show the difference that was seen, if it is the true one, in four evaluations of five."""
-    differences = np.asarray(differences, dtype=float)
+    differences = _finite(differences, "differences")
     mean = float(differences.mean())
     return math.inf if mean == 0 else (FOUND_IN_FOUR_OF_FIVE * float(differences.std(ddof=1)) / mean) ** 2
 
@@ -130,40 +162,67 @@ def prompts_needed(differences) -> float:
 # --- Length ----------------------------------------------------------------------------------------------------------
 
 
-def length_controlled_rate(
-    wins, length_differences, repetitions: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
-    """The win rate that answers of equal length would have, with its bootstrap interval over prompts.
+class SlopePrior(NamedTuple):
+    """What is known of a judge before it judges: by how many logits a win is likelier at one unit of tanh length."""
 
-    wins: one a prompt, 0 to 1. length_differences: of the answer's length to that of the other one, one a prompt. A
-    logistic regression of winning on tanh of the standardised difference, read off at a difference of 0, as in
-    AlpacaEval's length-controlled rate (arXiv:2404.04475); its term for a prompt's difficulty is left out, since
-    it needs many models on the same prompts. Returns (rate, low, high); the plain rate where all lengths, or all
-    outcomes, are equal.
+    mean: float
+    sd: float
+
+
+# AlpacaEval holds the slope of every model near 1.9 by adding baselines that were made longer or shorter on purpose
+# (arXiv:2404.04475). That is the slope for a question of known difficulty. Averaged over questions, whose
+# difficulty is spread by about 1.6 logits, it is flatter by sqrt(1 + 0.346 * 1.6^2) = 1.37 (Zeger, Liang and Albert
+# 1988). Mean and width are those nearest to AlpacaEval's published rates: see benchmarks/length_control.py.
+LANGUAGE_MODEL_JUDGE = SlopePrior(mean=1.1, sd=0.1)
+# Of truth, scores and people nothing is known: the data says, within what a judge may plausibly do.
+OTHER_JUDGE = SlopePrior(mean=0.0, sd=1.0)
+
+
+def length_controlled_rate(wins, length_differences, prior: SlopePrior = OTHER_JUDGE) -> tuple[float, float, float]:
+    """The win rate where both answers are equally long, by a logistic regression, with its 95% interval over prompts.
+
+    wins: one a prompt, 0 to 1. length_differences: the answer's length less that of the other one, one a prompt.
+    prior: of the regression's slope on tanh of the standardised difference; the rate is read off at a difference of 0,
+    as AlpacaEval does (arXiv:2404.04475). Its term for a question's difficulty is left out: it needs many models on the
+    same prompts. Returns (rate, low, high); the plain rate where all lengths, or all outcomes, are equal. It says how
+    win rate and length go together, not why; and beyond one `length_shift` it extrapolates.
     """
-    wins, lengths = np.asarray(wins, dtype=float), np.asarray(length_differences, dtype=float)
+    wins, lengths = _finite(wins, "wins"), _finite(length_differences, "length_differences")
     if lengths.std() == 0 or wins.std() == 0:
         return rate(wins)
-    feature = np.tanh(lengths / lengths.std())
-    fits = [_fit_logistic(wins[draws], feature[draws]) for draws in _draws(len(wins), repetitions, seed)]
-    [weights] = _fit_logistic(wins[None], feature[None])
-    return float(_sigmoid(weights[0])), *_ends(_sigmoid(np.concatenate(fits)[:, 0]))
+    design = np.stack([np.ones_like(lengths), np.tanh(lengths / lengths.std())], axis=1)  # (n, 2)
+    weights, covariance = _fit_logistic(wins, design, prior)
+    half = t_quantile(max(1, len(wins) - 2), (1 + LEVEL) / 2) * math.sqrt(covariance[0, 0])
+    return tuple(float(_sigmoid(weights[0] + by)) for by in (0, -half, half))
 
 
-def _fit_logistic(wins: np.ndarray, feature: np.ndarray, ridge: float = 1e-2, steps: int = 25) -> np.ndarray:
-    """Intercept and slope of many logistic regressions at once by Newton's method: (R, n), (R, n) to (R, 2).
+def length_shift(length_differences) -> float:
+    """By how many standard deviations answers are longer in the mean, which is how far length control must reach."""
+    lengths = _finite(length_differences, "length_differences")
+    mean, sd = float(lengths.mean()), float(lengths.std())
+    return mean / sd if sd else math.copysign(math.inf, mean) if mean else 0.0
 
-    ridge: a slight pull to 0, so that outcomes which can be told apart fully have an end.
+
+def _fit_logistic(
+    wins: np.ndarray, design: np.ndarray, prior: SlopePrior, steps: int = 50
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intercept and slope with the highest posterior by Newton's method, (2,), and their covariance, (2, 2).
+
+    The covariance is the sandwich estimator (Huber 1967), in which the prior is one more observation of the slope with
+    an error of its own. The intercept has a prior so wide that it only gives an end to outcomes that all go one way.
     """
-    design = np.stack([np.ones_like(feature), feature], axis=-1)  # (R, n, 2)
-    weights = np.zeros((len(wins), 2))
+    centre, precision = np.array([0.0, prior.mean]), np.diag([1e-2, prior.sd**-2])
+    weights = centre
     for _ in range(steps):
-        chance = _sigmoid((design @ weights[..., None])[..., 0])  # (R, n)
-        slope = ((wins - chance)[..., None] * design).sum(axis=1) - ridge * weights
-        curvature = np.einsum("rn,rni,rnj->rij", chance * (1 - chance), design, design) + ridge * np.eye(2)
-        weights = weights + np.linalg.solve(curvature, slope[..., None])[..., 0].clip(-2, 2)
-    return weights
+        chance = _sigmoid(design @ weights)
+        curvature = (design.T * (chance * (1 - chance))) @ design + precision
+        step = np.linalg.solve(curvature, design.T @ (wins - chance) - precision @ (weights - centre))
+        weights = weights + step.clip(-2, 2)
+    scores = design * (wins - chance)[:, None]  # (n, 2)
+    count = len(wins)
+    inverse = np.linalg.inv(curvature)
+    return weights, inverse @ (scores.T @ scores * count / max(1, count - 2) + precision) @ inverse
 
 
-def _sigmoid(values: np.ndarray) -> np.ndarray:
+def _sigmoid(values):
     return 1 / (1 + np.exp(-np.clip(values, -500, 500)))

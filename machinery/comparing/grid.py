@@ -12,7 +12,6 @@ command, is not repeated. Of each run the metrics and the replies stay, the weig
 
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -35,8 +34,6 @@ logger = logging.getLogger("dpo")
 PROJECT = Path(__file__).resolve().parents[2]
 NOTE = "made_by.json"
 RUNS_AT_A_TIME = 1 if torch.accelerator.is_available() else min(8, os.cpu_count())
-# Student's t for a 95% interval, by the number of values less one, from 1
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def run_grid(
@@ -165,17 +162,6 @@ def spread(values: list[float]) -> str:
     if min(values) == max(values):
         return f"{mean:,.{digits}f}"
     return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def mean_interval(values: list[float]) -> tuple[float, float]:
-    """The mean over seeds and half the width of its 95% interval, by Student's t; nan for one seed."""
-    count, mean = len(values), sum(values) / len(values)
-    if count < 2:
-        return mean, math.nan
-    free = count - 1  # degrees of freedom
-    variance = sum((value - mean) ** 2 for value in values) / free
-    factor = T_95[free - 1] if free <= len(T_95) else 1.96 + 2.37 / free + 2.82 / free**2  # Cornish and Fisher's series
-    return mean, factor * math.sqrt(variance / count)
 
 
 def without(words: list[str], flags: set[str]) -> list[str]:

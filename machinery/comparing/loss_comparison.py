@@ -25,9 +25,10 @@ from transformers.hf_argparser import HfArg
 from demo.world import is_known, true_reward
 
 from ..common.errors import UserError
+from ..common.intervals import mean_interval, with_interval
 from ..common.kept_files import checksum, complete_file, going_on_without, is_as_signed, signed
 from ..training.losses import check_names, choose_loss
-from .grid import PROJECT, claimed, mean_interval, run_grid, without
+from .grid import PROJECT, claimed, run_grid, without
 from .loss_figures import plot_frontier, plot_noise, plot_shapes
 
 logger = logging.getLogger("dpo")
@@ -300,16 +301,14 @@ def _table(rows: dict[str, dict], columns: dict) -> str:
     """Markdown. rows: by loss and beta, and by column, one value a seed."""
     lines = ["| loss | beta | " + " | ".join(columns.values()) + " |", "|---|---|" + "---|" * len(columns)]
     for label, row in rows.items():
-        cells = [with_interval(row.get(column, [None])) for column in columns]
+        cells = [_cell(row.get(column, [None])) for column in columns]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def with_interval(values: list[float | None]) -> str:
-    """A table's cell: the mean over seeds and, in brackets, its 95% interval; empty where nothing was measured."""
+def _cell(values: list[float | None]) -> str:
+    """The mean over seeds and, in brackets, its 95% interval; empty where nothing was measured."""
     if None in values:
         return ""
-    mean, half = mean_interval(values)
-    digits = 1 if abs(mean) >= 20 else 2
-    bounds = "" if math.isnan(half) or half == 0 else f" [{mean - half:.{digits}f}, {mean + half:.{digits}f}]"
-    return f"{mean:.{digits}f}{bounds}"
+    measured = mean_interval(values)
+    return with_interval(measured, 1 if abs(measured[0]) >= 20 else 2)

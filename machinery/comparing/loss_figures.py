@@ -20,7 +20,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from .grid import mean_interval
+from ..common.intervals import mean_interval
 
 TOKENS = 40  # of each answer in plot_shapes
 # Where a label may stand, in points from its point: the first of these that covers nothing
@@ -101,9 +101,10 @@ def plot_noise(report: dict, path: Path | str) -> None:
 
 
 def _means(runs: list[dict], key: str) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
-    """The mean of each run over its seeds, and half of its interval; no intervals where there is one seed."""
-    means, halves = zip(*(mean_interval(run[key]) for run in runs), strict=True)
-    return means, None if any(map(math.isnan, halves)) else halves
+    """The mean of each run over its seeds, and half of its interval; nan where its seeds agree, None for one seed."""
+    means, _, highs = zip(*(mean_interval(run[key]) for run in runs), strict=True)
+    halves = tuple(high - mean for mean, high in zip(means, highs, strict=True))
+    return means, None if all(map(math.isnan, halves)) else halves
 
 
 def _describe(axes, x_label: str, title: str, report: dict, legend: str = "best") -> None:

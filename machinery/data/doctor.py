@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..common.intervals import wilson
+from ..common.intervals import rate
 from .report import verdict
 from .store import OPTIONAL, SURROGATE
 
@@ -376,8 +376,7 @@ class Checkup:
         chosen, rejected = (np.asarray(self._lengths[part]) for part in ("chosen", "rejected"))
         if not len(chosen):
             return None
-        share = float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
-        low, high = wilson(share, len(chosen))
+        share, low, high = rate((chosen > rejected) + 0.5 * (chosen == rejected))
         return {"accuracy": share, "ci_low": low, "ci_high": high}
 
     def _histograms(self) -> dict:

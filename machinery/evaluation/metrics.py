@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..common.intervals import bootstrap_mean, correlation, rate, wilson
+from ..common.errors import UserError
+from ..common.intervals import correlation, mean_interval, rate
 
 BINS = 5  # of confidence, from 0.5 to 1
 NO_INTERVAL = (math.nan, math.nan)
@@ -41,22 +42,29 @@ def preference_metrics(
     """By name: the value and the ends of its 95% interval over the pairs, nan where it has none.
 
     scores: what the chosen and the rejected answers are worth; None or nan where that is not known. A margin of exactly
-    0 is a tie and counts half; `ties` is their share.
+    0 is a tie and counts half; `ties` is their share. Raises UserError where a log-prob is nan or infinite.
     """
+    for name, values in logps._asdict().items():
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            raise UserError(
+                f"{name} of pair {wrong[0] + 1} is {values[wrong[0]]} ({len(wrong)} of {len(values)} pairs): the model's "
+                "log-probs overflow or its weights are broken. Load it in float32 (--dtype float32), or take another one."
+            )
     margin = margins(logps, beta)
     chosen_change, rejected_change = logps.policy_chosen - logps.ref_chosen, logps.policy_rejected - logps.ref_rejected
     nll = -logps.policy_chosen / logps.chosen_lengths  # a token, answer by answer
     ref_nll = -logps.ref_chosen / logps.chosen_lengths
     longer = logps.chosen_lengths - logps.rejected_lengths
     measured = {
-        "eval_loss": bootstrap_mean(np.logaddexp(0, -margin)),
+        "eval_loss": mean_interval(np.logaddexp(0, -margin)),
         "reward_accuracy": rate(half_for_ties(margin)),
         "ties": (float((margin == 0).mean()), *NO_INTERVAL),
-        "reward_margin": bootstrap_mean(margin),
-        "chosen_logp_change": bootstrap_mean(chosen_change),
-        "rejected_logp_change": bootstrap_mean(rejected_change),
-        "perplexity_chosen": tuple(map(math.exp, bootstrap_mean(nll))),
-        "perplexity_chosen_reference": tuple(map(math.exp, bootstrap_mean(ref_nll))),
+        "reward_margin": mean_interval(margin),
+        "chosen_logp_change": mean_interval(chosen_change),
+        "rejected_logp_change": mean_interval(rejected_change),
+        "perplexity_chosen": tuple(map(math.exp, mean_interval(nll))),
+        "perplexity_chosen_reference": tuple(map(math.exp, mean_interval(ref_nll))),
         "length_only_accuracy": rate(half_for_ties(longer)),
         "margin_length_correlation": correlation(margin, longer),
         "calibration_error": (calibration_error(margin), *NO_INTERVAL),
@@ -91,7 +99,7 @@ def calibration_bins(margin: np.ndarray) -> list[dict]:
         inside = place == number
         if inside.any():
             observed, count = float(is_right[inside].mean()), int(inside.sum())
-            low, high = wilson(observed, count)
+            _, low, high = rate(is_right[inside])
             found.append({
                 "low": float(edges[number]), "high": float(edges[number + 1]), "count": count,
                 "predicted": float(confidence[inside].mean()), "observed": observed, "ci_low": low, "ci_high": high,
@@ -132,7 +140,9 @@ def reply_metrics(answers: list[list], suffix: str = "") -> dict[str, tuple[floa
         "stopped_share": [[answer.is_finished for answer in row] for row in answers],
         "repeated_share": [[repeated_share(answer.ids) for answer in row] for row in answers],
     }
-    measured = {name: bootstrap_mean([np.mean(row) for row in rows]) for name, rows in by_prompt.items()}
+    means = {name: [np.mean(row) for row in rows] for name, rows in by_prompt.items()}
+    measured = {name: mean_interval(values) for name, values in means.items()}
+    measured["stopped_share"] = rate(means["stopped_share"])
     together = [answer.ids for row in answers for answer in row]
     measured["distinct_share"] = (distinct_share(together), *NO_INTERVAL)
     return {name + suffix: values for name, values in measured.items()}

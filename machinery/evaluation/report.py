@@ -27,7 +27,7 @@ from ..common.safe_text import say
 from .html_report import bars_svg, calibration_svg, histogram_svg, scatter_svg, write_report
 from .judges import Verdict, as_text
 from .metrics import by_category, calibration_bins, half_for_ties, margins
-from .verdict import Outcome, Reference
+from .verdict import Outcome, Reference, extrapolates
 
 # key, what it is, how it is written; a _reference twin stands in the reference's column
 WRITTEN = (
@@ -36,6 +36,7 @@ WRITTEN = (
     ("win_rate_matched", "the same at matched entropy", ".2f"),
     ("win_rate_greedy", "the same greedily", ".2f"),
     ("win_rate_length_controlled", "the same at equal length", ".2f"),
+    ("length_shift", "answers longer by, in standard deviations", ".2f"),
     ("score_change", "change of the score", ".2f"),
     ("score_best_of_n", "score of the reference's best by implicit reward", ".2f"),
     ("kl", "KL from the reference, nats a reply", ".2f"),
@@ -113,6 +114,9 @@ class Report:
             rows = []
             for key, label, form in figures:
                 cells = [_cell(result["measured"].get(key), form) for result in self.results]
+                if key == "win_rate_length_controlled":
+                    marks = (" extrapolated" * extrapolates(result["measured"]) for result in self.results)
+                    cells = [cell and cell + mark for cell, mark in zip(cells, marks, strict=True)]
                 if any(cells):
                     twins = (result["measured"].get(f"{key}_reference") for result in self.results)
                     rows.append([label, _cell(next(filter(None, twins), None), form), *cells])
@@ -152,9 +156,6 @@ class Report:
             missing = int(np.isnan(wins).sum())
             if missing and self.judge is not None:
                 yield f"{missing} of {len(wins)} prompts were not judged for {name}."
-            raw, fair = (result["measured"].get(key) for key in ("win_rate", "win_rate_length_controlled"))
-            if raw and fair and not fair[1] <= raw[0] <= fair[2]:
-                yield f"length matters to the judge: at equal length {name} would win {fair[0]:.2f}, not {raw[0]:.2f}."
         for result in self.results:
             name, start, kl = result["model"], result["trained_from"], result["measured"].get("kl")
             if start is not None and Path(start).resolve() != Path(self.reference.name).resolve():

@@ -3,7 +3,9 @@
 measured = show_true_rewards(truth, prompts, before, after)
 """
 
-from ..common.intervals import bootstrap_mean, with_interval
+import math
+
+from ..common.intervals import mean_interval, rate, with_interval
 from ..common.safe_text import say
 
 # by temperature, what metrics.json calls the reward, the win rate and the share of garbled replies
@@ -22,20 +24,21 @@ def show_true_rewards(truth, prompts: list, before: dict, after: dict) -> dict[s
         for when, replies in (("before", before[temperature]), ("after", after[temperature])):
             scores = [truth.score(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
             totals.append([sum(parts.values()) for parts in scores])
-            measured[f"{reward}_{when}"] = bootstrap_mean(totals[-1])
+            measured[f"{reward}_{when}"] = mean_interval(totals[-1])
             is_garbled = [not truth.is_well_formed(reply.text) for reply in replies]
-            measured[f"{garbled}_{when}"] = bootstrap_mean(is_garbled)
+            measured[f"{garbled}_{when}"] = rate(is_garbled)
             means = [sum(parts[name] for parts in scores) / len(scores) for name in truth.maxima]
             columns.append([*means, *measured[f"{reward}_{when}"]])
         wins = [(new > old) + 0.5 * (new == old) for old, new in zip(*totals, strict=True)]
-        measured[win_rate] = bootstrap_mean(wins)
+        measured[win_rate] = rate(wins)
 
     say(f"True reward of {len(prompts)} replies: sampled, and greedily (the likeliest token each time)")
     say(f"  {'':<12}{'sampled':<20}greedily\n  {'':<12}{'before    after     ' * 2}most")
     rows = [*truth.maxima, "all", "95% from", "to"]
     most = [f"{value:.0f}" for value in (*truth.maxima.values(), sum(truth.maxima.values()))] + ["", ""]
     for row, *values, best in zip(rows, *columns, most, strict=True):
-        say(f"  {row:<12}{''.join(f'{value:<10.2f}' for value in values)}{best}".rstrip())
+        cells = ["-" if math.isnan(value) else f"{value:.2f}" for value in values]
+        say(f"  {row:<12}{''.join(f'{cell:<10}' for cell in cells)}{best}".rstrip())
     say(truth.without_training)
     sampled, greedily = (with_interval(measured[win_rate]) for _, win_rate, _ in NAMES.values())
     say(f"Win rate of after against before, ties half: {sampled} sampled, {greedily} greedily")

@@ -17,20 +17,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.errors import is_out_of_memory
 from ..common.intervals import (
-    bootstrap_mean,
+    LANGUAGE_MODEL_JUDGE,
+    OTHER_JUDGE,
+    SlopePrior,
     holm,
     length_controlled_rate,
+    length_shift,
+    mean_interval,
     paired_test,
     prompts_needed,
     rate,
     smallest_difference,
+    with_interval,
 )
 from ..common.safe_text import first_line
-from .judges import Comparison, JudgeError, ScoreJudge, Verdict
+from .judges import Comparison, EndpointJudge, JudgeError, ScoreJudge, Verdict
 
 SURE = 0.05
 MATCHED, GREEDY = "at matched entropy", "greedily"
 ENTROPIES = ("entropy", "entropy_reference", "entropy_reply", "entropy_reply_reference", "matched_temperature")
+FURTHEST_SHIFT = 1.0  # standard deviations of mean length difference; beyond them length control extrapolates
 
 
 class Reference(NamedTuple):
@@ -81,7 +87,7 @@ def judge_all(judge, prompts: list, reference: Reference, results: list[dict]) -
         for control, (old, new) in result.get("controls", {}).items():
             names = dict(model=outcome.model, against=f"{reference.name} {control}")
             outcome.controls[control] = compare(judge, prompts, old, new, **names)
-    decide(outcomes)
+    decide(outcomes, LANGUAGE_MODEL_JUDGE if isinstance(judge, EndpointJudge) else OTHER_JUDGE)
     for result, outcome in zip(results, outcomes, strict=False):
         add_scores(result, outcome)
         for name, key in ((MATCHED, "win_rate_matched"), (GREEDY, "win_rate_greedy")):
@@ -122,8 +128,11 @@ def compare(judge, prompts: list, first: list[list], second: list[list], model: 
     return Outcome(model, against, verdicts, wins, longer_by=new_length - old_length, problem=problem)
 
 
-def decide(outcomes: list[Outcome]) -> None:
-    """Give each outcome its rates, a p-value that is corrected for all of its kind, a verdict and the sentences behind it."""
+def decide(outcomes: list[Outcome], prior: SlopePrior = OTHER_JUDGE) -> None:
+    """Give each outcome its rates, a p-value that is corrected for all of its kind, a verdict and the sentences behind it.
+
+    prior: how the judge's verdicts go with length, see `length_controlled_rate`.
+    """
     for control in (None, MATCHED, GREEDY):
         of_a_kind = outcomes if control is None else [o.controls[control] for o in outcomes if control in o.controls]
         judged = [outcome for outcome in of_a_kind if not np.isnan(outcome.wins).all()]
@@ -131,14 +140,17 @@ def decide(outcomes: list[Outcome]) -> None:
             is_judged = ~np.isnan(outcome.wins)
             wins, longer_by = outcome.wins[is_judged], outcome.longer_by[is_judged]
             outcome.measured["win_rate"] = rate(wins)
-            if len(wins) > 2:
-                outcome.measured["win_rate_length_controlled"] = length_controlled_rate(wins, longer_by)
+            shift = length_shift(longer_by)
+            if len(wins) > 2 and math.isfinite(shift):  # else all are longer by the same: nothing tells what that does
+                outcome.measured["win_rate_length_controlled"] = length_controlled_rate(wins, longer_by, prior)
+                outcome.measured["length_shift"] = (shift, math.nan, math.nan)
             outcome.p_value = paired_test(wins - 0.5)
         for outcome, p_value in zip(judged, holm([outcome.p_value for outcome in judged]), strict=True):
             outcome.p_value = p_value
     judged = [outcome for outcome in outcomes if "win_rate" in outcome.measured]
     for outcome in judged:
         outcome.word, outcome.sentences = in_words(outcome, len(judged))
+        outcome.sentences += about_length(outcome, prior)
 
 
 def side(outcome: Outcome) -> int:
@@ -229,6 +241,37 @@ def _p(outcome: Outcome) -> str:
     return "below 0.001" if outcome.p_value < 0.001 else f"{outcome.p_value:.3f}"
 
 
+def extrapolates(measured: dict[str, tuple[float, float, float]]) -> bool:
+    """Whether answers differ so much in length that a rate at equal length lies outside of what was seen."""
+    return abs(measured.get("length_shift", (0.0,))[0]) > FURTHEST_SHIFT
+
+
+def about_length(outcome: Outcome, prior: SlopePrior) -> list[str]:
+    """A sentence on win rate and length, where length could change the verdict or too little tells whether it does."""
+    raw, fair = (outcome.measured.get(key) for key in ("win_rate", "win_rate_length_controlled"))
+    if fair is None or fair == raw:
+        return []
+    is_judged = ~np.isnan(outcome.wins)
+    longer_by, shift = outcome.longer_by[is_judged].mean(), outcome.measured["length_shift"][0]
+    lengths = (
+        f"Answers of {outcome.model} are {abs(longer_by):.1f} tokens {'longer' if shift > 0 else 'shorter'} in the mean"
+    )
+    source = " The slope is near that of AlpacaEval's judge." if prior is LANGUAGE_MODEL_JUDGE else ""
+    if extrapolates(outcome.measured):
+        return [
+            f"{lengths}, {abs(shift):.1f} standard deviations of that difference: few prompts have answers of equal length, "
+            f"and a win rate at equal length is extrapolation, {with_interval(fair)} beside {with_interval(raw)} as "
+            f"judged.{source}"
+        ]
+    if fair[1] <= raw[0] <= fair[2]:
+        return []
+    return [
+        f"Win rate and length go together: {lengths[0].lower()}{lengths[1:]}, and at equal length the win rate would be "
+        f"{with_interval(fair)} beside {with_interval(raw)} as judged.{source} Whether length itself or what comes with "
+        f"it decides, this cannot tell."
+    ]
+
+
 def add_scores(result: dict, outcome: Outcome) -> None:
     """Put what a judge's scores tell into a result: means before and after, and what choosing among the old ones wins.
 
@@ -240,8 +283,12 @@ def add_scores(result: dict, outcome: Outcome) -> None:
         return
     old, new = np.moveaxis(np.array(pairs, dtype=float), 2, 0)  # (prompts, answers) each
     result["scores"] = old, new
+    is_scored = np.isfinite(old + new).all(axis=1)
+    if not is_scored.any() or np.isinf([old, new]).any():  # prompts with a nan are named as not judged
+        return
+    old, new = old[is_scored], new[is_scored]
     by_name = {"score_reference": old, "score": new, "score_change": new - old}
-    result["measured"] |= {name: bootstrap_mean(scores.mean(axis=1)) for name, scores in by_name.items()}
+    result["measured"] |= {name: mean_interval(scores.mean(axis=1)) for name, scores in by_name.items()}
     if "implicit" in result:
-        picked = result["implicit"].argmax(axis=1)
-        result["measured"]["score_best_of_n"] = bootstrap_mean(old[np.arange(len(old)), picked])
+        picked = result["implicit"][is_scored].argmax(axis=1)
+        result["measured"]["score_best_of_n"] = mean_interval(old[np.arange(len(old)), picked])

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from custom_loss_dpo import LOSSES
 from demo.world import true_reward
 from machinery.comparing import grid, loss_figures
-from machinery.comparing.grid import mean_interval, only, run_grid, without
+from machinery.comparing.grid import only, run_grid, without
 from machinery.comparing.loss_comparison import SHARES, best_of_n, write_alike_pairs, write_pairs
 from machinery.comparing.loss_figures import loss_and_pull
 
@@ -129,14 +129,6 @@ def test_a_finished_run_whose_metrics_are_damaged_is_done_anew(damage, tmp_path,
         assert len(started) == count
         assert ("is not what was written" in caplog.text) == (spoilt is not None)
         caplog.clear()
-
-
-def test_the_mean_s_interval_is_students():
-    mean, half = mean_interval([1.0, 2.0, 3.0])
-    assert (mean, half) == (2.0, pytest.approx(4.30 / math.sqrt(3), abs=1e-3))
-    assert math.isnan(mean_interval([1.0])[1])
-    for count, t in ((11, 2.228), (31, 2.042)):  # from a table of Student's t
-        assert mean_interval([0.0] * (count - 1) + [1.0])[1] == pytest.approx(t / count, rel=2e-3)
 
 
 def test_flags_are_taken_out_with_what_belongs_to_them():

@@ -13,6 +13,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from trl import DPOConfig, DPOTrainer
 
 from dpo_utils import Completion, load_model, pair_logps, prompt_ids
+from machinery.common.errors import UserError
+from machinery.common.intervals import LANGUAGE_MODEL_JUDGE, OTHER_JUDGE
+from machinery.evaluation import verdict
 from machinery.evaluation.judges import EndpointJudge, ScoreJudge, Verdict
 from machinery.evaluation.metrics import (
     PairLogps,
@@ -22,7 +25,7 @@ from machinery.evaluation.metrics import (
     preference_metrics,
     repeated_share,
 )
-from machinery.evaluation.verdict import Outcome, add_scores, compare, decide
+from machinery.evaluation.verdict import Outcome, Reference, add_scores, compare, decide
 
 FEW = ("--num_eval_prompts", 12, "--num_samples", 2, "--max_new_tokens", 24)
 
@@ -269,6 +272,77 @@ def test_outcomes_without_a_spread_promise_nothing(wins, words):
     decide([outcome])
     assert outcome.sentences[1:] == ([words] if words else [])
     assert outcome.measured["win_rate_length_controlled"] == outcome.measured["win_rate"]
+
+
+def wins_by_length(shift, count=200):
+    """An outcome whose answers are longer by `shift` standard deviations and win by that alone, slope 1.5."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=count)
+    longer_by = 20 * ((z - z.mean()) / z.std() + shift)
+    outcome = outcome_of(rng.random(count) < 1 / (1 + np.exp(-1.5 * np.tanh(longer_by / 20))))
+    outcome.longer_by = longer_by
+    return outcome
+
+
+def test_win_rate_and_length_that_go_together_are_said_to_and_not_to_be_the_judges_liking():
+    outcome = wins_by_length(0.8)
+    decide([outcome])
+    sentence = outcome.sentences[-1]
+    assert sentence.startswith("Win rate and length go together: answers of m are 16.0 tokens longer in the mean")
+    assert f" beside {outcome.measured['win_rate'][0]:.2f} [" in sentence
+    assert sentence.endswith("Whether length itself or what comes with it decides, this cannot tell.")
+    assert "AlpacaEval" not in sentence
+
+
+def test_a_shift_of_length_beyond_a_standard_deviation_is_called_extrapolation():
+    outcome = wins_by_length(-1.5)
+    decide([outcome], LANGUAGE_MODEL_JUDGE)
+    sentence = outcome.sentences[-1]
+    assert "30.0 tokens shorter in the mean, 1.5 standard deviations of that difference" in sentence
+    assert "at equal length is extrapolation" in sentence
+    assert sentence.endswith("as judged. The slope is near that of AlpacaEval's judge.")
+    fair, raw = outcome.measured["win_rate_length_controlled"][0], outcome.measured["win_rate"][0]
+    assert f"{fair:.2f} [" in sentence.partition(" beside ")[0]  # no figure without the other
+    assert f"{raw:.2f} [" in sentence.partition(" beside ")[2]
+
+
+def test_where_length_explains_nothing_nothing_is_said_of_it():
+    outcome = outcome_of([1, 0, 0.5, 1] * 50)
+    outcome.longer_by = np.array([1, 1, 1, 1, -1, -1, -1, -1] * 25)
+    decide([outcome])
+    assert outcome.measured["win_rate_length_controlled"][0] == pytest.approx(0.625, abs=1e-3)
+    assert "ength" not in " ".join(outcome.sentences)
+
+
+def test_where_all_are_longer_by_the_same_there_is_no_rate_at_equal_length():
+    outcome = outcome_of([1, 0, 1, 1])
+    outcome.longer_by = np.full(4, 7.0)
+    decide([outcome])
+    assert "win_rate_length_controlled" not in outcome.measured
+
+
+def test_only_a_language_model_gets_the_prior_of_language_models(monkeypatch):
+    heard = []
+    monkeypatch.setattr(verdict, "decide", lambda outcomes, prior: heard.append(prior))
+    reference = Reference("r", None, None, (), [[Completion("a", [1], [1], True)]], np.zeros((1, 1)))
+    endpoint = EndpointJudge("http://localhost:1", "judge", None, "unused.jsonl")
+    monkeypatch.setattr(endpoint, "judge", FirstWins().judge)
+    for judge in (endpoint, FirstWins()):
+        verdict.judge_all(judge, ["p"], reference, [{"model": "m", "answers": reference.answers, "measured": {}}])
+    assert heard == [LANGUAGE_MODEL_JUDGE, OTHER_JUDGE]
+
+
+def test_scores_that_are_no_numbers_cost_their_prompts_only():
+    rows = [[Verdict(1, None, (1.0, 3.0))], [Verdict(None, "not a number", (float("nan"), 3.0))]]
+    result = {"measured": {}}
+    add_scores(result, Outcome("m", "r", rows, np.array([1.0, np.nan]), np.zeros(2)))
+    assert result["measured"]["score"][0] == 3.0
+    assert result["measured"]["score_reference"][0] == 1.0
+
+
+def test_log_probs_that_overflow_are_named():
+    with pytest.raises(UserError, match=r"policy_chosen of pair 2 is nan \(1 of 3 pairs\)"):
+        preference_metrics(pairs_of(np.array([1.0, np.nan, 2.0]), np.zeros(3)), 0.1)
 
 
 def test_the_best_of_the_old_answers_is_picked_by_the_implicit_reward():
