@@ -152,7 +152,7 @@ FAULTS = {
         "machinery/evaluation/verdict.py", "SURE = 0.05", "SURE = 0.5", "scripts/test_dpo_evaluation.py"
     ),
     "evaluation: markup in an answer is obeyed": Planted(
-        "machinery/evaluation/html_report.py", "return escape(_visible(value))", "return _visible(value)", "evaluation"
+        "machinery/evaluation/html_report.py", "autoescape=True", "autoescape=False", "evaluation"
     ),
     "command: the demo wins over the user": Planted(
         "machinery/command/command_line.py",

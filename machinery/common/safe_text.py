@@ -6,6 +6,7 @@ say("Held out:", 12, "pairs")                           # that, on the first of 
 print(first_line(error))                                # what went wrong, in one line
 logger.addFilter(inert_record)                          # and for all that a logger says
 make_libraries_inert()                                  # and the libraries
+csv.writer(file).writerow(map(defused, cells))          # a spreadsheet that opens it runs nothing
 page = completions_page(prompts, replies_before, replies_after)
 """
 
@@ -67,6 +68,11 @@ def make_libraries_inert() -> None:
 
         formatwarning.is_inert = True
         warnings.formatwarning = formatwarning
+
+
+def defused(cell):
+    """A cell of a table for spreadsheets: a text that begins like a formula would be run; after an apostrophe it is text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def completions_page(prompts: list, before: list, after: list) -> str:

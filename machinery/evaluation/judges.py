@@ -48,7 +48,7 @@ from ..common.bounds import ends_within
 from ..common.chat import check_template, template_ids
 from ..common.errors import UserError
 from ..common.kept_files import going_on_without, is_as_signed, signed
-from ..common.safe_text import first_line
+from ..common.safe_text import defused, first_line
 
 logger = logging.getLogger("dpo")
 
@@ -499,7 +499,7 @@ def write_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison], s
         for row, entry in enumerate(rows, start=1):
             prompt, first, second = comparisons[entry["comparison"]]
             answers = (second, first) if entry["swapped"] else (first, second)
-            writer.writerow([row, *map(_defused, (as_text(prompt), *answers)), ""])
+            writer.writerow([row, *map(defused, (as_text(prompt), *answers)), ""])
     key = {"answers": digest_of(comparisons), "rows": rows}
     key_path.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
 
@@ -507,11 +507,6 @@ def write_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison], s
 def digest_of(comparisons: list[Comparison]) -> str:
     """Tells the answers of one evaluation from those of another."""
     return hashlib.sha256(json.dumps(comparisons, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _defused(cell: str) -> str:
-    """A spreadsheet runs what begins like a formula; after an apostrophe it is text."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def read_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison]) -> list[Verdict]:

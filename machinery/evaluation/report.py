@@ -1,4 +1,4 @@
-"""What an evaluation found, in the terminal, in report.html, metrics.json and generations.jsonl.
+"""What an evaluation found: in the terminal, in report.html, metrics.json and generations.jsonl, and as tables in CSV.
 
     report = Report(results, outcomes, reference, judge, prompts, pairs)
     report.show()
@@ -7,6 +7,7 @@
 Glue between the measurements (verdict.py, metrics.py) and the page (html_report.py).
 """
 
+import csv
 import json
 import math
 import platform
@@ -16,15 +17,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import zip_longest
+from io import StringIO
+from itertools import compress, zip_longest
 from pathlib import Path
 
 import numpy as np
 
+from ..common.intervals import bootstrap_mean, holm, paired_test
 from ..common.kept_files import complete_file, dispensable
 from ..common.masking import masked, without_secrets
-from ..common.safe_text import say
-from .html_report import bars_svg, calibration_svg, histogram_svg, scatter_svg, write_report
+from ..common.safe_text import defused, say
+from .figures import FEW, SURE, bars_svg, calibration_svg, histogram_svg, scatter_svg
+from .html_report import write_report
 from .judges import Verdict, as_text
 from .metrics import by_category, calibration_bins, half_for_ties, margins
 from .verdict import Outcome, Reference, extrapolates
@@ -63,6 +67,8 @@ GIVEN = (
     ("calibration_error", "calibration error of sigmoid(margin)", ".3f"),
 )
 MOST_SHOWN = 2000  # pairs of answers in report.html; generations.jsonl has all
+MOST_CATEGORIES = 30  # in a figure
+FILES = ("report.html", "generations.jsonl", "generations.csv", "metrics.csv", "metrics.json")
 
 
 @dataclass
@@ -107,6 +113,9 @@ class Report:
             f"{len(self.pairs)} {'held-out' if self.is_held_out else 'training'} pairs. A reward is beta * (log policy - "
             "log reference), with each run's own beta, or --beta."
         )
+        others = [result["model"] for result in self.results if "given" not in result]
+        if others:
+            given += f" Not those of {', '.join(others)}, whose tokens are other than the reference's."
         for title, caption, figures in (
             ("What the models write", written, WRITTEN),
             ("What they make of the given pairs", given, GIVEN),
@@ -121,7 +130,8 @@ class Report:
                     twins = (result["measured"].get(f"{key}_reference") for result in self.results)
                     rows.append([label, _cell(next(filter(None, twins), None), form), *cells])
             if rows:
-                columns = ["", "reference", *self.names]
+                filled = [any(row[place] for row in rows) for place in range(len(rows[0]))]
+                columns, *rows = (list(compress(row, filled)) for row in (["", "reference", *self.names], *rows))
                 yield {"title": title, "caption": caption, "columns": columns, "rows": rows}
 
     def round_robin(self) -> list[list[str]]:
@@ -166,14 +176,15 @@ class Report:
     # --- Files ---
 
     def write(self, folder: Path, made: dict[str, str | float | None]) -> str:
-        """Write report.html, generations.jsonl and, last, metrics.json. Returns their names.
+        """Write `FILES`, metrics.json last. Returns their names.
 
-        made: how it was made, besides the command, the date, the commit and the versions.
+        made: how it was made, besides the judge, the command, the date, the commit and the versions.
         """
         versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft")]
         made = {
-            "command": " ".join(["python", *without_secrets(sys.argv)]),
+            "judge": self.judged_by,
             **{name: masked(fact) if isinstance(fact, str) else fact for name, fact in made.items()},
+            "command": " ".join(["python", *without_secrets(sys.argv)]),
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "commit": _commit(),
             "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),
@@ -183,10 +194,27 @@ class Report:
             write_report(page, self.page(generations, made))
         with dispensable(folder / "generations.jsonl") as path, complete_file(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in generations)
+        for name, rows in (("generations.csv", _as_rows(generations)), ("metrics.csv", self.metrics_rows())):
+            with dispensable(folder / name) as path, complete_file(path, "wb") as file:
+                # A spreadsheet knows UTF-8 by its mark; half a character cannot be written, and a NUL not be read.
+                text = StringIO(newline="")
+                csv.writer(text).writerows([defused(cell) for cell in row] for row in rows)
+                file.write(text.getvalue().replace("\0", "\\x00").encode("utf-8-sig", "backslashreplace"))
         with complete_file(folder / "metrics.json") as file:
             json.dump(self.metrics() | made, file, indent=2, allow_nan=False)
-        written = [name for name in ("report.html", "generations.jsonl", "metrics.json") if (folder / name).exists()]
+        written = [name for name in FILES if (folder / name).exists()]
         return f"{folder}/{', '.join(written)}".replace("report.html", "report.html (open it in a browser)", 1)
+
+    def metrics_rows(self) -> Iterator[list]:
+        """Header and rows of metrics.csv: a figure of a model a row, with its interval."""
+        labels = {key: label for key, label, _ in (*WRITTEN, *GIVEN)}
+        yield ["model", "figure", "value", "ci_low", "ci_high", "what it is"]
+        for result in self.results:
+            for key, values in result["measured"].items():
+                twin = key.removesuffix("_reference")
+                whose = ", of the reference" if twin != key else ""
+                numbers = [value if math.isfinite(value) else "" for value in values]
+                yield [result["model"], key, *numbers, labels[twin] + whose if twin in labels else ""]
 
     def metrics(self) -> dict:
         """Flat: numbers, strings and null. With several models their names stand before those of the figures."""
@@ -252,7 +280,12 @@ class Report:
             "title": "Did it get better?",
             "subtitle": f"{', '.join(self.names)} against {self.reference.name}; judged by {self.judged_by or 'nobody'}",
             "verdicts": [
-                {"model": f"{o.model} against {o.against}", "word": o.word, "sentences": o.sentences}
+                {
+                    "model": f"{o.model} against {o.against}",
+                    "word": o.word,
+                    "figures": list(_key_figures(o)),
+                    "sentences": o.sentences or [o.problem or "Nobody judged these answers."],
+                }
                 for o in self.outcomes
             ],
             "caveats": caveats,
@@ -263,7 +296,7 @@ class Report:
                 for title, caption, svg in self.figures(result)
             ],
             "generations": generations[:MOST_SHOWN],
-            "made": made,
+            "made": {name: fact for name, fact in made.items() if fact is not None},
         }  # fmt: skip
 
     def figures(self, result: dict) -> Iterator[tuple[str, str, str]]:
@@ -274,19 +307,15 @@ class Report:
             svg = histogram_svg({"reference": old, name: new}, "score of a prompt's answers, mean")
             yield "Scores before and after", "One value a prompt.", svg
         is_judged = ~np.isnan(wins)
-        rates = by_category(wins[is_judged], np.array(self.categories(), dtype=object)[is_judged])
-        if rates:
-            caption = "Where it wins least comes first. Few prompts make wide intervals."
-            yield "Win rate by category", caption, bars_svg(rates, "win rate")
+        categories = np.array(self.categories(), dtype=object)[is_judged]
+        yield from _by_category("Win rate", wins[is_judged], categories, "Where it wins least comes first.")
         if "given" not in result:
             return
         given = result["given"]
         margin = margins(given, result["beta"])
-        categories = self.pairs["category"] if "category" in self.pairs.column_names else []
-        rates = by_category(half_for_ties(margin), list(categories))
-        if rates:
-            caption = "Of the given pairs: how often the chosen answer has the higher reward."
-            yield "Reward accuracy by category", caption, bars_svg(rates, "accuracy")
+        if "category" in self.pairs.column_names:
+            said = "Of the given pairs: how often the chosen answer has the higher reward."
+            yield from _by_category("Reward accuracy", half_for_ties(margin), self.pairs["category"], said)
         caption = "Where sigmoid(margin) says 0.8, eight labels of ten should agree. Above the line it is too modest, below too sure."
         yield "Calibration", caption, calibration_svg(calibration_bins(margin))
         longer = (given.chosen_lengths - given.rejected_lengths).tolist()
@@ -299,6 +328,48 @@ def _say_table(title: str, rows: list[list[str]], widths: list[int]) -> None:
     say(f"\n{title}")
     for row in rows:
         say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _by_category(title: str, outcomes: np.ndarray, categories, said: str) -> Iterator[tuple[str, str, str]]:
+    """Title, caption and figure of a rate in each category, tested against 0.5 with Holm's correction for all of them."""
+    categories = np.array(list(categories), dtype=object)
+    rates = by_category(outcomes, categories)
+    if not rates:
+        return
+    p_values = holm([paired_test(outcomes[categories == category] - 0.5) for category, *_ in rates])
+    drawn = sorted(range(len(rates)), key=lambda place: -rates[place][-1])[:MOST_CATEGORIES]  # with the most prompts
+    rates, p_values = zip(*[(rates[place], p_values[place]) for place in sorted(drawn)], strict=True)
+    count = len(set(categories) - {None})
+    caption = [said, f"A hollow dot may be chance: p is not below {SURE:g}"]
+    caption[-1] += f", with Holm's correction for {count} categories." if count > 1 else "."
+    if any(row[-1] < FEW for row in rates):
+        caption.append(f"Dashed: fewer than {FEW}, too few to say much.")
+    if len(rates) < count:
+        caption.append(f"The {len(rates)} largest are drawn.")
+    yield f"{title} by category", " ".join(caption), bars_svg(rates, title.lower(), p_values=p_values)
+
+
+def _key_figures(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    """What a decision turns on: how often it wins, on equal terms too, and at what price."""
+    controls = {name: control.measured.get("win_rate") for name, control in outcome.controls.items()}
+    for name, values in {"win rate": outcome.measured.get("win_rate"), **controls}.items():
+        if values:
+            yield name, _cell(values, ".2f")
+    if "kl" in outcome.measured:
+        yield "KL from the reference", f"{_cell(outcome.measured['kl'], '.2f')} nats a reply"
+    if len(outcome.longer_by):
+        yield "change of length", f"{_cell(bootstrap_mean(outcome.longer_by), '+.1f')} tokens"
+    yield "prompts", f"{int((~np.isnan(outcome.wins)).sum()):,}"
+
+
+def _as_rows(generations: list[dict]) -> Iterator[list]:
+    """Header and rows of generations.csv; the number of a pair is that of its link in report.html."""
+    columns = ("model", "answer", "tokens", "score")
+    names = [*(f"reference_{name}" if n else "reference" for n, name in enumerate(columns)), *columns]
+    yield ["pair", "category", "prompt", "win", "reason", *names]
+    for number, row in enumerate(generations, start=1):
+        answers = [answer[key] for answer in row["answers"] for key in ("model", "text", "tokens", "score")]
+        yield [number, row["category"], row["prompt"], row["win"], row["reason"], *answers]
 
 
 def _cell(values: tuple[float, float, float] | None, form: str) -> str:

@@ -183,7 +183,7 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
         f"Win rate of {outcome.model} against {outcome.against}: {share:.2f} [{low:.2f}, {high:.2f}] on {count} "
         f"prompt{'s' if count > 1 else ''}, ties half (paired test: p {_p(outcome)}{holms})."
     ]
-    sentences += _of_controls(outcome, word)
+    sentences += [*_of_controls(outcome, word), _price(outcome)]
     if count < 2:
         return word, sentences
     has_spread = wins.std() > 0  # without one nothing tells how many prompts would be needed
@@ -207,7 +207,7 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
 
 
 def _of_controls(outcome: Outcome, word: str) -> list[str]:
-    """What is left of the win where the model is no surer of itself than the reference, and at what price it comes."""
+    """What is left of the win where the model is no surer of itself than the reference."""
     if not outcome.controls:
         return []
     said = []
@@ -229,12 +229,15 @@ def _of_controls(outcome: Outcome, word: str) -> list[str]:
         sentences.append(
             f"Better {' and '.join(held) or 'in neither'}" + f", worse {' and '.join(lost)}" * bool(lost) + "."
         )
-    if "kl" in outcome.measured:
-        longer = outcome.longer_by.mean()
-        sentences.append(
-            f"The price: KL {outcome.measured['kl'][0]:.2f} nats a reply; replies {abs(longer):.1f} tokens {'longer' if longer > 0 else 'shorter'}."
-        )
     return sentences
+
+
+def _price(outcome: Outcome) -> str:
+    """How far the model went from its reference, where that is known, and how much longer its replies became."""
+    kl = f"KL {outcome.measured['kl'][0]:.2f} nats a reply; " if "kl" in outcome.measured else ""
+    longer = outcome.longer_by.mean()
+    by = f"{abs(longer):.1f} tokens {'longer' if longer > 0 else 'shorter'}" if longer else "of the same length"
+    return f"The price: {kl}replies {by}."
 
 
 def _p(outcome: Outcome) -> str:

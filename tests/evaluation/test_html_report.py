@@ -15,16 +15,12 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from markupsafe import Markup
 
-from machinery.evaluation.html_report import (
-    MOST_POINTS,
-    STYLE,
-    bars_svg,
-    calibration_svg,
-    histogram_svg,
-    scatter_svg,
-    write_report,
-)
+from machinery.evaluation.figures import MOST_POINTS, bars_svg, calibration_svg, histogram_svg, scatter_svg
+from machinery.evaluation.html_report import LOOKS, PAGE, write_report
+
+STYLE = (PAGE / "report.css").read_text(encoding="utf-8")
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> \"'><svg "
@@ -49,7 +45,10 @@ def make_report(text: str, pairs: int = 3) -> dict:
     return {
         "title": text,
         "subtitle": text,
-        "verdicts": [{"model": text, "word": word, "sentences": [text, text]} for word in ("better", text)],
+        "verdicts": [
+            {"model": text, "word": word, "sentences": [text, text], "figures": [(text, text)]}
+            for word in ("better", text)
+        ],
         "caveats": [text, text],
         "tables": [{"title": text, "caption": text, "columns": [text, text], "rows": [[text, text], [text, text]]}],
         "figures": [{"title": text, "caption": text, "svg": svg} for svg in figures],
@@ -175,15 +174,16 @@ def test_an_error_leaves_the_old_report(write, tmp_path):
 def test_columns_of_numbers_are_set_to_the_right_and_short_rows_are_filled(write):
     rows = [["a", "0.88 [0.83, 0.92]", "3 of them", "+1"], ["b", "n/a", "many", "-0.5 (p < 0.01)"], ["c", "", "few"]]
     page = write({"tables": [{"title": "t", "caption": "", "columns": ["", "rate", "words", "x"], "rows": rows}]})
-    assert [cell["class"] for cell in page.of("td")] == ["number", "words", "number"] * 3
+    assert [cell["class"].split()[0] for cell in page.of("td")] == ["number", "words", "number"] * 3
     assert [head.get("scope") for head in page.of("th")] == ["col"] * 4 + ["row"] * 3
 
 
 def test_without_a_script_the_first_twenty_pairs_are_there(write):
     page = write({"generations": make_report("harmless", pairs=23)["generations"]})
-    assert len([article for article in page.of("article") if article["class"] == "pair"]) == 20
+    assert len([article for article in page.of("article") if article.get("class") == "pair"]) == 20 + 1  # the empty one
     assert "The first 20 of 23 pairs. The others, and searching, need JavaScript." in [text for _, text in page.texts]
-    assert "hidden" in page.of("form")[0] and "hidden" in page.of("button")[0]
+    assert "hidden" in page.of("form")[0]
+    assert [place["id"] for place in page.of("div") if "hidden" in place] == ["pages"]
 
 
 def test_odd_wins_scores_and_numbers_of_answers_are_shown(write):
@@ -268,10 +268,38 @@ def test_a_bar_at_the_reference_has_its_dot_on_the_upright_line():
 
 
 def test_a_screen_reader_is_told_the_numbers():
-    described = ElementTree.fromstring(bars_svg([("noise", 0.75, 0.5, 0.9, 8)], "win rate"))
-    assert [element.text for element in described[:2]] == ["win rate", "noise: 0.75 [0.50, 0.90], n 8"]
+    described = ElementTree.fromstring(bars_svg([("noise", 0.75, 0.5, 0.9, 18)], "win rate"))
+    assert [element.text for element in described[:2]] == ["win rate", "noise: 0.75 [0.50, 0.90], n 18"]
     described = ElementTree.fromstring(scatter_svg({"policy": [(0, 1), (0, -1), (0, 2), (0, NAN)]}, "x", "y"))
     assert described[1].text == "policy: n 3 (1 not finite), 67% above 0"
+
+
+def test_bars_of_few_values_and_of_chance_are_marked_without_colour():
+    rows = [("sure", 0.9, 0.8, 1.0, 40), ("chance", 0.9, 0.8, 1.0, 40), ("few", 0.9, 0.8, 1.0, 9)]
+    svg = bars_svg(rows, "win rate", p_values=[0.01, 0.2, 0.01])
+    sure, chance, few = (circle["fill"] for circle in of(svg, "circle"))
+    assert sure == few != chance
+    assert [path.get("stroke-dasharray") for path in of(svg, "path") if path.get("stroke-width") == "2"] == [
+        None, None, "3 3",
+    ]  # fmt: skip
+    described = ElementTree.fromstring(svg)[1].text.split("; ")
+    assert [words.rpartition(", n ")[2] for words in described] == [
+        "40, beyond chance", "40, may be chance", "9 (few), beyond chance",
+    ]  # fmt: skip
+
+
+def test_only_what_the_figures_draw_is_markup(write):
+    page = write({"figures": [{"title": "t", "caption": "", "svg": "<svg><script></script></svg>"}]})
+    assert page.of("svg") == []
+
+
+def test_every_word_of_a_verdict_has_a_look_of_its_own(write):
+    words = {"better", "worse", "mixed", "only surer of itself", "only less sure of itself", "cannot tell"}
+    page = write({"verdicts": [{"model": "m", "word": word, "sentences": []} for word in sorted(words)]})
+    looks = [article["class"] for article in page.of("article")]
+    assert looks == ["better", "unclear", "mixed", "surer", "surer", "worse"]
+    assert set(looks) - {"unclear"} == set(LOOKS.values())
+    assert all(f".{look} .word" in STYLE for look in set(LOOKS.values()))
 
 
 def test_of_very_many_points_some_are_drawn_and_the_legend_says_so():
@@ -306,7 +334,7 @@ def test_contrasts_are_those_of_wcag_aa_in_both_schemes():
     light, dark = (dict(re.findall(r"(--\w+): (#\w{6});", part)) for part in STYLE.split("@media screen")[:2])
     assert light.keys() == dark.keys()
     for scheme in (light, dark):
-        for text in ("--ink", "--soft", "--link", "--good", "--bad"):
+        for text in ("--ink", "--soft", "--link", "--good", "--bad", "--warn"):
             assert contrast(scheme[text], scheme["--paper"]) >= 4.5, text
         assert min(contrast(scheme[text], scheme["--box"]) for text in ("--ink", "--soft")) >= 4.5
         assert contrast(scheme["--ink"], scheme["--mark"]) >= 4.5
@@ -365,13 +393,13 @@ class Browser:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def open(self, path, width=390, dark=False, script=True, media=""):
+    def open(self, path, width=390, dark=False, script=True, media="", anchor=""):
         self.do("Emulation.setScriptExecutionDisabled", value=not script)
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.do("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.events.clear()
-        self.do("Page.navigate", url=path.as_uri())
+        self.do("Page.navigate", url=path.as_uri() + anchor)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self.read())
 
@@ -442,6 +470,33 @@ def test_in_a_browser_nothing_runs_nothing_is_loaded_and_the_page_fits(browser, 
     assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 200) == dark
 
 
+@pytest.mark.parametrize("models", [1, 4])
+def test_in_a_browser_no_cell_of_a_table_is_out_of_sight_on_a_phone(browser, tmp_path, models):
+    names = ["", "reference", *(f"runs/a-long-name-of-a-run-{n}" for n in range(models))]
+    rows = [["score of the reference's best by implicit reward", *["-12.37 [-13.26, -11.48]"] * (models + 1)]] * 3
+    rows[1] = [rows[1][0], "", *rows[1][2:]]
+    write_report(tmp_path / "report.html", {"tables": [{"title": "t", "caption": "", "columns": names, "rows": rows}]})
+    browser.open(tmp_path / "report.html", 390)
+    ends = browser.js(
+        "[...document.querySelectorAll('td')].map((td) => td.getBoundingClientRect()).filter((box) => box.width).map((box) => box.right)"
+    )
+    assert len(ends) == 3 * (models + 1)
+    assert max(ends) <= 390 and browser.js("document.querySelector('.scroll').scrollWidth") <= 390
+    assert browser.js("document.querySelector('td').innerText").split() == [
+        "reference",
+        "-12.37",
+        "[-13.26,",
+        "-11.48]",
+    ]
+    nodes = browser.do("Accessibility.getFullAXTree")["nodes"]
+    roles = [node["role"]["value"] for node in nodes if not node["ignored"]]
+    assert roles.count("rowheader") == 3 and roles.count("columnheader") == models + 2
+    browser.open(tmp_path / "report.html", 1280)
+    table, box = (browser.js(f"document.querySelector('{name}').offsetWidth") for name in ("table", ".scroll"))
+    assert table >= box  # all of the width is used
+    assert browser.js("getComputedStyle(document.querySelector('tbody th')).position") == "sticky"
+
+
 @pytest.mark.parametrize("width", [390, 540, 560, 870, 950, 1200])
 def test_in_a_browser_the_text_of_figures_has_12_px(browser, tmp_path, width):
     write_report(tmp_path / "report.html", make_report("harmless"))
@@ -452,7 +507,8 @@ def test_in_a_browser_the_text_of_figures_has_12_px(browser, tmp_path, width):
 
 def test_in_a_browser_a_script_that_got_into_the_page_does_not_run(browser, tmp_path):
     svg = "<svg onload=\"document.title='owned'\"><script>document.title='owned'</script></svg>"
-    write_report(tmp_path / "report.html", {"title": "calm", "figures": [{"title": "", "caption": "", "svg": svg}]})
+    figure = {"title": "", "caption": "", "svg": Markup(svg)}
+    write_report(tmp_path / "report.html", {"title": "calm", "figures": [figure]})
     browser.open(tmp_path / "report.html")
     assert browser.js("document.title") == "calm"
     assert [
@@ -464,7 +520,7 @@ def test_in_a_browser_a_script_that_got_into_the_page_does_not_run(browser, tmp_
 def many(browser, tmp_path):
     """2,000 pairs; each fourth a win, a loss, a tie, not judged. The n-th answer of the policy has n tokens."""
     pairs = [
-        {"prompt": f"question {n}", "category": None, "win": (1.0, 0.0, 0.5, None)[n % 4], "reason": "Why (not)?",
+        {"prompt": f"question {n}", "category": f"c{(n + 1) % 2}", "win": (1.0, 0.0, 0.5, None)[n % 4], "reason": "Why (not)?",
          "answers": [{"model": "reference", "text": f"old [{n}]", "tokens": 1, "score": 1.0},
                      {"model": "policy", "text": f"new ({n})\n\nend " * 50, "tokens": n, "score": n % 7 / 2}]}
         for n in range(2000)
@@ -475,14 +531,42 @@ def many(browser, tmp_path):
 
 
 def test_in_a_browser_pairs_come_fifty_at_a_time(many):
-    assert many.shown() == ["2,000 of 2,000 pairs, 50 shown", list(range(1, 51))]
-    many.js("document.getElementById('more').click()")
-    assert many.shown() == ["2,000 of 2,000 pairs, 100 shown", list(range(1, 101))]
-    assert many.js("document.activeElement.querySelector('.place').textContent") == "51"
+    assert many.shown() == ["2,000 of 2,000 pairs, 1 to 50 shown", list(range(1, 51))]
+    many.js("document.getElementById('next').click()")
+    assert many.shown() == ["2,000 of 2,000 pairs, 51 to 100 shown", list(range(51, 101))]
+    assert many.js("document.activeElement.id") == "pair-51"
+    many.js("document.getElementById('previous').click()")
+    assert many.shown()[1] == list(range(1, 51))
+    assert many.js("document.getElementById('previous').disabled")
+
+
+def test_in_a_browser_a_link_leads_to_its_pair(many, tmp_path):
+    settled = "new Promise((done) => setTimeout(done, 250))"
+    place = "Math.round(document.activeElement.getBoundingClientRect().top)"
+    many.choose("filter", "loss")
+    many.js("location.hash = '#pair-1502'; " + settled)  # within what is shown
+    assert many.js("document.activeElement.id") == "pair-1502"
+    assert many.js("document.getElementById('filter').value") == "loss"
+    many.js("location.hash = '#pair-1503'; " + settled)  # past a filter that hides it
+    assert many.js("document.activeElement.id") == "pair-1503"
+    assert many.js("document.getElementById('filter').value") == ""
+    assert many.shown()[1] == list(range(1501, 1551))
+    assert 0 <= many.js(place) <= 10
+    assert many.js("[...document.querySelectorAll('.place')].every((a) => a.hash === '#pair-' + a.textContent)")
+    for odd in ("#pair-0", "#pair-2001", "#pair-1e3", "#pair-<b>"):
+        many.js(f"location.hash = {odd!r}; " + settled)
+    assert many.shown()[1] == list(range(1501, 1551))
+
+
+def test_in_a_browser_a_page_that_is_opened_at_a_pair_shows_it(browser, tmp_path):
+    write_report(tmp_path / "report.html", make_report("harmless", pairs=120))
+    browser.do("Page.navigate", url="about:blank")
+    browser.open(tmp_path / "report.html", anchor="#pair-77")
+    assert browser.js("document.activeElement.id") == "pair-77"
 
 
 def test_in_a_browser_pairs_are_filtered_searched_and_sorted(many):
-    assert many.choose("filter", "loss") == ["500 of 2,000 pairs, 50 shown", list(range(2, 202, 4))]
+    assert many.choose("filter", "loss") == ["500 of 2,000 pairs, 1 to 50 shown", list(range(2, 202, 4))]
     assert many.choose("search", "QUESTION 199")[0] == "2 of 2,000 pairs"  # 1993 and 1997
     assert many.js("document.querySelector('mark').textContent") == "question 199"
     assert many.choose("filter", "") == ["11 of 2,000 pairs", [200, *range(1991, 2001)]]
@@ -494,7 +578,9 @@ def test_in_a_browser_pairs_are_filtered_searched_and_sorted(many):
     assert many.choose("sort", "difference")[1][:2] == [7, 14]  # 3.0 against 1.0 in every seventh
     assert many.choose("sort", "")[1] == list(range(1, 51))
     assert many.choose("filter", "unjudged")[1][:2] == [4, 8]
-    assert many.js("document.getElementById('more').hidden") is False
+    assert many.js("document.getElementById('pages').hidden") is False
+    assert many.choose("category", "c1")[1] == []  # not judged is each fourth, c1 the one after it
+    assert many.choose("filter", "")[0] == "1,000 of 2,000 pairs, 1 to 50 shown"
 
 
 def test_in_a_browser_the_page_can_be_used_with_the_keyboard(browser, tmp_path):
@@ -505,9 +591,9 @@ def test_in_a_browser_the_page_can_be_used_with_the_keyboard(browser, tmp_path):
     for _ in range(9):
         browser.key("Tab", 9)
         reached.append(
-            browser.js("document.activeElement.id || document.activeElement.className || document.activeElement.hash")
+            browser.js("document.activeElement.id || document.activeElement.hash || document.activeElement.className")
         )
-    assert reached == ["#tables", "#figures", "#generations", "#made", "scroll", "search", "filter", "sort", "more"]
+    assert reached == ["#tables", "#figures", "#generations", "#made", "scroll", "search", "filter", "sort", "#pair-1"]
     browser.js("document.getElementById('search').focus()")
     browser.do("Input.insertText", text="nowhere")
     browser.key("Enter", 13, "\r")

@@ -1,0 +1,106 @@
+"""What is written of an evaluation: tables without empty columns, CSV that a spreadsheet cannot run, categories by chance."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from dpo_utils import Completion
+from machinery.evaluation.judges import JudgeError, ScoreJudge
+from machinery.evaluation.report import FILES, Report
+from machinery.evaluation.verdict import Reference, judge_all
+
+NO_LOG_PROBS = dict(beta=0.1, trained_from=None, measured={})
+
+
+def completion(text: str) -> Completion:
+    return Completion(text, [1], [2] * len(text), True)
+
+
+def report_of(texts: dict[str, list[str]], categories=None, judge=None) -> Report:
+    """A report on models that wrote these texts, one a prompt; the first is the reference, the longer text better."""
+    prompts = [f"question {n}" for n in range(len(next(iter(texts.values()))))]
+    columns = {"prompt": prompts, "chosen": ["a"] * len(prompts), "rejected": ["b"] * len(prompts)}
+    pairs = Dataset.from_dict(columns | ({"category": categories} if categories else {}))
+    (name, own), *others = [(name, [[completion(text)] for text in row]) for name, row in texts.items()]
+    reference = Reference(name, None, None, (), own, np.zeros((len(prompts), 1)))
+    results = [dict(NO_LOG_PROBS, model=model, answers=answers, measured={}) for model, answers in others]
+    judge = judge or ScoreJudge("length", lambda prompts, answers: [float(len(answer)) for answer in answers])
+    return Report(results, judge_all(judge, prompts, reference, results), reference, judge, prompts, pairs)
+
+
+def rows_of(path) -> list[dict]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_tables_for_spreadsheets_hold_what_the_json_holds_and_run_nothing(tmp_path):
+    odd = ["=1+1", "@SUM(A1)", "-2", "\tx", 'a "quote", and\nlines', "\ud800\0", "", "שלום"]
+    report = report_of({"reference": ["x"] * len(odd), "+policy": odd})
+    said = report.write(tmp_path, {"temperature": 1.0})
+    assert all(name in said for name in FILES)
+    rows = rows_of(tmp_path / "generations.csv")
+    kept = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
+    assert [row["pair"] for row in rows] == [str(n + 1) for n in range(len(kept))]
+    assert [float(row["win"]) for row in rows] == [row["win"] for row in kept]
+    written = [row["answer"] for row in rows]
+    assert written[:6] == ["'=1+1", "'@SUM(A1)", "'-2", "'\tx", odd[4], "\\ud800\\x00"]
+    assert written[6:] == odd[6:]
+    for name in ("generations.csv", "metrics.csv"):
+        cells = [cell for row in rows_of(tmp_path / name) for cell in row.values()]
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t", "-")) and not cell[1:2].isdigit()]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["judge"] == "length" and metrics["temperature"] == 1.0
+    figures = {row["figure"]: row for row in rows_of(tmp_path / "metrics.csv")}
+    assert float(figures["win_rate"]["value"]) == metrics["win_rate"]
+    assert float(figures["score"]["ci_high"]) == metrics["score_ci_high"]
+    page = (tmp_path / "report.html").read_text()
+    assert re.search(r"<dt>judge</dt><dd>length</dd>", page) and "<dt>temperature</dt><dd>1.0</dd>" in page
+
+
+def test_a_column_that_holds_nothing_goes():
+    report = report_of({"reference": ["x"] * 4, "policy": ["xx"] * 4})
+    [table] = report.tables()
+    assert table["columns"] == ["", "reference", "policy"]  # the reference has a score
+    for result in report.results:
+        del result["measured"]["score_reference"]
+    [table] = report.tables()
+    assert table["columns"] == ["", "policy"]
+    assert all(len(row) == 2 and row[1] for row in table["rows"])
+
+
+def test_the_block_of_a_verdict_carries_the_price():
+    report = report_of({"reference": ["x"] * 12, "policy": ["xxx"] * 12})
+    report.outcomes[0].measured["kl"] = (3.5, 3.0, 4.0)
+    [verdict] = report.page([], {})["verdicts"]
+    figures = dict(verdict["figures"])
+    assert figures["KL from the reference"] == "3.50 [3.00, 4.00] nats a reply"
+    assert figures["change of length"].startswith("+2.0")
+    assert figures["prompts"] == "12"
+    assert "The price: replies 2.0 tokens longer." in verdict["sentences"]
+
+
+def test_where_nobody_judged_the_block_says_so():
+    class Nobody(ScoreJudge):
+        def judge(self, comparisons, progress=None):
+            raise JudgeError("the endpoint never answered")
+
+    report = report_of({"reference": ["x"] * 3, "policy": ["xx"] * 3}, judge=Nobody("n", None))
+    [verdict] = report.page([], {})["verdicts"]
+    assert "never answered" in verdict["sentences"][0]
+
+
+@pytest.mark.parametrize(("count", "sure"), [(1, 1), (40, 0)])
+def test_many_categories_are_corrected_for(count, sure):
+    """Six wins of six: p is 2/64 by itself, and nothing among forty."""
+    names = [f"kind {n % count}" for n in range(6 * count)]
+    report = report_of({"reference": ["x"] * len(names), "policy": ["xx"] * len(names)}, names)
+    [caption] = [caption for title, caption, _ in report.figures(report.results[0]) if title == "Win rate by category"]
+    [svg] = [svg for title, _, svg in report.figures(report.results[0]) if title == "Win rate by category"]
+    assert svg.count("beyond chance") == 2 * sure  # once to hover over, once for a screen reader
+    assert ("Holm's correction for 40 categories" in caption) == (count > 1)
+    assert ("The 30 largest are drawn." in caption) == (count > 30)
+    assert "fewer than 10" in caption
