@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.intervals import bootstrap_mean, holm, paired_test
+from ..common.intervals import holm, mean_interval, paired_test
 from ..common.kept_files import complete_file, dispensable
 from ..common.masking import masked, without_secrets
 from ..common.safe_text import defused, say
@@ -358,7 +358,7 @@ def _key_figures(outcome: Outcome) -> Iterator[tuple[str, str]]:
     if "kl" in outcome.measured:
         yield "KL from the reference", f"{_cell(outcome.measured['kl'], '.2f')} nats a reply"
     if len(outcome.longer_by):
-        yield "change of length", f"{_cell(bootstrap_mean(outcome.longer_by), '+.1f')} tokens"
+        yield "change of length", f"{_cell(mean_interval(outcome.longer_by), '+.1f')} tokens"
     yield "prompts", f"{int((~np.isnan(outcome.wins)).sum()):,}"
 
 

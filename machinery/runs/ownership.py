@@ -30,7 +30,7 @@ FILES = (
     FINISHED, "trainer_state.json", "training_args.bin", "*config.json", "*.safetensors", "*.safetensors.index.json",
     "base_model.json", "README.md", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*",
     "*.model", "*.tiktoken", "*.jinja", "warnings.jsonl", "training_curves.png", "completions.md", REPORT,
-    "report.*", "generations.jsonl", "generations.csv", "metrics.csv", "blind.csv", "blind.key.json",
+    "report.*", "generations.*", "metrics.csv", "blind.csv", "blind.key.json",
 )  # fmt: skip
 FOLDERS = ("checkpoint-*", "base", "merged", "additional_chat_templates", UNFINISHED)
 
