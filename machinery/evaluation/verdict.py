@@ -171,7 +171,7 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
         f"Win rate of {outcome.model} against {outcome.against}: {share:.2f} [{low:.2f}, {high:.2f}] on {count} "
         f"prompt{'s' if count > 1 else ''}, ties half (paired test: p {_p(outcome)}{holms})."
     ]
-    sentences += [*_of_controls(outcome, word), _price(outcome)]
+    sentences += [*_of_controls(outcome, word), *_price(outcome)]
     if count < 2:
         return word, sentences
     has_spread = wins.std() > 0  # without one nothing tells how many prompts would be needed
@@ -220,12 +220,13 @@ def _of_controls(outcome: Outcome, word: str) -> list[str]:
     return sentences
 
 
-def _price(outcome: Outcome) -> str:
+def _price(outcome: Outcome) -> list[str]:
     """How far the model went from its reference, where that is known, and how much longer its replies became."""
-    kl = f"KL {outcome.measured['kl'][0]:.2f} nats a reply; " if "kl" in outcome.measured else ""
+    if "kl" not in outcome.measured:
+        return []
     longer = outcome.longer_by.mean()
     by = f"{abs(longer):.1f} tokens {'longer' if longer > 0 else 'shorter'}" if longer else "of the same length"
-    return f"The price: {kl}replies {by}."
+    return [f"The price: KL {outcome.measured['kl'][0]:.2f} nats a reply; replies {by}."]
 
 
 def _p(outcome: Outcome) -> str:

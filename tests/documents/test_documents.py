@@ -44,7 +44,7 @@ FOREIGN_FLAGS = {"--config_file", "--hypothesis"}  # accelerate launch; pytest's
 MISTAKEN_FLAGS = {"--bata", "--evaluation_strategy"}  # shown with the error that they give
 # Files that runs write: they are named in the pages, and not there in a fresh copy.
 WRITTEN_BY_RUNS = {"generation_config.json", "base_model.json", "blind.csv", "cleaned.jsonl", "cleaned.dropped.jsonl", "completions.md",
-                   "data_report.json", "data_report.png", "generations.jsonl", "judge_answers.jsonl", "manifest.json", "metrics.json", "report.html",
+                   "data_report.json", "data_report.png", "generations.jsonl", "generations.csv", "metrics.csv", "judge_answers.jsonl", "manifest.json", "metrics.json", "report.html",
                    "trainer_state.json", "training_curves.png", "warnings.jsonl", "results.json"}  # fmt: skip
 EXAMPLES = {
     "my_pairs.jsonl",
