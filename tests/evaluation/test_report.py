@@ -11,7 +11,7 @@ from datasets import Dataset
 from dpo_utils import Completion
 from machinery.evaluation.judges import JudgeError, ScoreJudge
 from machinery.evaluation.report import FILES, Report
-from machinery.evaluation.verdict import Reference, judge_all
+from machinery.evaluation.verdict import Reference, decide, judge_all
 
 NO_LOG_PROBS = dict(beta=0.1, trained_from=None, measured={})
 
@@ -74,13 +74,15 @@ def test_a_column_that_holds_nothing_goes():
 
 def test_the_block_of_a_verdict_carries_the_price():
     report = report_of({"reference": ["x"] * 12, "policy": ["xxx"] * 12})
-    report.outcomes[0].measured["kl"] = (3.5, 3.0, 4.0)
+    [outcome] = report.outcomes
+    outcome.measured["kl"] = (3.5, 3.0, 4.0)
+    decide([outcome])
     [verdict] = report.page([], {})["verdicts"]
     figures = dict(verdict["figures"])
     assert figures["KL from the reference"] == "3.50 [3.00, 4.00] nats a reply"
     assert figures["change of length"].startswith("+2.0")
     assert figures["prompts"] == "12"
-    assert "The price: replies 2.0 tokens longer." in verdict["sentences"]
+    assert "The price: KL 3.50 nats a reply; replies 2.0 tokens longer." in verdict["sentences"]
 
 
 def test_where_nobody_judged_the_block_says_so():

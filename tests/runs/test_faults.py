@@ -369,7 +369,7 @@ def test_an_evaluation_whose_page_does_not_fit_has_its_numbers(tmp_path, call, m
     words = SCRIPTS_ON_DEMO["dpo_evaluation"]
     code, output, _ = call("dpo_evaluation", *words, "--output_dir", tmp_path)
     assert code == 0
-    assert "generations.jsonl, metrics.json" in output
+    assert "generations.jsonl, generations.csv, metrics.csv, metrics.json" in output
     assert "report.html" not in output
     assert (tmp_path / "metrics.json").exists()
 
