@@ -125,13 +125,15 @@ def by_category(outcomes: np.ndarray, categories: Sequence) -> list[tuple[str, f
 def reply_metrics(answers: list[list], suffix: str = "") -> dict[str, tuple[float, float, float]]:
     """Length, repetition, variety and endings of answers that were sampled.
 
-    answers: by prompt, completions with ids and is_finished. suffix: put behind each name. Intervals are over prompts.
+    answers: by prompt, completions with ids and is_finished; where that is None nobody knows how they ended. suffix: put behind each name. Intervals are over prompts.
     """
     by_prompt = {
         "reply_tokens": [[len(answer.ids) for answer in row] for row in answers],
         "stopped_share": [[answer.is_finished for answer in row] for row in answers],
         "repeated_share": [[repeated_share(answer.ids) for answer in row] for row in answers],
     }
+    if any(answer.is_finished is None for row in answers for answer in row):
+        del by_prompt["stopped_share"]
     measured = {name: bootstrap_mean([np.mean(row) for row in rows]) for name, rows in by_prompt.items()}
     together = [answer.ids for row in answers for answer in row]
     measured["distinct_share"] = (distinct_share(together), *NO_INTERVAL)

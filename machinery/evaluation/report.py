@@ -61,6 +61,10 @@ GIVEN = (
     ("margin_length_correlation", "rank correlation of margin and length difference", ".2f"),
     ("calibration_error", "calibration error of sigmoid(margin)", ".3f"),
 )
+TEXTS = (
+    ("text_loss", "loss per token", ".3f"),
+    ("text_loss_change", "its change, text by text", ".3f"),
+)
 MOST_SHOWN = 2000  # pairs of answers in report.html; generations.jsonl has all
 
 
@@ -73,7 +77,7 @@ class Report:
     reference: Reference
     judge: object | None
     prompts: list
-    pairs: object  # the held-out pairs
+    pairs: object  # the held-out pairs, or prompts alone
     is_held_out: bool = True
 
     def __post_init__(self):
@@ -109,6 +113,7 @@ class Report:
         for title, caption, figures in (
             ("What the models write", written, WRITTEN),
             ("What they make of the given pairs", given, GIVEN),
+            ("What they make of your texts", "In brackets 95% intervals over the texts. Above 0: forgotten.", TEXTS),
         ):
             rows = []
             for key, label, form in figures:
@@ -155,6 +160,11 @@ class Report:
             raw, fair = (result["measured"].get(key) for key in ("win_rate", "win_rate_length_controlled"))
             if raw and fair and not fair[1] <= raw[0] <= fair[2]:
                 yield f"length matters to the judge: at equal length {name} would win {fair[0]:.2f}, not {raw[0]:.2f}."
+        yield from filter(None, (result.get("left_out") for result in self.results))
+        if "chosen" not in self.pairs.column_names:
+            yield "nothing is said about given answers: that takes pairs, and models that are loaded."
+        if self.reference.tokenizer is None:
+            yield "no model was loaded, so lengths are counted in words and not in tokens."
         for result in self.results:
             name, start, kl = result["model"], result["trained_from"], result["measured"].get("kl")
             if start is not None and Path(start).resolve() != Path(self.reference.name).resolve():
@@ -190,7 +200,8 @@ class Report:
     def metrics(self) -> dict:
         """Flat: numbers, strings and null. With several models their names stand before those of the figures."""
         flat = dict(script="evaluation", reference=self.reference.name, judge=self.judged_by)
-        flat |= dict(prompts=len(self.prompts), pairs=len(self.pairs))
+        has_pairs = "chosen" in self.pairs.column_names
+        flat |= dict(prompts=len(self.prompts), pairs=len(self.pairs) if has_pairs else 0)
         for result in self.results:
             model, outcome = result["model"], result["outcome"]
             found = dict(model=model, beta=result["beta"], verdict=outcome.word, p_value=outcome.p_value)
