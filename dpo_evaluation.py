@@ -277,7 +277,7 @@ def main():
     outcomes = judge_all(judge, prompts, reference, results)
 
     # Result: verdicts in words, a table, and report.html with all answers side by side.
-    report = Report(results, outcomes, reference, judge, prompts, rows, is_held_out)
+    report = Report(results, outcomes, reference, judge, prompts, rows, is_held_out, sources.notes)
     report.show()
     made = {"temperature": args.temperature, "num_samples": args.num_samples, "max_new_tokens": args.max_new_tokens}
     made |= {"seed": str(training_args.seed), "dataset": str(dataset), "seconds": f"{time.time() - started:.0f}"}

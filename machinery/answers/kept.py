@@ -142,7 +142,7 @@ def sample_kept(
     order = sorted(range(len(prompts)), key=lambda number: (len(written[number]), number))  # like lengths together
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine, done = share_of(len(batches)), {}
-    for number in tqdm(mine, desc=progress, disable=progress is None, leave=False):
+    for number in tqdm(mine, desc=progress, disable=progress is None or mine.start > 0, leave=False):
         own_seed = int(digest_of(seed, number)[:8], 16)
         key = digest_of([written[n] for n in batches[number]], settings, own_seed, code)
         answers = kept.get(key)

@@ -7,7 +7,7 @@ answers["my-model"]                                            # by prompt, list
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import PartialState
@@ -33,6 +33,7 @@ class Sources:
     dataset: object
     written: dict[str, WrittenAnswers]  # by the name of the model
     servers: dict[str, AnswerServer]
+    notes: list[str] = field(default_factory=list)  # what the report is to say about the answers of others
 
     def is_local(self, name: str) -> bool:
         """Whether a model is to be loaded and to answer here."""
@@ -68,46 +69,43 @@ class Sources:
         """
         for written in self.written.values():
             answered = [prompt for prompt in prompts if written.to(prompt)]
-            self._say_missing(written.name, len(prompts) - len(answered), prompts, "in the file")
+            self._leave_out(written.name, len(prompts) - len(answered), prompts, "in the file")
             prompts = answered
         prompts = prompts[:most_prompts]
         fewest = min([count, *(written.fewest(prompts) for written in self.written.values())])
         if fewest < count:
-            say(f"The files have {fewest} answer{'s' * (fewest > 1)} to a prompt, so that many are compared.")
+            self.notes.append(
+                f"the files have {fewest} answer{'s' * (fewest > 1)} to a prompt, so that many are compared."
+            )
         given = {name: [written.to(prompt) for prompt in prompts] for name, written in self.written.items()}
         for name, server in self.servers.items():
             given[name] = server.ask(prompts, fewest, progress=f"{name} answers", **settings)
             failed = [answers for answers in given[name] if isinstance(answers, str)]
-            self._say_missing(name, len(failed), prompts, f"({failed[0]})" if failed else "")
-            _say_if_greedy(name, [a for a in given[name] if not isinstance(a, str)], settings["temperature"])
+            self._leave_out(name, len(failed), prompts, f"({failed[0]})" if failed else "")
+            several = [row for row in given[name] if not isinstance(row, str) and len(row) > 1]
+            if settings["temperature"] > 0 and several and all(len({a["text"] for a in row}) == 1 for row in several):
+                self.notes.append(
+                    f"{name} gave one answer each time to every prompt: its server seems to ignore temperature or seed, as "
+                    "where a generation_config.json does not say do_sample."
+                )
         sound = [n for n in range(len(prompts)) if not any(isinstance(rows[n], str) for rows in given.values())]
         answers = {
             name: [[_answer(one, tokenizer) for one in rows[n][:fewest]] for n in sound] for name, rows in given.items()
         }
         return [prompts[n] for n in sound], fewest, answers
 
-    def _say_missing(self, name: str, missing: int, prompts: list, why: str) -> None:
+    def _leave_out(self, name: str, missing: int, prompts: list, why: str) -> None:
         if missing and missing == len(prompts):
             raise UserError(
                 f"{name} has no answer to any prompt of {self.dataset} {why}. The first is {as_text(prompts[0])!r:.100}; "
                 "prompts are matched by their whole text."
             )
         if missing:
-            say(f"{name} has no answer to {missing} of {len(prompts)} prompts {why}; they are left out.")
+            self.notes.append(f"{name} has no answer to {missing} of {len(prompts)} prompts {why}; they are left out.")
 
 
 def _answer(given: dict, tokenizer) -> Answer:
     return Answer.of(given["text"], given["finish_reason"], tokenizer, given.get("thought") or "")
-
-
-def _say_if_greedy(name: str, answers: list[list[dict]], temperature: float) -> None:
-    """A server that leaves temperature or seed alone gives one answer several times."""
-    several = [row for row in answers if len(row) > 1]
-    if temperature > 0 and several and all(len({one["text"] for one in row}) == 1 for row in several):
-        say(
-            f"{name} gave the same answer each time to every prompt: its server seems to ignore temperature or seed (a "
-            "generation_config.json without do_sample makes some answer greedily)."
-        )
 
 
 def sources_from_flags(args, training_args, model_args) -> Sources:

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import zip_longest
@@ -79,6 +79,7 @@ class Report:
     prompts: list
     pairs: object  # the held-out pairs, or prompts alone
     is_held_out: bool = True
+    notes: list[str] = field(default_factory=list)  # on answers that come from elsewhere
 
     def __post_init__(self):
         self.names = [result["model"] for result in self.results]
@@ -160,6 +161,7 @@ class Report:
             raw, fair = (result["measured"].get(key) for key in ("win_rate", "win_rate_length_controlled"))
             if raw and fair and not fair[1] <= raw[0] <= fair[2]:
                 yield f"length matters to the judge: at equal length {name} would win {fair[0]:.2f}, not {raw[0]:.2f}."
+        yield from self.notes
         yield from filter(None, (result.get("left_out") for result in self.results))
         if "chosen" not in self.pairs.column_names:
             yield "nothing is said about given answers: that takes pairs, and models that are loaded."
