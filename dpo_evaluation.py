@@ -23,6 +23,7 @@ Try next:
     python dpo_evaluation.py --models runs/basic runs/lora          # several against one reference, and each other
     python dpo_evaluation.py --judge human                          # you are the judge: a blind table to fill in
     python dpo_evaluation.py --judge_url http://localhost:8000/v1 --judge_model NAME       # a language model is
+    python dpo_evaluation.py --answers_from vllm.jsonl --reference my/sft-model --dataset_name prompts.jsonl
     python dpo_evaluation.py --help
 """
 
@@ -31,13 +32,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 from transformers.hf_argparser import HfArg
 
 from demo.world import is_known, true_reward
 from dpo_utils import (
+    Completion,
     TutorialArguments,
+    format_pair,
     load_any,
     load_preferences,
+    load_tokenizer,
     pair_logps,
     parse_args,
     pick_prompts,
@@ -48,10 +53,15 @@ from dpo_utils import (
     sequence_logps,
     sum_over_completions,
 )
+from machinery.answers.kept import from_the_first, sample_kept
+from machinery.answers.prompts import load_prompts
+from machinery.answers.sources import sources_from_flags
+from machinery.answers.texts import read_texts, text_losses, text_windows
 from machinery.command.flag_help import EVALUATION_FLAGS
+from machinery.common.chat import most_tokens, warn_of_cut_thoughts
 from machinery.common.errors import UserError
 from machinery.common.intervals import mean_interval
-from machinery.comparing.side_by_side import newest_trained, run_facts, train_basic
+from machinery.comparing.side_by_side import run_facts
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE
 from machinery.evaluation.entropy import Sureness, excess, matching_temperature, token_entropies
 from machinery.evaluation.judges import ScoreJudge, judge_from_flags
@@ -60,12 +70,14 @@ from machinery.evaluation.report import Report
 from machinery.evaluation.verdict import GREEDY, MATCHED, Reference, judge_all
 from machinery.models.adapters import base_of
 from machinery.models.checks import is_same_tokenizer
+from machinery.runs.failures import end_together
 from machinery.runs.folder import claim_output_dir
 from machinery.runs.interrupts import finished_first
 
 # For every model. More prompts narrow the intervals; more answers a prompt do too, but less and less.
 EVALUATION = dict(num_eval_prompts=200, per_device_eval_batch_size=64, beta=None)  # None: each run's own
-DEMO = dict(dataset_name="demo", max_new_tokens=96)
+DEMO = dict(dataset_name="demo")
+MOST_DEMO_TOKENS = 96  # of a reply in the demo, where nothing else is said
 
 
 @dataclass
@@ -79,6 +91,14 @@ class EvaluationArguments(TutorialArguments):
     control_entropy: bool = HfArg(
         default=True, help="win at the reference's matching temperature and greedily, too (where the judge is free)"
     )
+    answers_from: list[str] = HfArg(
+        default_factory=list, help="files of prompts with answers: their models need not be loaded"
+    )
+    answers_url: str | None = HfArg(
+        default=None, help="an OpenAI-compatible server that answers; its key is read from DPO_ANSWERS_API_KEY"
+    )
+    answers_model: str | None = HfArg(default=None, help="the name of the model there")
+    texts: str | None = HfArg(default=None, help="texts (.txt, or rows with text): the loss per token on them")
     judge: str = HfArg(default="auto", help="truth (the demo), reward_model, endpoint, human, none; auto: what fits")
     judge_model: str | None = HfArg(
         default=None, help="a reward model; with --judge_url the name of a language model there"
@@ -90,51 +110,36 @@ class EvaluationArguments(TutorialArguments):
     answers: str | None = HfArg(default=None, help="the blind table of --judge human, filled in")
 
 
-def what_to_evaluate(args, training_args, model_args):
-    """The names of the models, of their reference and of the data: as given, else as the first model's run has noted.
+def measure(name: str, reference: Reference, pairs, prompts: list, windows, others: dict, args, training_args) -> dict:
+    """What a model writes, and what is found out about it beside the reference, as `Report` takes it.
 
-    Where no model is given it is the newest run in runs/; where there is none, the basic script is run first.
+    pairs: None where there are prompts alone. windows: of --texts. others: answers that were not sampled here, by model.
     """
-    if args.dataset_streaming:
-        raise UserError("--dataset_streaming: the held-out pairs are read more than once; leave it out.")
-    names = args.models or ([model_args.model_name_or_path] if args.is_model_given else [])
-    names = names or [newest_trained(Path("runs")) or train_basic()]
-    facts = run_facts(names[0])
-    reference_name = args.reference or facts.get("reference")
-    dataset = args.source if args.is_data_given else facts.get("dataset")
-    if reference_name is None or dataset is None:
-        lacking = "reference" if reference_name is None else "dataset_name"
-        raise UserError(f"{names[0]} has no metrics.json that names it: add --{lacking}.")
-    training_args.reads |= {"the reference": reference_name, "what is evaluated": names[0], "its data": str(dataset)}
-    for name in (reference_name, *names):
-        base_of(name)  # refuses what cannot be loaded: better now than after the reference has written its answers
-    if len(set(names)) > 1 and (args.judge == "human" or args.answers):
-        raise UserError("A person judges one model at a time: name one by --model_name_or_path.")
-    return names, reference_name, dataset
-
-
-def measure(name: str, reference: Reference, pairs, prompts: list, args, training_args) -> dict:
-    """What a model writes, and what is found out about it beside the reference, as `Report` takes it."""
-    policy, tokenizer = load_any(name, **args.model_kwargs)
-    policy.to(training_args.device)
-    if tokenizer.chat_template is None and not isinstance(prompts[0], str):
-        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded
-    answers = write_answers(policy, tokenizer, name, prompts, args, training_args)
-    facts = run_facts(name)
+    facts, policy = run_facts(name), None
     beta = training_args.beta or facts.get("beta") or 0.1  # a reward is beta * (log policy - log reference)
+    if name not in others:
+        policy, tokenizer = load_any(name, **args.model_kwargs)
+        policy.to(training_args.device)
+        if tokenizer.chat_template is None and not isinstance(prompts[0], str):
+            tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded
+    answers = others.get(name) or write_answers(policy, tokenizer, name, prompts, args, training_args)
     measured = reply_metrics(answers) | reply_metrics(reference.answers, "_reference")
     result = dict(model=name, beta=beta, trained_from=facts.get("reference"), answers=answers, measured=measured)
-    if not is_same_tokenizer(tokenizer, reference.tokenizer):
-        say(
-            f"{name} has another tokenizer than {reference.name}: no log-prob can be compared, so rewards and KL are left out."
-        )
+    if policy is None or reference.model is None or not is_same_tokenizer(tokenizer, reference.tokenizer):
+        told = f"{name} has another tokenizer than {reference.name}"
+        if policy is None or reference.model is None:
+            told = f"the answers of {name if policy is None else reference.name} are from elsewhere"
+        result["left_out"] = f"{told}: no log-prob can be compared, so rewards, KL, entropy and --texts are left out."
         return result
 
-    chosen, rejected, *_ = pair_logps(policy, pairs, reference.tokenizer, training_args.max_length)
-    result["given"] = PairLogps(*map(np.asarray, (chosen, rejected, *reference.given)))
-    scores = [pairs[column] for column in ("score_chosen", "score_rejected") if column in pairs.column_names]
-    measured |= preference_metrics(result["given"], beta, scores if len(scores) == 2 else None)
     pad = reference.tokenizer.pad_token_id
+    if pairs is not None:
+        chosen, rejected, *_ = pair_logps(policy, pairs, reference.tokenizer, training_args.max_length)
+        result["given"] = PairLogps(*map(np.asarray, (chosen, rejected, *reference.given)))
+        scores = [pairs[column] for column in ("score_chosen", "score_rejected") if column in pairs.column_names]
+        measured |= preference_metrics(result["given"], beta, scores if len(scores) == 2 else None)
+    if windows is not None:  # what was forgotten
+        measured |= text_losses(sequence_logps(policy, windows.rows, pad).numpy(), reference.text_logps, windows)
     # Its implicit reward of the reference's answers: the report says how good the one with the highest is
     result["implicit"] = beta * (logps_of(policy, reference.answers, pad) - reference.logps)
     if args.temperature == 1:
@@ -170,7 +175,7 @@ def on_equal_terms(
             label = f"reference at {temperature:.2f},"
             written = write_answers(reference.model, reference.tokenizer, label, *sampling, temperature, count=1)
         found.append((temperature, sureness(reference.model, written, temperature)))
-        return excess(found[-1][1], own)
+        return from_the_first(excess(found[-1][1], own))  # or several processes could part ways
 
     own, found = sureness(policy, answers, args.temperature), []
     temperature = matching_temperature(excess_at, args.temperature)
@@ -187,28 +192,18 @@ def on_equal_terms(
     }
 
 
-def write_answers(
-    model,
-    tokenizer,
-    name: str,
-    prompts: list,
-    args,
-    training_args,
-    temperature: float | None = None,
-    count: int | None = None,
-) -> list[list]:
-    """--num_samples answers to each prompt, sampled with the same seed for every model, at --temperature or another."""
+def write_answers(model, tokenizer, name: str, prompts: list, args, training_args, temperature=None, count=None):
+    """--num_samples answers to each prompt, sampled with the same seed for every model, at --temperature or another.
+
+    They are kept on disk batch by batch, and each of several processes samples a share.
+    """
     count = count or args.num_samples
-    flat = sample_completions(
-        model,
-        tokenizer,
-        [prompt for prompt in prompts for _ in range(count)],
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature if temperature is None else temperature,
-        seed=training_args.seed,
-        batch_size=training_args.per_device_eval_batch_size,
-        progress=f"{name} answers",
-    )
+    temperature = args.temperature if temperature is None else temperature
+    how = dict(max_new_tokens=args.max_new_tokens, temperature=temperature, seed=training_args.seed)
+    how |= dict(batch_size=training_args.per_device_eval_batch_size, progress=f"{name} answers")
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    flat = [Completion(*row) for row in sample_kept(sample_completions, model, tokenizer, repeated, **how)]
+    warn_of_cut_thoughts(f"{name} answers", args.max_new_tokens, flat)
     return [flat[start : start + count] for start in range(0, len(flat), count)]
 
 
@@ -233,38 +228,56 @@ def main():
         needs_data=False,
     )
     started = time.time()
-    names, reference_name, dataset = what_to_evaluate(args, training_args, model_args)
+    texts = read_texts(args.texts, args.encoding)
+    sources = sources_from_flags(args, training_args, model_args)
+    reference_name, names, dataset = sources.reference, sources.names, sources.dataset
     say(f"Evaluating {', '.join(names)} against {reference_name} on {dataset}")
 
-    # Data: the held-out pairs, and their prompts.
-    model, tokenizer = load_any(reference_name, **args.model_kwargs)
-    model.to(training_args.device)
+    # Data: the held-out pairs, or prompts alone; and who has answered those already.
+    model = tokenizer = None
+    if sources.is_local(reference_name):
+        model, tokenizer = load_any(reference_name, **args.model_kwargs)
+        model.to(training_args.device)
+    elif sources.local:
+        tokenizer = load_tokenizer(base_of(sources.local[0]) or sources.local[0])
     args.data_kwargs["look_at"] = None  # every pair in tokens: one whose prompt fills max_length has no answer to score
-    train_pairs, eval_pairs, _ = load_preferences(dataset, tokenizer, **args.data_kwargs)
-    pairs = train_pairs if eval_pairs is None else eval_pairs
-    prompts = pick_prompts(pairs, args.num_eval_prompts)
-    claim_output_dir(training_args, "runs/evaluation")
+    pairs, rows, is_held_out = load_prompts(dataset, tokenizer, load_preferences, format_pair, **args.data_kwargs)
+    windows = text_windows(texts, model, tokenizer, training_args.max_length)
+    prompts = pick_prompts(rows, args.num_eval_prompts if sources.is_all_local else len(rows))
     truth = true_reward if all(is_known(prompt) for prompt in prompts) else None
+    args.max_new_tokens = args.max_new_tokens or (MOST_DEMO_TOKENS if truth else most_tokens(prompts))
+    settings = dict(max_tokens=args.max_new_tokens, temperature=args.temperature, seed=training_args.seed)
+    wanted = dict(most_prompts=args.num_eval_prompts, count=args.num_samples, tokenizer=tokenizer)
+    prompts, args.num_samples, others = sources.answers_of_others(prompts, **wanted, **settings)
+    claim_output_dir(training_args, "runs/evaluation")
     judge = judge_from_flags(args, training_args, truth)
 
     # The reference: how likely it finds the given answers, what it writes itself, and how likely it finds that.
-    given = pair_logps(model, pairs, tokenizer, training_args.max_length)
-    answers = write_answers(model, tokenizer, "the reference", prompts, args, training_args)
-    logps = logps_of(model, answers, tokenizer.pad_token_id)
-    greedy = None
-    if args.control_entropy and args.temperature > 0 and isinstance(judge, ScoreJudge):  # others cost by the answer
-        greedy = write_answers(model, tokenizer, "the reference greedy", prompts, args, training_args, 0, count=1)
-    reference = Reference(reference_name, model, tokenizer, given, answers, logps, greedy)
+    reference = Reference(reference_name, model, tokenizer, answers=others.get(reference_name))
+    if model is not None:
+        pad = tokenizer.pad_token_id
+        answers = write_answers(model, tokenizer, "the reference", prompts, args, training_args)
+        reference = reference._replace(answers=answers, logps=logps_of(model, answers, pad))
+        if pairs is not None:
+            reference = reference._replace(given=pair_logps(model, pairs, tokenizer, training_args.max_length))
+        if windows is not None:
+            reference = reference._replace(text_logps=sequence_logps(model, windows.rows, pad).numpy())
+        if args.control_entropy and args.temperature > 0 and isinstance(judge, ScoreJudge):  # others cost by the answer
+            greedy = write_answers(model, tokenizer, "the reference greedy", prompts, args, training_args, 0, count=1)
+            reference = reference._replace(greedy=greedy)
 
-    # The models: the same, one after the other.
-    results = [measure(name, reference, pairs, prompts, args, training_args) for name in dict.fromkeys(names)]
+    # The models: the same, one after the other. What is left is for the first of several processes.
+    results = [measure(name, reference, pairs, prompts, windows, others, args, training_args) for name in names]
+    end_together()
+    if not PartialState().is_main_process:
+        return
 
     # The judge: every model against the reference, and each against each other. "Better" and "worse" need a p below
     # 0.05, of a paired test over the prompts, corrected for the number of comparisons; all else is "cannot tell".
     outcomes = judge_all(judge, prompts, reference, results)
 
     # Result: verdicts in words, a table, and report.html with all answers side by side.
-    report = Report(results, outcomes, reference, judge, prompts, pairs, eval_pairs is not None)
+    report = Report(results, outcomes, reference, judge, prompts, rows, is_held_out, sources.notes)
     report.show()
     made = {"temperature": args.temperature, "num_samples": args.num_samples, "max_new_tokens": args.max_new_tokens}
     made |= {"seed": str(training_args.seed), "dataset": str(dataset), "seconds": f"{time.time() - started:.0f}"}
@@ -275,7 +288,8 @@ def main():
         raise UserError(f"{problem}. What needs no judge is in {files}.")
     say(f"""
 What to look at   {files}
-What to try next  more prompts (--num_eval_prompts), another judge (--judge human), several models (--models a b)""")
+What to try next  more prompts (--num_eval_prompts), another judge (--judge human), several models (--models a b)
+What it forgot    {sources.benchmarks(training_args.output_dir)}""")
 
 
 if __name__ == "__main__":

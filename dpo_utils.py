@@ -256,7 +256,7 @@ def pick_prompts(pairs: Dataset | IterableDataset, count: int) -> list[Prompt]:
             break
         prompt = row["prompt"]
         if not isinstance(prompt, str):
-            thinks = has_thought(row["chosen"]) or has_thought(row["rejected"])
+            thinks = any(has_thought(row[part]) for part in ("chosen", "rejected") if part in row)  # or prompts alone
             prompt = Turns(prompt, row.get("tools"), row.get("chat_template_kwargs"), thinks)
         picked.setdefault(json.dumps([prompt, row.get("tools")], sort_keys=True), prompt)
     if any(getattr(prompt, "thinks", False) for prompt in picked.values()):

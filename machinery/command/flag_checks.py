@@ -51,12 +51,12 @@ RANGES: dict[str, tuple[Callable, str]] = (
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 NEVER_EMPTY = (
     "model_name_or_path dataset_name dataset_train_split dataset_test_split output_dir adapter reference save_cleaned "
-    "answers judge_model judge_url models"
+    "answers judge_model judge_url models answers_from answers_url answers_model texts"
 ).split()
 # Flags that are names of files or folders, or may be.
 PATHS = (
     "model_name_or_path dataset_name output_dir reference_cache resume_from_checkpoint adapter reference answers models "
-    "save_cleaned loss_file judge_model deepspeed fsdp_config accelerator_config"
+    "save_cleaned loss_file judge_model answers_from texts deepspeed fsdp_config accelerator_config"
 ).split()
 # What a run writes below its folders: checkpoint-1000000/.model-00001-of-00002.safetensors.unfinished, and room to spare.
 LONGEST_BELOW = 128

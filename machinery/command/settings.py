@@ -140,7 +140,7 @@ def _device_settings(values: dict) -> dict:
     return settings
 
 
-READS = "config model_name_or_path adapter reference models dataset_name judge_model answers".split()
+READS = "config model_name_or_path adapter reference models dataset_name judge_model answers answers_from texts".split()
 
 
 def _reads(values: dict, mixture: DatasetMixtureConfig) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """The lengths of all rows of a tokenised preference dataset, or a hash of them, for a million rows in seconds.
 
+What is computed from rows and weights is kept under hashes of both.
+
 lengths = row_lengths(trainer.train_dataset)      # (rows,)
 longest = trainer.train_dataset[int(lengths.argmax())]
-digest = hashlib.sha256(); hash_rows(trainer.train_dataset, digest)
+digest = hashlib.sha256(); hash_rows(trainer.train_dataset, digest); hash_weights(model.state_dict(), digest)
 """
 
 from collections.abc import Iterator
@@ -25,6 +27,14 @@ def hash_rows(dataset: Dataset, digest) -> None:
         for part_lengths, part_tokens in zip(lengths, tokens, strict=True):
             digest.update(part_lengths)
             digest.update(part_tokens)
+
+
+def hash_weights(weights: dict[str, torch.Tensor], digest) -> None:
+    """Put the names, shapes, types and bytes of tensors into a hash of hashlib's, in the order of their names."""
+    for name, tensor in sorted(weights.items()):
+        if isinstance(tensor, torch.Tensor):  # a quantised layer's state holds other things, too
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().contiguous().reshape(-1).cpu().view(torch.uint8).numpy())
 
 
 def _arrays(dataset: Dataset) -> Iterator[tuple[list, list]]:

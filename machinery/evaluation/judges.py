@@ -2,7 +2,7 @@
 
     judge = ScoreJudge("true reward", score)                        # score(prompts, answers) -> one number an answer
     judge = ScoreJudge("reward model", load_reward_model("my/reward-model", "cpu"))
-    judge = EndpointJudge("http://localhost:8000", "my-model", key_from_environment(), Path("judged.jsonl"))
+    judge = EndpointJudge("http://localhost:8000", "my-model", key_from_environment("DPO_JUDGE_API_KEY"), Path("judged.jsonl"))
     verdicts = judge.judge([Comparison("Why?", "Because.", "Since it rained."), ...])        # win of the second answer
     write_blind_csv(Path("blind.csv"), Path("key.json"), comparisons, seed=0)       # a person fills in the last column
     verdicts = read_blind_csv(Path("blind.csv"), Path("key.json"))
@@ -17,23 +17,17 @@ import asyncio
 import copy
 import csv
 import hashlib
-import ipaddress
 import json
 import logging
 import math
-import os
 import random
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub.utils import httpx  # the package is called httpx or httpx2, and comes with the hub's client
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import (
@@ -47,6 +41,7 @@ from transformers import (
 from ..common.bounds import ends_within
 from ..common.chat import check_template, template_ids
 from ..common.errors import UserError
+from ..common.http_client import GIVE_UP_AFTER, ChatClient, Failed, key_from_environment
 from ..common.kept_files import going_on_without, is_as_signed, signed
 from ..common.safe_text import defused, first_line
 
@@ -202,31 +197,10 @@ VERDICT = re.compile(
     r"(?<![^\W_])verdict[\s*_]*[:\uff1a=-][\W_]*(?:answer|response)?[\W_]*(a\s+tie|tie|a|b)(?![^\W_])", re.IGNORECASE
 )
 WINS = {"A": 0.0, "B": 1.0, "tie": 0.5}  # of the second answer, by the verdict on the two
-JSON = {"Content-Type": "application/json"}
-REFUSALS = {
-    401: "the key was refused, or one is needed (HTTP 401); check DPO_JUDGE_API_KEY, or OPENAI_API_KEY without it",
-    403: "access was denied (HTTP 403); check what the key may do, and with which models",
-    404: "not found (HTTP 404); check the address and the model's name",
-}
-GIVE_UP_AFTER = 5  # comparisons in a row without a verdict
-LONGEST_WAIT = 300.0  # seconds a server may ask to wait before that counts as a refusal
-
-
-class _Failed(Exception):
-    """A request without a verdict. wait: seconds the server asks for. again: whether another attempt may help."""
-
-    def __init__(self, reason: str, wait: float = 0.0, again: bool = True):
-        super().__init__(reason if wait <= LONGEST_WAIT else f"{reason}; it asks to wait {wait:.0f} s")
-        self.wait, self.again = wait, again and wait <= LONGEST_WAIT
 
 
 class _BudgetUsed(Exception):
     pass
-
-
-def key_from_environment() -> str | None:
-    """The endpoint's key from DPO_JUDGE_API_KEY, else from OPENAI_API_KEY; None where neither is set."""
-    return os.environ.get("DPO_JUDGE_API_KEY") or os.environ.get("OPENAI_API_KEY") or None
 
 
 class EndpointJudge:
@@ -251,14 +225,10 @@ class EndpointJudge:
         answer. concurrency: requests at a time. wait: how to wait for some seconds.
         Raises JudgeError for an address that cannot be used.
         """
-        self.url = _endpoint(url, key)
-        self.name = f"{model} at {self.url.host}"
-        self.model, self.cache, self.budget = model, Path(cache), budget
-        self.attempts, self.timeout, self.concurrency = attempts, timeout, concurrency
+        self.client = ChatClient(url, model, key, error=JudgeError, attempts=attempts, timeout=timeout, wait=wait)
+        self.name = f"{model} at {self.client.url.host}"
+        self.cache, self.budget, self.concurrency = Path(cache), budget, concurrency
         self.requests = 0  # made so far
-        self._key, self._wait = (key or "").strip(), wait
-        self._takes_temperature = True
-        self._jitter = random.Random()  # leaves the generator of the caller's seed alone
 
     def judge(self, comparisons: list[Comparison], progress: str | None = None) -> list[Verdict]:
         """One verdict a comparison; None, with the reason, where there was no answer or the budget was used up.
@@ -282,24 +252,20 @@ class EndpointJudge:
                     failed[digest] = f"not judged: gave up after {in_a_row} failures in a row, the last: {last_failure}"
                 elif partner not in failed:  # one order alone makes no verdict
                     try:
-                        answers[digest] = await self._ask(client, digest, order)
+                        answers[digest] = await self._ask(http, digest, order)
                         in_a_row = 0
                     except _BudgetUsed:
                         failed[digest] = f"not judged: the budget of {self.budget} requests was used up"
-                    except _Failed as failure:
+                    except Failed as failure:
                         in_a_row += partner not in failed
                         last_failure = str(failure)
                         failed[digest] = f"not judged: {last_failure}"
                 bar.update()
 
-        # A proxy would see the key on its way to a server on this machine, so there the environment's is not used.
-        client = httpx.AsyncClient(timeout=None, trust_env=not _is_loopback(self.url.host))
-        if self._key:
-            client.headers["Authorization"] = f"Bearer {self._key}"  # no local variable: tracebacks can show those
         cached = sum(digest in answers for digest in orders)
         with tqdm(total=len(orders), initial=cached, desc=progress, disable=progress is None, leave=False) as bar:
             try:
-                async with client, asyncio.TaskGroup() as group:
+                async with self.client.connected() as http, asyncio.TaskGroup() as group:
                     for _ in range(self.concurrency):
                         group.create_task(work())
             except ExceptionGroup as group:  # the first worker's error has stopped the others
@@ -308,73 +274,36 @@ class EndpointJudge:
             raise JudgeError(f"{self.name} never answered: {last_failure}")
         return [self._verdict(both, answers, failed) for both in comparisons]
 
-    async def _ask(self, client: httpx.AsyncClient, digest: str, order: Comparison) -> str:
-        """An answer with a verdict on one order. Raises _Failed, _BudgetUsed, JudgeError."""
+    async def _ask(self, http, digest: str, order: Comparison) -> str:
+        """An answer with a verdict on one order. Raises Failed, _BudgetUsed, JudgeError."""
         failure, temperature, pause = None, 0.0, 0.0
-        for attempt in range(self.attempts):
+        question = [{"role": "user", "content": _question(order, digest[:16])}]
+        for attempt in range(self.client.attempts):
             if pause:
-                await self._wait(pause)
+                await self.client.wait(pause)
             if self.budget is not None and self.requests >= self.budget:
                 raise _BudgetUsed
             self.requests += 1
             try:
-                answer = await self._request(client, _question(order, digest[:16]), temperature)
-            except _Failed as error:
+                answer = (await self.client.request(http, question, temperature=temperature)).text
+            except Failed as error:
                 if not error.again:
                     raise
-                failure, pause = error, max(error.wait, 2**attempt * self._jitter.uniform(0.5, 1.0))
+                failure, pause = error, self.client.pause(attempt, error)
                 continue
             with self._kept(), open(self.cache, "ab", buffering=0) as cache:  # one write: others write to it, too
                 cache.write(json.dumps(signed({"key": digest, "answer": answer})).encode() + b"\n")
             if _read_verdict(answer):
                 return answer
             # The same question at temperature 0 would bring the same answer.
-            failure, temperature, pause = _Failed("no clear verdict in its answer"), 0.7, 0.0
+            failure, temperature, pause = Failed("no clear verdict in its answer"), 0.7, 0.0
         raise failure
-
-    async def _request(self, client: httpx.AsyncClient, question: str, temperature: float) -> str:
-        """The text of one answer. Raises _Failed; JudgeError where every request will be refused."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": question}]}
-        if self._takes_temperature:
-            body["temperature"] = temperature
-        try:
-            async with asyncio.timeout(self.timeout):
-                response = await client.post(self.url, content=json.dumps(body), headers=JSON)
-        except TimeoutError:
-            raise _Failed(f"no answer within {self.timeout:g} s") from None
-        except httpx.RequestError as error:  # `from None`: the request hangs on it, and the key on the request
-            raise _Failed(self._quote(f"no connection, or it was dropped ({type(error).__name__}: {error})")) from None
-
-        status = response.status_code
-        if status in REFUSALS:
-            raise JudgeError(f"{self.url}, model {self.model}: {REFUSALS[status]}")
-        if 300 <= status < 400:  # not followed: it would carry the key along
-            place = self._quote(response.headers.get("Location", "nowhere"))
-            raise JudgeError(f"{self.url} redirects to {place}: give the final address")
-        if not response.is_success:
-            again = status in (408, 409, 425, 429) or status >= 500
-            if status == 400 and "temperature" in body and "temperature" in response.text:
-                self._takes_temperature, again = False, True  # some models take none but their own
-            raise _Failed(f"HTTP {status}: {self._quote(response.text)}", _retry_after(response), again)
-        try:
-            answer = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            raise _Failed("its answer is no JSON with choices[0].message.content") from None
-        if not isinstance(answer, str):
-            raise _Failed("its answer has no text")
-        return self._without_key(answer)
-
-    def _without_key(self, text: str) -> str:
-        """A server may send back what it was sent. A short key is a placeholder, and could be any word."""
-        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
-
-    def _quote(self, text: str) -> str:
-        """The beginning of what somebody else wrote, on one line."""
-        return " ".join("".join(c if c.isprintable() else " " for c in self._without_key(text)).split())[:200]
 
     def _digest(self, order: Comparison) -> str:
         """The name of one question in the cache. Its start is the number at the marks: no answer can hold it."""
-        return hashlib.sha256(json.dumps([str(self.url), self.model, INSTRUCTION, *order]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([str(self.client.url), self.client.model, INSTRUCTION, *order]).encode()
+        ).hexdigest()
 
     def _kept(self):
         return going_on_without("The judge's answers", self.cache)
@@ -417,31 +346,6 @@ class EndpointJudge:
         return Verdict(0.5, f"the order decided: {there} as given, {back} with the answers swapped", None)
 
 
-def _endpoint(url: str, key: str | None) -> httpx.URL:
-    """The address of /chat/completions. Raises JudgeError for one that cannot be used, or not with a key."""
-    try:
-        parsed = httpx.URL(url.strip())
-    except httpx.InvalidURL:
-        raise JudgeError("the judge's address is no address: give it as in https://host/v1") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or parsed.query or parsed.fragment:
-        raise JudgeError("the judge's address must be like https://host/v1, without user name, password, ? and #")
-    if key is not None and not re.fullmatch(r"[!-~]+", key.strip()):
-        raise JudgeError("the judge's key is empty or holds characters that no key has: copy it again")
-    if key is not None and parsed.scheme == "http" and not _is_loopback(parsed.host):
-        raise JudgeError(f"a key is not sent over plain http to {parsed.host}: give an https:// address, or no key")
-    path = parsed.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions" if re.search(r"/v\d", path) else "/v1/chat/completions"
-    return parsed.copy_with(path=path)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _swapped(comparison: Comparison) -> Comparison:
     return Comparison(comparison.prompt, comparison.second, comparison.first)
 
@@ -464,16 +368,6 @@ def _read_verdict(answer: str) -> tuple[str, str] | None:
     if re.search(r"[^\W_]", rest):  # "Verdict: A is worse"
         return None
     return {"a": "A", "b": "B", "tie": "tie"}[said.pop()], answer[: found[0].start()].strip(" \n*_#")
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the header Retry-After asks to wait, given as a number or a date; 0 without one."""
-    value = response.headers.get("Retry-After", "")
-    with suppress(ValueError):
-        return max(0.0, float(value))
-    with suppress(ValueError, TypeError):
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    return 0.0
 
 
 # --- A person --------------------------------------------------------------------------------------------------------
@@ -611,5 +505,5 @@ def judge_from_flags(args, training_args, truth: Callable[[Prompt, str], float] 
     if kind == "endpoint":
         if url is None or model is None:
             raise JudgeError("--judge endpoint needs --judge_url and --judge_model")
-        return EndpointJudge(url, model, key_from_environment(), KEPT_ANSWERS, args.judge_budget)
+        return EndpointJudge(url, model, key_from_environment("DPO_JUDGE_API_KEY"), KEPT_ANSWERS, args.judge_budget)
     return None

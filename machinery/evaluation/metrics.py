@@ -133,16 +133,19 @@ def by_category(outcomes: np.ndarray, categories: Sequence) -> list[tuple[str, f
 def reply_metrics(answers: list[list], suffix: str = "") -> dict[str, tuple[float, float, float]]:
     """Length, repetition, variety and endings of answers that were sampled.
 
-    answers: by prompt, completions with ids and is_finished. suffix: put behind each name. Intervals are over prompts.
+    answers: by prompt, completions with ids and is_finished; where that is None nobody knows how they ended. suffix: put behind each name. Intervals are over prompts.
     """
     by_prompt = {
         "reply_tokens": [[len(answer.ids) for answer in row] for row in answers],
         "stopped_share": [[answer.is_finished for answer in row] for row in answers],
         "repeated_share": [[repeated_share(answer.ids) for answer in row] for row in answers],
     }
+    if any(answer.is_finished is None for row in answers for answer in row):
+        del by_prompt["stopped_share"]
     means = {name: [np.mean(row) for row in rows] for name, rows in by_prompt.items()}
     measured = {name: mean_interval(values) for name, values in means.items()}
-    measured["stopped_share"] = rate(means["stopped_share"])
+    if "stopped_share" in means:
+        measured["stopped_share"] = rate(means["stopped_share"])
     together = [answer.ids for row in answers for answer in row]
     measured["distinct_share"] = (distinct_share(together), *NO_INTERVAL)
     return {name + suffix: values for name, values in measured.items()}

@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from io import StringIO
@@ -66,6 +66,10 @@ GIVEN = (
     ("margin_length_correlation", "rank correlation of margin and length difference", ".2f"),
     ("calibration_error", "calibration error of sigmoid(margin)", ".3f"),
 )
+TEXTS = (
+    ("text_loss", "loss per token", ".3f"),
+    ("text_loss_change", "its change, text by text", ".3f"),
+)
 MOST_SHOWN = 2000  # pairs of answers in report.html; generations.jsonl has all
 MOST_CATEGORIES = 30  # in a figure
 FILES = ("report.html", "generations.jsonl", "generations.csv", "metrics.csv", "metrics.json")
@@ -80,8 +84,9 @@ class Report:
     reference: Reference
     judge: object | None
     prompts: list
-    pairs: object  # the held-out pairs
+    pairs: object  # the held-out pairs, or prompts alone
     is_held_out: bool = True
+    notes: list[str] = field(default_factory=list)  # on answers that come from elsewhere
 
     def __post_init__(self):
         self.names = [result["model"] for result in self.results]
@@ -119,6 +124,7 @@ class Report:
         for title, caption, figures in (
             ("What the models write", written, WRITTEN),
             ("What they make of the given pairs", given, GIVEN),
+            ("What they make of your texts", "In brackets 95% intervals over the texts. Above 0: forgotten.", TEXTS),
         ):
             rows = []
             for key, label, form in figures:
@@ -166,6 +172,12 @@ class Report:
             missing = int(np.isnan(wins).sum())
             if missing and self.judge is not None:
                 yield f"{missing} of {len(wins)} prompts were not judged for {name}."
+        yield from self.notes
+        yield from filter(None, (result.get("left_out") for result in self.results))
+        if "chosen" not in self.pairs.column_names:
+            yield "nothing is said about given answers: that takes pairs, and models that are loaded."
+        if self.reference.tokenizer is None:
+            yield "no model was loaded, so lengths are counted in words and not in tokens."
         for result in self.results:
             name, start, kl = result["model"], result["trained_from"], result["measured"].get("kl")
             if start is not None and Path(start).resolve() != Path(self.reference.name).resolve():
@@ -219,7 +231,8 @@ class Report:
     def metrics(self) -> dict:
         """Flat: numbers, strings and null. With several models their names stand before those of the figures."""
         flat = dict(script="evaluation", reference=self.reference.name, judge=self.judged_by)
-        flat |= dict(prompts=len(self.prompts), pairs=len(self.pairs))
+        has_pairs = "chosen" in self.pairs.column_names
+        flat |= dict(prompts=len(self.prompts), pairs=len(self.pairs) if has_pairs else 0)
         for result in self.results:
             model, outcome = result["model"], result["outcome"]
             found = dict(model=model, beta=result["beta"], verdict=outcome.word, p_value=outcome.p_value)

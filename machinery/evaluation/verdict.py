@@ -43,12 +43,13 @@ class Reference(NamedTuple):
     """What every model is held against: the one they started from, and what it makes of the pairs and the prompts."""
 
     name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    given: tuple  # of each pair: log-probs of the chosen and of the rejected answer, and the lengths of both
-    answers: list[list]  # by prompt, what it writes itself
-    logps: np.ndarray  # of these, (prompts, answers)
+    model: PreTrainedModel | None  # None where its answers come from elsewhere
+    tokenizer: PreTrainedTokenizerBase | None
+    given: tuple | None = None  # of each pair: log-probs of the chosen and of the rejected answer, and both lengths
+    answers: list[list] | None = None  # by prompt, what it writes itself
+    logps: np.ndarray | None = None  # of these, (prompts, answers)
     greedy: list[list] | None = None  # by prompt, its likeliest answer, where entropy is controlled
+    text_logps: np.ndarray | None = None  # of each piece of the user's texts
 
 
 @dataclass

@@ -77,7 +77,7 @@ def _names_a_column(text: str, row: dict, reading: Reading) -> bool:
     )
 
 
-def _asked(row: dict, reading: Reading) -> Text | list[str] | None:
+def asked_in(row: dict, reading: Reading) -> Text | list[str] | None:
     """The prompt, with the input of an instruction below it and the history of a conversation before it."""
     if "prompt" not in reading.parts:
         return None
@@ -101,12 +101,12 @@ def _earlier(history) -> list[dict]:
     return [turn for question, answer in history for turn in interleave([question], [answer], "history")]
 
 
-def _system(row: dict, reading: Reading):
+def system_of(row: dict, reading: Reading):
     return dig(row, reading.parts["system"]) if "system" in reading.parts else None
 
 
 def _full_prompt(row: dict, reading: Reading) -> Text:
-    prompt, system = _asked(row, reading), _system(row, reading)
+    prompt, system = asked_in(row, reading), system_of(row, reading)
     return with_system(prompt, system) if system else prompt
 
 
@@ -162,13 +162,13 @@ def _several(row: dict, reading: Reading, part: str) -> list[Text]:
 def _pair(row: dict, reading: Reading, chosen, rejected) -> dict:
     # Whole conversations bring their prompt along, also where this row's prompt is empty.
     is_left_out = isinstance(chosen, list) and dig(row, reading.parts.get("prompt", "")) is None
-    prompt = None if is_left_out else _asked(row, reading)
+    prompt = None if is_left_out else asked_in(row, reading)
     if reading.forms.get("prompt") == "lists":
         asked, prompt = [prompt] if isinstance(prompt, str) else prompt, prompt if isinstance(prompt, str) else None
         if prompt is None:
             answers = [[answer] if isinstance(answer, str) else answer for answer in (chosen, rejected)]
             chosen, rejected = (interleave(asked, answer, "the answers") for answer in answers)
-    return assemble(prompt, chosen, rejected, row, _system(row, reading))
+    return assemble(prompt, chosen, rejected, row, system_of(row, reading))
 
 
 def _named(row: dict, reading: Reading) -> dict:
@@ -235,18 +235,18 @@ def _sided(row: dict, reading: Reading, side: str) -> dict:
 def _answers(row: dict, reading: Reading) -> dict:
     listed = reading.parts["answers"]
     scored = reading.parts.get("scores") or reading.parts["labels"]
-    answers, scores = (_list_at(row, path) for path in (listed, scored))
+    answers, scores = (list_at(row, path) for path in (listed, scored))
     if not answers:
         raise Unusable("missing_field", f"{listed!r} is no list of answers")
     if scores is None or len(scores) != len(answers):
         raise Unusable("wrong_type", f"there are {len(answers)} answers, and as many scores are needed in {scored!r}")
     worth = [_label(score, reading) if "labels" in reading.parts else as_score(score, scored) for score in scores]
-    texts = [_answer(answer, listed, reading) for answer in answers]
+    texts = [answer_in(answer, listed, reading) for answer in answers]
     made = {"prompt": _full_prompt(row, reading), "answers": list(zip(texts, worth, strict=True))}
     return made | extras_of(row)
 
 
-def _list_at(row: dict, path: str) -> list | None:
+def list_at(row: dict, path: str) -> list | None:
     """A list at a path, also where the column that holds it is JSON."""
     column, _, inside = path.partition("[]")
     value = dig(row, column)
@@ -254,7 +254,7 @@ def _list_at(row: dict, path: str) -> list | None:
     return [dig(item, inside[1:]) for item in value] if inside and value else value
 
 
-def _answer(answer, path: str, reading: Reading) -> Text:
+def answer_in(answer, path: str, reading: Reading) -> Text:
     if isinstance(answer, dict) and not answer.keys() & {"role", "from"}:
         name = next((name for name in (*names("answer"), "content", "value") if name in answer), None)
         answer = answer[name] if name else None

@@ -91,7 +91,7 @@ def _most(values: list, is_such) -> bool:
 # --- The prompt ---
 
 
-def _prompt_parts(look: Names, answers: tuple[str, ...] = ()) -> dict[str, str]:
+def prompt_parts(look: Names, answers: tuple[str, ...] = ()) -> dict[str, str]:
     """The columns of the prompt: its own, and those of its input, the system turn and earlier turns.
 
     answers: columns of answers; whole conversations bring their prompt along, and other columns may be about anything.
@@ -155,7 +155,7 @@ def answer_pairs(look: Names, verdicts: set, has_meaning: bool = False) -> list[
         if paths[0] in verdicts:
             continue
         if has_meaning and set(called) <= look.columns.keys():
-            found.append(Reading(_prompt_parts(look) | parts, TO_BE_SAID))
+            found.append(Reading(prompt_parts(look) | parts, TO_BE_SAID))
             continue
         answer = look.first("answer", paths)
         if " ".join(called) in MAY_BE_REMARKS and answer and not look.columns:
@@ -167,10 +167,10 @@ def answer_pairs(look: Names, verdicts: set, has_meaning: bool = False) -> list[
         cells = [canonical(cell) for path in paths for cell in look.values(path) if isinstance(cell, str)]
         if _most(cells, columns.__contains__) and cells:
             meaning = dict.fromkeys(TIES, TIE) | columns
-            found.append(Reading(_prompt_parts(look) | parts, meaning, is_guess=True))
+            found.append(Reading(prompt_parts(look) | parts, meaning, is_guess=True))
         else:
             scores = _score_columns(look, paths, called)
-            reading = Reading(_prompt_parts(look, paths) | parts | scores, is_guess=True)
+            reading = Reading(prompt_parts(look, paths) | parts | scores, is_guess=True)
             (of_names if _hold_names(look, paths) else found).append(reading)
     if of_names and not found and not look.columns:
         read = of_names[0].parts
@@ -212,7 +212,7 @@ def two_outputs(look: Names, has_meaning: bool = False) -> list[list[Reading]]:
         options += [] if by_scores else [_one_hot(look, paths, called)]
         options = sorted(filter(None, options), key=len)
         if options or scores:
-            base = _prompt_parts(look, paths) | {FIRST: paths[0], SECOND: paths[1]}
+            base = prompt_parts(look, paths) | {FIRST: paths[0], SECOND: paths[1]}
             return [[replace(r, parts=base | r.parts | scores, is_guess=True) for r in option]
                     for option in options or [[Reading({})]]]  # fmt: skip
     return []
@@ -303,7 +303,7 @@ def _are_numbers(values: list) -> bool:
 
 def one_by_one(look: Names, has_meaning: bool = False) -> list[Reading]:
     """Readings of answers that are scored or labelled one by one: in a list, or each in a row."""
-    parts = _prompt_parts(look)
+    parts = prompt_parts(look)
     rows = [*_scored_rows(look, parts), *_unpaired(look, parts, has_meaning)]
     return [*_listed_answers(look, parts, has_meaning), *rows]
 

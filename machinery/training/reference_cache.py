@@ -38,7 +38,7 @@ from torch import nn
 from torch.utils.data import RandomSampler, SequentialSampler
 
 from ..common.kept_files import checksum, complete_file, forget_oldest, going_on_without
-from ..common.token_rows import hash_rows, row_lengths
+from ..common.token_rows import hash_rows, hash_weights, row_lengths
 from .sealed_maps import made_with_seals, nothing_kept, sealed_maps
 
 logger = logging.getLogger("dpo")
@@ -61,9 +61,7 @@ def reference_key(model: nn.Module, dataset: Dataset, settings: dict, adapter: s
         is_adapter = "lora_" in name or "modules_to_save" in name
         if not is_adapter or (adapter is not None and f".{adapter}." in f"{name}."):
             weights[name.removeprefix("base_model.model.").replace(".base_layer", "")] = tensor  # as without adapters
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).cpu().view(torch.uint8).numpy())
+    hash_weights(weights, digest)
     hash_rows(dataset, digest)
     return digest.hexdigest()
 

@@ -490,7 +490,7 @@ def test_without_a_run_the_basic_one_is_trained_first(call, trained, tmp_path, m
         return "runs/basic"
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dpo_evaluation.train_basic", train)
+    monkeypatch.setattr("machinery.answers.sources.train_basic", train)
     code, output, error = call("dpo_evaluation", *FEW)
     assert code == 0, error
     assert "Evaluating runs/basic" in output

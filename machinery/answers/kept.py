@@ -1,0 +1,155 @@
+"""Answers on disk as they come, so that none is sampled or paid for twice.
+
+    kept = KeptAnswers("http://localhost:8000 my-model")           # or kept_for(model, tokenizer), by its weights
+    answers = kept.get(key)                                        # None where there are none, or damaged ones
+    kept.put(key, answers)                                         # one line, with its checksum
+
+    sample_kept(sample_completions, model, tokenizer, prompts, seed=42, batch_size=64)      # each process its share
+
+A batch is drawn with a seed of its own, so it comes out the same whatever was sampled before it and by which process.
+"""
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from ..common import chat
+from ..common.kept_files import forget_oldest, going_on_without, is_as_signed, signed
+from ..common.safe_text import say
+from ..common.token_rows import hash_weights
+
+logger = logging.getLogger("dpo")
+
+FOLDER = Path("runs/.cache/answers")
+MOST_BYTES = 2_000_000_000
+_by_model: WeakKeyDictionary = WeakKeyDictionary()  # a model's weights are hashed once
+
+
+def digest_of(*parts) -> str:
+    """One hash of values that JSON can write."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class KeptAnswers:
+    """A file of JSON lines for one model, in one folder with those of others."""
+
+    def __init__(self, owner: str, folder: Path = FOLDER):
+        """owner: all that decides its answers, besides what is in a key."""
+        self.file = folder / f"{digest_of(owner)[:32]}.jsonl"
+        self._found, self._is_said = self._read(), False
+
+    def get(self, key: str):
+        """What was put under this key, or None."""
+        found = self._found.get(key)
+        if found is not None and not self._is_said:
+            say(f"Answers that were kept are used again; without {self.file} they are made anew.")
+            self._is_said = True
+        return found
+
+    def put(self, key: str, answers) -> None:
+        """Keep what JSON can write. A full disk ends no evaluation."""
+        with self._going_on(), open(self.file, "ab", buffering=0) as file:  # one write: others write to it, too
+            file.write(json.dumps(signed({"key": key, "answers": answers})).encode() + b"\n")
+
+    def _going_on(self):
+        return going_on_without("Answers", self.file)
+
+    def _read(self) -> dict:
+        text = ""
+        with self._going_on():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            forget_oldest(self.file.parent, f"{'[0-9a-f]' * 32}.jsonl", MOST_BYTES, but=self.file)
+            with open(self.file, "a+", encoding="utf-8", errors="replace") as file:
+                file.seek(0)
+                text = file.read()
+                file.write("" if text.endswith("\n") or not text else "\n")  # a line that was cut off is ended
+        found, damaged = {}, 0
+        for line in filter(None, text.split("\n")):
+            try:
+                entry = json.loads(line)
+                is_sound = is_as_signed(entry)
+                if is_sound:
+                    found[entry["key"]] = entry["answers"]
+            except (ValueError, LookupError, TypeError, AttributeError):
+                is_sound = False
+            damaged += not is_sound
+        if damaged:
+            logger.warning(f"{damaged} of the answers in {self.file} are damaged. They are made anew.")
+        return found
+
+
+def kept_for(model, tokenizer) -> KeptAnswers:
+    """What this very model has answered: by its weights, its tokenizer, and what computes with them."""
+    if model not in _by_model:
+        digest = hashlib.sha256()
+        hash_weights(model.state_dict(), digest)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend is not None else [tokenizer.name_or_path, len(tokenizer)]
+        config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+        about = [digest.hexdigest(), config, model.config._attn_implementation, model.device.type, words]
+        about += [tokenizer.chat_template, tokenizer.eos_token, torch.__version__, transformers.__version__]
+        about += [model.generation_config.eos_token_id]
+        _by_model[model] = KeptAnswers(digest_of(about))
+    return _by_model[model]
+
+
+def share_of(count: int) -> range:
+    """The numbers below `count` that this process is to do: every one for a process by itself."""
+    state = PartialState()
+    return range(state.process_index, count, state.num_processes)
+
+
+def from_all(done: dict) -> dict:
+    """What all processes have done, by number."""
+    if PartialState().num_processes == 1:
+        return done
+    return dict(item for part in gather_object([list(done.items())]) for item in part)
+
+
+def from_the_first(value):
+    """A value as the first process has it, so that all go on alike."""
+    return broadcast_object_list([value])[0] if PartialState().num_processes > 1 else value
+
+
+def sample_kept(
+    sample: Callable,
+    model,
+    tokenizer,
+    prompts: list,
+    *,
+    seed: int,
+    batch_size: int,
+    progress: str | None = None,
+    **settings,
+) -> list:
+    """One answer to each prompt, as `sample` gives them or, where they were kept, as lists of the same fields.
+
+    sample(model, tokenizer, prompts, seed, batch_size, **settings): an answer a prompt, as tuples that JSON can write.
+    """
+    kept = kept_for(model, tokenizer)
+    code = [inspect.getsource(sample), Path(chat.__file__).read_text(encoding="utf-8")]
+    written = [json.dumps([prompt, getattr(prompt, "__dict__", None)]) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda number: (len(written[number]), number))  # like lengths together
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine, done = share_of(len(batches)), {}
+    for number in tqdm(mine, desc=progress, disable=progress is None or mine.start > 0, leave=False):
+        own_seed = int(digest_of(seed, number)[:8], 16)
+        key = digest_of([written[n] for n in batches[number]], settings, own_seed, code)
+        answers = kept.get(key)
+        if answers is None:
+            asked = [prompts[n] for n in batches[number]]
+            answers = sample(model, tokenizer, asked, seed=own_seed, batch_size=batch_size, **settings)
+            kept.put(key, answers)
+        done |= dict(zip(batches[number], answers, strict=True))
+    done = from_all(done)
+    return [done[number] for number in range(len(prompts))]

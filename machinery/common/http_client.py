@@ -1,0 +1,192 @@
+"""A chat model behind an OpenAI-compatible endpoint: asked with patience, refused by name, the key shown nowhere.
+
+    client = ChatClient("http://localhost:8000", "my-model", key_from_environment("DPO_JUDGE_API_KEY"))
+    async with client.connected() as http:
+        reply = await client.request(http, messages, temperature=0.0)        # once; raises Failed
+        reply = await client.ask(http, messages, temperature=0.0)            # again and again, while that may help
+    reply.text, reply.finish_reason
+
+What is known of servers: some take no temperature, some ask to wait, some send back what they were sent.
+"""
+
+import asyncio
+import ipaddress
+import json
+import os
+import random
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+from huggingface_hub.utils import httpx  # the package is called httpx or httpx2, and comes with the hub's client
+
+from .errors import UserError
+
+JSON = {"Content-Type": "application/json"}
+GIVE_UP_AFTER = 5  # questions in a row without an answer
+LONGEST_WAIT = 300.0  # seconds a server may ask to wait before that counts as a refusal
+
+
+class Failed(Exception):
+    """A request without an answer. wait: seconds the server asks for. again: whether another attempt may help."""
+
+    def __init__(self, reason: str, wait: float = 0.0, again: bool = True):
+        super().__init__(reason if wait <= LONGEST_WAIT else f"{reason}; it asks to wait {wait:.0f} s")
+        self.wait, self.again = wait, again and wait <= LONGEST_WAIT
+
+
+class Reply(NamedTuple):
+    """What a chat model answered."""
+
+    text: str
+    finish_reason: str | None  # "stop", "length", ...
+    thought: str  # where the server keeps it apart from the text
+
+
+def key_from_environment(name: str) -> str | None:
+    """An endpoint's key from the variable of this name, else from OPENAI_API_KEY; None where neither is set."""
+    return os.environ.get(name) or os.environ.get("OPENAI_API_KEY") or None
+
+
+class ChatClient:
+    """Sends conversations to one model at one address."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None,
+        *,
+        whose: str = "the judge's",
+        key_name: str = "DPO_JUDGE_API_KEY",
+        error: type[UserError] = UserError,
+        attempts: int = 6,
+        timeout: float = 60.0,
+        wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ):
+        """url: with or without /v1/chat/completions. key: sent to that address and shown nowhere; None for none.
+
+        whose, key_name: the address and its key in sentences. error: what is raised where every request will be refused.
+        attempts: for each question. timeout: seconds for a whole answer. wait: how to wait for some seconds.
+        Raises `error` for an address that cannot be used.
+        """
+        self._error, self._whose, self._key_name = error, whose, key_name
+        self.url, self.model = self._endpoint(url, key), model
+        self.attempts, self.timeout, self.wait = attempts, timeout, wait
+        self._key = (key or "").strip()
+        self._takes_temperature = True
+        self._jitter = random.Random()  # leaves the generator of the caller's seed alone
+
+    def connected(self) -> httpx.AsyncClient:
+        """A connection for any number of requests at a time, to be closed by `async with`."""
+        # A proxy would see the key on its way to a server on this machine, so there the environment's is not used.
+        http = httpx.AsyncClient(timeout=None, trust_env=not _is_loopback(self.url.host))
+        if self._key:
+            http.headers["Authorization"] = f"Bearer {self._key}"  # no local variable: tracebacks can show those
+        return http
+
+    async def ask(self, http: httpx.AsyncClient, messages: list[dict], **settings) -> Reply:
+        """`request`, repeated where another attempt may help, with longer and longer pauses."""
+        for attempt in range(self.attempts):
+            try:
+                return await self.request(http, messages, **settings)
+            except Failed as failure:
+                if not failure.again or attempt + 1 == self.attempts:
+                    raise
+                await self.wait(self.pause(attempt, failure))
+
+    def pause(self, attempt: int, failure: Failed) -> float:
+        """Seconds to wait after an attempt, counted from 0, has failed."""
+        return max(failure.wait, 2**attempt * self._jitter.uniform(0.5, 1.0))
+
+    async def request(self, http: httpx.AsyncClient, messages: list[dict], **settings) -> Reply:
+        """One answer. settings: temperature, max_tokens, seed, ... Raises Failed, or where all would fail `error`."""
+        body = {"model": self.model, "messages": messages} | settings
+        if not self._takes_temperature:
+            body.pop("temperature", None)
+        try:
+            async with asyncio.timeout(self.timeout):
+                response = await http.post(self.url, content=json.dumps(body), headers=JSON)
+        except TimeoutError:
+            raise Failed(f"no answer within {self.timeout:g} s") from None
+        except httpx.RequestError as error:  # `from None`: the request hangs on it, and the key on the request
+            raise Failed(self._quote(f"no connection, or it was dropped ({type(error).__name__}: {error})")) from None
+
+        status = response.status_code
+        if refusal := self._refusals().get(status):
+            raise self._error(f"{self.url}, model {self.model}: {refusal}")
+        if 300 <= status < 400:  # not followed: it would carry the key along
+            place = self._quote(response.headers.get("Location", "nowhere"))
+            raise self._error(f"{self.url} redirects to {place}: give the final address")
+        if not response.is_success:
+            again = status in (408, 409, 425, 429) or status >= 500
+            if status == 400 and "temperature" in body and "temperature" in response.text:
+                self._takes_temperature, again = False, True  # some models take none but their own
+            raise Failed(f"HTTP {status}: {self._quote(response.text)}", _retry_after(response), again)
+        try:
+            choice = response.json()["choices"][0]
+            text, thought = choice["message"]["content"], choice["message"].get("reasoning_content")
+            reason = choice.get("finish_reason")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise Failed("its answer is no JSON with choices[0].message.content") from None
+        if not isinstance(text, str):
+            raise Failed("its answer has no text")
+        thought = self._without_key(thought) if isinstance(thought, str) else ""
+        return Reply(self._without_key(text), reason if isinstance(reason, str) else None, thought)
+
+    def _refusals(self) -> dict[int, str]:
+        """What HTTP says to every request alike."""
+        return {
+            401: f"the key was refused, or one is needed (HTTP 401); check {self._key_name}, or OPENAI_API_KEY without it",
+            403: "access was denied (HTTP 403); check what the key may do, and with which models",
+            404: "not found (HTTP 404); check the address and the model's name",
+        }
+
+    def _without_key(self, text: str) -> str:
+        """A server may send back what it was sent. A short key is a placeholder, and could be any word."""
+        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+
+    def _quote(self, text: str) -> str:
+        """The beginning of what somebody else wrote, on one line."""
+        return " ".join("".join(c if c.isprintable() else " " for c in self._without_key(text)).split())[:200]
+
+    def _endpoint(self, url: str, key: str | None) -> httpx.URL:
+        """The address of /chat/completions."""
+        whose = self._whose
+        try:
+            parsed = httpx.URL(url.strip())
+        except httpx.InvalidURL:
+            raise self._error(f"{whose} address is no address: give it as in https://host/v1") from None
+        is_plain = not (parsed.userinfo or parsed.query or parsed.fragment)
+        if parsed.scheme not in ("http", "https") or not parsed.host or not is_plain:
+            raise self._error(f"{whose} address must be like https://host/v1, without user name, password, ? and #")
+        if key is not None and not re.fullmatch(r"[!-~]+", key.strip()):
+            raise self._error(f"{whose} key is empty or holds characters that no key has: copy it again")
+        if key is not None and parsed.scheme == "http" and not _is_loopback(parsed.host):
+            raise self._error(
+                f"a key is not sent over plain http to {parsed.host}: give an https:// address, or no key"
+            )
+        path = parsed.path.rstrip("/")
+        if not path.endswith("/chat/completions"):
+            path += "/chat/completions" if re.search(r"/v\d", path) else "/v1/chat/completions"
+        return parsed.copy_with(path=path)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the header Retry-After asks to wait, given as a number or a date; 0 without one."""
+    value = response.headers.get("Retry-After", "")
+    with suppress(ValueError):
+        return max(0.0, float(value))
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    return 0.0
