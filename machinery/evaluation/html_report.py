@@ -55,25 +55,22 @@ def write_report(path: Path | str, report: dict) -> None:
 def _page(report: dict) -> str:
     pairs = [_pair(number, pair) for number, pair in enumerate(report.get("generations") or [], start=1)]
     style, script = (Markup((PAGE / f"report.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
-    return (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            EMPTY | {name: part for name, part in report.items() if part},
-            style=style,
-            script=script,
-            # Nothing may be loaded, and of scripts and styles only these two may run, whatever else got into the page.
-            policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; "
-            "form-action 'none'; require-trusted-types-for 'script'",
-            parts={name: heading for name, heading in PARTS.items() if report.get(name)},
-            tables=[_table(table) for table in report.get("tables") or []],
-            pairs=pairs,
-            counts=Counter(pair["kind"] for pair in pairs),
-            is_scored=any(pair["difference"] is not None for pair in pairs),
-            OUTCOMES=OUTCOMES,
-            LOOKS=LOOKS,
-            STATIC_PAIRS=STATIC_PAIRS,
-        )
+    template = _environment().get_template("report.html.jinja")
+    return template.render(
+        EMPTY | {name: part for name, part in report.items() if part},
+        style=style,
+        script=script,
+        # Nothing may be loaded, and of scripts and styles only these two may run, whatever else got into the page.
+        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; "
+        "form-action 'none'; require-trusted-types-for 'script'",
+        parts={name: heading for name, heading in PARTS.items() if report.get(name)},
+        tables=[_table(table) for table in report.get("tables") or []],
+        pairs=pairs,
+        counts=Counter(pair["kind"] for pair in pairs),
+        is_scored=any(pair["difference"] is not None for pair in pairs),
+        OUTCOMES=OUTCOMES,
+        LOOKS=LOOKS,
+        STATIC_PAIRS=STATIC_PAIRS,
     )
 
 
