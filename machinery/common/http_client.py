@@ -25,6 +25,8 @@ from huggingface_hub.utils import httpx  # the package is called httpx or httpx2
 
 from .errors import UserError
 
+OPTIONAL = ("temperature", "top_p", "seed", "max_tokens")  # settings that a server may not know
+NEWER = {"max_tokens": "max_completion_tokens"}  # by the name that it may know instead
 JSON = {"Content-Type": "application/json"}
 GIVE_UP_AFTER = 5  # questions in a row without an answer
 LONGEST_WAIT = 300.0  # seconds a server may ask to wait before that counts as a refusal
@@ -77,7 +79,7 @@ class ChatClient:
         self.url, self.model = self._endpoint(url, key), model
         self.attempts, self.timeout, self.wait = attempts, timeout, wait
         self._key = (key or "").strip()
-        self._takes_temperature = True
+        self._unknown: set[str] = set()  # settings that the server does not take
         self._jitter = random.Random()  # leaves the generator of the caller's seed alone
 
     def connected(self) -> httpx.AsyncClient:
@@ -104,9 +106,9 @@ class ChatClient:
 
     async def request(self, http: httpx.AsyncClient, messages: list[dict], **settings) -> Reply:
         """One answer. settings: temperature, max_tokens, seed, ... Raises Failed, or where all would fail `error`."""
+        settings = {NEWER.get(name, name) if name in self._unknown else name: v for name, v in settings.items()}
+        settings = {name: value for name, value in settings.items() if name not in self._unknown}
         body = {"model": self.model, "messages": messages} | settings
-        if not self._takes_temperature:
-            body.pop("temperature", None)
         try:
             async with asyncio.timeout(self.timeout):
                 response = await http.post(self.url, content=json.dumps(body), headers=JSON)
@@ -123,8 +125,10 @@ class ChatClient:
             raise self._error(f"{self.url} redirects to {place}: give the final address")
         if not response.is_success:
             again = status in (408, 409, 425, 429) or status >= 500
-            if status == 400 and "temperature" in body and "temperature" in response.text:
-                self._takes_temperature, again = False, True  # some models take none but their own
+            refused = [name for name in OPTIONAL if name in body and re.search(rf"\b{name}\b", response.text)]
+            if status == 400 and refused:  # some models take no temperature but their own
+                self._unknown.add(refused[0])
+                again = True
             raise Failed(f"HTTP {status}: {self._quote(response.text)}", _retry_after(response), again)
         try:
             choice = response.json()["choices"][0]
