@@ -8,13 +8,15 @@ write answers to the same held-out prompts, a judge compares them, and every num
 (figures differ by seed and machine)
 
       What the models write
-                                                        reference          runs/basic
-      score of the judge                                2.37 [2.26, 2.48]  5.30 [5.18, 5.42]
-      score of the reference's best by implicit reward                     3.81 [3.60, 4.03]
-      KL from the reference, nats a reply                                  3.52 [3.06, 4.00]
+                                                        reference               runs/basic
+      score of the judge                                2.38 [2.27, 2.50]       5.19 [5.07, 5.31]
+      win rate against the reference, ties half                                 0.89 [0.87, 0.91]
+      KL from the reference, nats a reply                                       3.54 [3.03, 4.05]
 
       runs/basic against demo/model: BETTER
         Win rate of runs/basic against demo/model: 0.89 [0.87, 0.91] on 200 prompts, ties half (paired test: p below 0.001).
+        At matched entropy: 0.84 [0.82, 0.87] (p below 0.001); greedily, the likeliest token each time: 1.00 [0.98, 1.00] (p
+        below 0.001).
 
 and in report.html the same with figures and all answers side by side.
 
