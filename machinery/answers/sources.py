@@ -89,6 +89,8 @@ class Sources:
                     "where a generation_config.json does not say do_sample."
                 )
         sound = [n for n in range(len(prompts)) if not any(isinstance(rows[n], str) for rows in given.values())]
+        if not sound:
+            raise UserError(f"No prompt of {self.dataset} was answered by all of {', '.join(given)}.")
         answers = {
             name: [[_answer(one, tokenizer) for one in rows[n][:fewest]] for n in sound] for name, rows in given.items()
         }

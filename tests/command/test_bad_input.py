@@ -388,7 +388,7 @@ PATHS = {
     for script, flags in {
         BASIC: "model_name_or_path dataset_name output_dir reference_cache resume_from_checkpoint accelerator_config "
                "fsdp_config deepspeed",
-        LORA: "adapter", LOSS: "loss_file", DATA: "save_cleaned", EVALUATION: "reference answers models judge_model",
+        LORA: "adapter", LOSS: "loss_file", DATA: "save_cleaned", EVALUATION: "reference answers models judge_model answers_from texts",
     }.items()
     for flag in flags.split()
     for name, path, words in (("too_long", LONG, "bytes long; the system takes"), ("part_too_long", LONG_PART, "has a part of 300 bytes"))
@@ -789,6 +789,15 @@ EVALUATIONS = {
     "temperature_nan": Case(EVALUATION, ON_ITSELF + "--temperature nan", ("--temperature must be at least 0",)),
     "reference_not_there": Case(EVALUATION, ON_ITSELF + "--reference no/such/model", ("no/such/model",)),
     "answers_not_there": Case(EVALUATION, ON_ITSELF + "--answers gone.csv", ("gone.csv",)),
+    "written_answers_not_there": Case(EVALUATION, ON_ITSELF + "--answers_from gone.jsonl", ("--answers_from", "gone.jsonl")),
+    "written_answers_of_others": Case(
+        EVALUATION, ON_ITSELF + "--answers_from {demo}/test.jsonl", ("--answers_from", "test.jsonl")
+    ),
+    "server_without_a_model": Case(EVALUATION, ON_ITSELF + "--answers_url http://localhost:9", ("--answers_url and --answers_model",)),
+    "server_without_an_address": Case(
+        EVALUATION, ON_ITSELF + "--answers_model m --answers_url localhost", ("the server's address must be like",)
+    ),
+    "texts_not_there": Case(EVALUATION, ON_ITSELF + "--texts gone.txt", ("--texts gone.txt",)),
     "models_empty_name": Case(EVALUATION, [*ON_ITSELF.split(), "--models", ""], ("--models is empty",)),
     "no_run_to_tell": Case(EVALUATION, "--model_name_or_path {demo}/model --output_dir out", ("--reference",)),
     "run_note_broken": Case(EVALUATION, "--model_name_or_path m --output_dir out", ("--reference",), model(write("metrics.json", "[]"))),

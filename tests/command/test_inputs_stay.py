@@ -26,6 +26,8 @@ FLAGS = {
     "--models": ("", ("dpo_evaluation",)),
     "--judge_model": ("merged", ("dpo_evaluation",)),
     "--answers": ("blind.csv", ("dpo_evaluation",)),
+    "--answers_from": ("generations.jsonl", ("dpo_evaluation",)),
+    "--texts": ("README.md", ("dpo_evaluation",)),
 }
 CASES = [(script, flag, part) for flag, (part, scripts) in FLAGS.items() for script in scripts]
 

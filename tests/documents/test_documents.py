@@ -40,7 +40,8 @@ SCRIPTS = {
 
 
 # Flags of other programs that a page names.
-FOREIGN_FLAGS = {"--config_file", "--hypothesis"}  # accelerate launch; pytest's --hypothesis-profile
+OF_LM_EVAL = {"--model", "--model_args", "--tasks", "--batch_size", "--output_path", "--apply_chat_template"}
+FOREIGN_FLAGS = {"--config_file", "--hypothesis"} | OF_LM_EVAL  # accelerate launch; pytest's --hypothesis-profile
 MISTAKEN_FLAGS = {"--bata", "--evaluation_strategy"}  # shown with the error that they give
 # Files that runs write: they are named in the pages, and not there in a fresh copy.
 WRITTEN_BY_RUNS = {"generation_config.json", "base_model.json", "blind.csv", "metrics.csv", "generations.csv", "cleaned.jsonl", "cleaned.dropped.jsonl", "completions.md",
@@ -48,6 +49,9 @@ WRITTEN_BY_RUNS = {"generation_config.json", "base_model.json", "blind.csv", "me
                    "trainer_state.json", "training_curves.png", "warnings.jsonl", "results.json"}  # fmt: skip
 EXAMPLES = {
     "my_pairs.jsonl",
+    "prompts.jsonl",
+    "vllm.jsonl",
+    "my_texts.txt",
     "my_losses.py",
     "mine.py",
     "my_pairs.csv",
