@@ -269,10 +269,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize(
-    "kills", [pytest.param(3, marks=pytest.mark.thorough), pytest.param(100, marks=pytest.mark.slow)]
-)
-def test_two_runs_in_one_folder_lose_nothing(kills, runs):
+@pytest.mark.slow
+def test_100_kills_of_two_runs_in_one_folder_lose_nothing(runs, kills=100):
     second, done, seed = ForkServer(), 0, 0
     try:
         while done < kills:
