@@ -21,8 +21,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 DEMO = PROJECT / "demo"
 FEW = ("--num_eval_prompts", 10, "--num_samples", 2, "--max_new_tokens", 12, "--per_device_eval_batch_size", 4)
-ON_DEMO = ("--dataset_name", DEMO, *FEW)
-ON_REFERENCE = ("--reference", DEMO / "model", *ON_DEMO)
+
+
+@pytest.fixture(scope="module")
+def on_demo(tmp_path_factory) -> tuple:
+    """Flags: the demo's reference, and a few of its pairs."""
+    pairs = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    lines = (DEMO / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    pairs.write_text("".join(lines[:16]), encoding="utf-8")
+    return "--dataset_name", pairs, *FEW, "--output_dir", "out"
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +65,20 @@ def wait_for(what, seconds: float = PATIENCE) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(trained, tmp_path_factory):
+def whole(on_demo, trained, tmp_path_factory):
     """An evaluation that nothing has interrupted."""
     cwd = tmp_path_factory.mktemp("whole")
-    done = run_forked("dpo_evaluation.py", "--models", trained, *ON_REFERENCE, "--output_dir", "out", cwd=cwd)
+    done = run_forked("dpo_evaluation.py", "--models", trained, "--reference", DEMO / "model", *on_demo, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd
 
 
 @pytest.mark.thorough
-def test_two_processes_sample_a_share_each_and_report_what_one_does(whole, trained, tmp_path):
+def test_two_processes_sample_a_share_each_and_report_what_one_does(on_demo, whole, trained, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start(["--models", trained, *ON_REFERENCE, "--output_dir", "out", "--use_cpu"], tmp_path, processes=2, port=port)
+    start(["--models", trained, "--reference", DEMO / "model", *on_demo, "--use_cpu"], tmp_path, processes=2, port=port)
     assert fork_server().wait() == [0, 0], (tmp_path / "errors").read_text()
     assert report_of(tmp_path) == report_of(whole)
     assert kept_in(tmp_path) == kept_in(whole)
@@ -79,8 +86,8 @@ def test_two_processes_sample_a_share_each_and_report_what_one_does(whole, train
 
 
 @pytest.mark.thorough
-def test_a_killed_evaluation_samples_nothing_twice_and_reports_the_same(whole, trained, tmp_path):
-    words = ["--models", trained, *ON_REFERENCE, "--output_dir", "out"]
+def test_a_killed_evaluation_samples_nothing_twice_and_reports_the_same(on_demo, whole, trained, tmp_path):
+    words = ["--models", trained, "--reference", DEMO / "model", *on_demo]
     [pid] = start(words, tmp_path)
     wait_for(lambda: len(list((tmp_path / "runs").rglob("*.jsonl"))) and len(kept_lines(tmp_path)) >= 4)
     os.kill(pid, signal.SIGKILL)
@@ -99,9 +106,9 @@ def kept_lines(cwd: Path) -> list[str]:
     return [line for file in files for line in file.read_text().splitlines()]
 
 
-def test_the_answers_in_a_report_are_judged_again_without_a_model(whole, trained, tmp_path):
+def test_the_answers_in_a_report_are_judged_again_without_a_model(on_demo, whole, trained, tmp_path):
     done = run_forked(
-        "dpo_evaluation.py", "--answers_from", whole / "out" / "generations.jsonl", *ON_DEMO, "--output_dir", "out",
+        "dpo_evaluation.py", "--answers_from", whole / "out" / "generations.jsonl", *on_demo,
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -147,18 +154,8 @@ def fake():
 
 
 @pytest.mark.thorough
-def test_a_killed_evaluation_asks_a_server_nothing_twice(fake, tmp_path):
-    words = [
-        "--answers_url",
-        fake.url,
-        "--answers_model",
-        "m",
-        "--reference",
-        DEMO / "model",
-        *ON_DEMO,
-        "--output_dir",
-        "out",
-    ]
+def test_a_killed_evaluation_asks_a_server_nothing_twice(on_demo, fake, tmp_path):
+    words = ["--answers_url", fake.url, "--answers_model", "m", "--reference", DEMO / "model", *on_demo]
     fake.act = lambda body: time.sleep(0.05)
     [pid] = start(words, tmp_path)
     wait_for(lambda: len(kept_lines(tmp_path)) >= 6)
@@ -174,18 +171,8 @@ def test_a_killed_evaluation_asks_a_server_nothing_twice(fake, tmp_path):
     assert {answer["text"].rpartition(" ")[2] for answer in answers} == {"42", "43"}  # the seeds
 
 
-def test_a_reference_that_is_not_here_is_asked_at_the_server_too(fake, tmp_path):
-    words = [
-        "--answers_url",
-        fake.url,
-        "--answers_model",
-        "tuned",
-        "--reference",
-        "org/base",
-        *ON_DEMO,
-        "--output_dir",
-        "out",
-    ]
+def test_a_reference_that_is_not_here_is_asked_at_the_server_too(on_demo, fake, tmp_path):
+    words = ["--answers_url", fake.url, "--answers_model", "tuned", "--reference", "org/base", *on_demo]
     done = run_forked("dpo_evaluation.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {json.loads(body)["model"] for body in fake.asked} == {"tuned", "org/base"}
@@ -247,10 +234,10 @@ def transformers_serve():
 
 
 @pytest.mark.thorough
-def test_a_real_server_answers_and_judges(transformers_serve, trained, tmp_path):
+def test_a_real_server_answers_and_judges(on_demo, transformers_serve, trained, tmp_path):
     judge = a_judge(tmp_path / "judge")
-    words = ["--answers_url", transformers_serve, "--answers_model", trained, "--reference", DEMO / "model", *ON_DEMO]
-    words += ["--judge_url", transformers_serve, "--judge_model", judge, "--output_dir", "out"]
+    words = ["--answers_url", transformers_serve, "--answers_model", trained, "--reference", DEMO / "model", *on_demo]
+    words += ["--judge_url", transformers_serve, "--judge_model", judge]
     done = run_forked("dpo_evaluation.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in report_of(tmp_path)[1].splitlines()]
