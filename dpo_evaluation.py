@@ -66,10 +66,10 @@ from machinery.common.intervals import mean_interval
 from machinery.comparing.side_by_side import run_facts
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE
 from machinery.evaluation.entropy import Sureness, excess, matching_temperature, token_entropies
-from machinery.evaluation.judges import ScoreJudge, judge_from_flags
 from machinery.evaluation.metrics import NO_INTERVAL, PairLogps, preference_metrics, reply_metrics
 from machinery.evaluation.report import Report
 from machinery.evaluation.verdict import GREEDY, MATCHED, Reference, judge_all
+from machinery.judges.flags import JudgeArguments, judge_from_flags
 from machinery.models.adapters import base_of
 from machinery.models.checks import is_same_tokenizer
 from machinery.runs.failures import end_together
@@ -80,10 +80,11 @@ from machinery.runs.interrupts import finished_first
 EVALUATION = dict(num_eval_prompts=200, per_device_eval_batch_size=64, beta=None)  # None: each run's own
 DEMO = dict(dataset_name="demo")
 MOST_DEMO_TOKENS = 96  # of a reply in the demo, where nothing else is said
+TRIED_ANSWER = "I do not know."  # what a judge is tried on
 
 
 @dataclass
-class EvaluationArguments(TutorialArguments):
+class EvaluationArguments(TutorialArguments, JudgeArguments):
     models: list[str] = HfArg(default_factory=list, help="several models: one table, and each against each other")
     reference: str | None = HfArg(default=None, help="the model they started from (default: what their run has noted)")
     num_samples: int = HfArg(default=4, help="answers a prompt and model")
@@ -101,15 +102,6 @@ class EvaluationArguments(TutorialArguments):
     )
     answers_model: str | None = HfArg(default=None, help="the name of the model there")
     texts: str | None = HfArg(default=None, help="texts (.txt, or rows with text): the loss per token on them")
-    judge: str = HfArg(default="auto", help="truth (the demo), reward_model, endpoint, human, none; auto: what fits")
-    judge_model: str | None = HfArg(
-        default=None, help="a reward model; with --judge_url the name of a language model there"
-    )
-    judge_url: str | None = HfArg(
-        default=None, help="an OpenAI-compatible endpoint; its key is read from DPO_JUDGE_API_KEY"
-    )
-    judge_budget: int | None = HfArg(default=None, help="the most requests to the endpoint")
-    answers: str | None = HfArg(default=None, help="the blind table of --judge human, filled in")
 
 
 def measure(name: str, reference: Reference, pairs, prompts: list, windows, others: dict, args, training_args) -> dict:
@@ -243,16 +235,20 @@ def main():
     elif sources.local:
         tokenizer = load_tokenizer(base_of(sources.local[0]) or sources.local[0])
     args.data_kwargs["look_at"] = None  # every pair in tokens: one whose prompt fills max_length has no answer to score
-    pairs, rows, is_held_out = load_prompts(dataset, tokenizer, load_preferences, format_pair, **args.data_kwargs)
+    pairs, rows, is_held_out, are_texts = load_prompts(
+        dataset, tokenizer, load_preferences, format_pair, **args.data_kwargs
+    )
     windows = text_windows(texts, model, tokenizer, training_args.max_length)
     prompts = pick_prompts(rows, args.num_eval_prompts if sources.is_all_local else len(rows))
     truth = true_reward if all(is_known(prompt) for prompt in prompts) else None
+    judge = judge_from_flags(args, training_args, truth, are_texts)
+    if judge is not None:
+        judge.try_on(prompts[:2], [TRIED_ANSWER] * len(prompts[:2]))  # better now than after all have answered
     args.max_new_tokens = args.max_new_tokens or (MOST_DEMO_TOKENS if truth else most_tokens(prompts))
     settings = dict(max_tokens=args.max_new_tokens, temperature=args.temperature, seed=training_args.seed)
     wanted = dict(most_prompts=args.num_eval_prompts, count=args.num_samples, tokenizer=tokenizer)
     prompts, args.num_samples, others = sources.answers_of_others(prompts, **wanted, **settings)
     claim_output_dir(training_args, "runs/evaluation")
-    judge = judge_from_flags(args, training_args, truth)
 
     # The reference: how likely it finds the given answers, what it writes itself, and how likely it finds that.
     reference = Reference(reference_name, model, tokenizer, answers=others.get(reference_name))
@@ -264,7 +260,9 @@ def main():
             reference = reference._replace(given=pair_logps(model, pairs, tokenizer, training_args.max_length))
         if windows is not None:
             reference = reference._replace(text_logps=sequence_logps(model, windows.rows, pad).numpy())
-        if args.control_entropy and args.temperature > 0 and isinstance(judge, ScoreJudge):  # others cost by the answer
+        if (
+            args.control_entropy and args.temperature > 0 and judge is not None and judge.gives_scores
+        ):  # others cost by the answer
             greedy = write_answers(model, tokenizer, "the reference greedy", prompts, args, training_args, 0, count=1)
             reference = reference._replace(greedy=greedy)
 

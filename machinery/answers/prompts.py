@@ -1,6 +1,6 @@
 """Prompts from a file without pairs, in the form of their tokenizer.
 
-    pairs, rows, is_held_out = load_prompts("prompts.jsonl", tokenizer, load_preferences, format_pair, **how)
+    pairs, rows, is_held_out, are_texts = load_prompts("prompts.jsonl", tokenizer, load_preferences, format_pair, **how)
 
 Files, columns and cells are read as those of pairs are: what fits is said, what does not is refused with its row.
 """
@@ -38,20 +38,23 @@ def prompts_alone(source, dataset_format="auto", columns: dict | None = None, **
 
 
 def load_prompts(source, tokenizer, load_preferences: Callable, format_pair: Callable, **how):
-    """The held-out pairs, or None where there are prompts alone; a Dataset with the prompts; whether they are held out.
+    """The held-out pairs, or None where there are prompts alone; a Dataset with the prompts; whether they are held out;
+    and whether the source has them as texts, whatever form the tokenizer gives them.
 
     tokenizer: None where no model is here: prompts stay as they are written, and pairs are no pairs to anybody.
     load_preferences, format_pair, how: see those in dpo_utils. Raises UserError.
     """
     if prompts_alone(source, **how):
         return None, *_load_alone(source, tokenizer, format_pair, **how)
-    train_pairs, eval_pairs, _ = load_preferences(source, tokenizer, **how)
+    train_pairs, eval_pairs, reports = load_preferences(source, tokenizer, **how)
     pairs = train_pairs if eval_pairs is None else eval_pairs
+    are_texts = not any(report["most_turns_in_a_prompt"] for report in reports.values())
     if tokenizer is None:
         rows = [json.loads(row["pair"]) for row in pairs]
         names = ("prompt", *store.OPTIONAL)
-        return None, as_dataset([{k: v for k, v in row.items() if k in names} for row in rows]), eval_pairs is not None
-    return pairs, pairs, eval_pairs is not None
+        rows = as_dataset([{k: v for k, v in row.items() if k in names} for row in rows])
+        return None, rows, eval_pairs is not None, are_texts
+    return pairs, pairs, eval_pairs is not None, are_texts
 
 
 def _load_alone(
@@ -66,8 +69,8 @@ def _load_alone(
     max_prompt_length: int | None = None,
     seed: int = 0,
     **how,
-) -> tuple[Dataset, bool]:
-    """The prompts of the test split, of a share that is held out, or of the whole file; whether they are held out."""
+) -> tuple[Dataset, bool, bool]:
+    """The prompts of the test split, of a share that is held out, or of the whole file; see `load_prompts`."""
     splits = _splits(source, how)
     rows = list(splits.values())[-1]  # the test split, where there is one
     try:
@@ -103,7 +106,8 @@ def _load_alone(
         notes += said
     for note in notes:
         say(note)
-    return as_dataset(_formed(found, tokenizer, format_pair, as_turns, max_prompt_length)), is_held_out
+    rows = as_dataset(_formed(found, tokenizer, format_pair, as_turns, max_prompt_length))
+    return rows, is_held_out, kinds == {"text"}
 
 
 def _formed(found: list[dict], tokenizer, format_pair: Callable, as_turns: bool, most: int | None) -> list[dict]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from ..common.chat import as_text
 from ..common.errors import UserError
 from ..common.http_client import key_from_environment
 from ..common.safe_text import say
 from ..comparing.side_by_side import newest_trained, run_facts, train_basic
-from ..evaluation.judges import as_text
 from ..models.adapters import base_of
 from .server import KEY_NAME, AnswerServer
 from .written import Answer, WrittenAnswers, read_written

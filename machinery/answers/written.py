@@ -13,10 +13,9 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from ..common.chat import split_thought
+from ..common.chat import as_text, split_thought
 from ..common.errors import UserError
 from ..data.files import open_splits
-from ..evaluation.judges import as_text
 from ..readings.prompts import answers_reading, convert_answers
 from ..readings.texts import Unusable, as_turns
 

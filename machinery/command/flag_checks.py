@@ -17,7 +17,7 @@ ABOVE_0 = (
     "beta num_train_epochs per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps max_length "
     "max_tokens_per_batch max_prompt_length num_eval_prompts max_new_tokens num_samples logging_steps save_steps eval_steps "
     "save_total_limit eval_accumulation_steps precompute_ref_batch_size ref_model_sync_steps discopop_tau ddp_timeout "
-    "ddp_bucket_cap_mb dataset_num_proc lora_alpha"
+    "ddp_bucket_cap_mb dataset_num_proc lora_alpha judge_max_tokens judge_samples"
 ).split()
 AT_LEAST_0 = (
     "learning_rate weight_decay max_grad_norm adam_epsilon min_margin judge_budget dataloader_num_workers show "
@@ -51,12 +51,12 @@ RANGES: dict[str, tuple[Callable, str]] = (
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 NEVER_EMPTY = (
     "model_name_or_path dataset_name dataset_train_split dataset_test_split output_dir adapter reference save_cleaned "
-    "answers judge_model judge_url models answers_from answers_url answers_model texts"
+    "answers judge judge_model judge_url judge_prompt models answers_from answers_url answers_model texts"
 ).split()
 # Flags that are names of files or folders, or may be.
 PATHS = (
     "model_name_or_path dataset_name output_dir reference_cache resume_from_checkpoint adapter reference answers models "
-    "save_cleaned loss_file judge_model answers_from texts deepspeed fsdp_config accelerator_config"
+    "save_cleaned loss_file judge judge_model judge_prompt answers_from texts deepspeed fsdp_config accelerator_config"
 ).split()
 # What a run writes below its folders: checkpoint-1000000/.model-00001-of-00002.safetensors.unfinished, and room to spare.
 LONGEST_BELOW = 128

@@ -140,13 +140,16 @@ def _device_settings(values: dict) -> dict:
     return settings
 
 
-READS = "config model_name_or_path adapter reference models dataset_name judge_model answers answers_from texts".split()
+READS = (
+    "config model_name_or_path adapter reference models dataset_name judge_model judge_prompt answers answers_from texts"
+).split()
+OWN_CODE = ("loss_file", "judge")  # file.py:function
 
 
 def _reads(values: dict, mixture: DatasetMixtureConfig) -> dict[str, str]:
     """What the run reads, as the user calls it, and the name of each."""
     named = [(f"--{flag}", values.get(flag)) for flag in READS]
-    named += [("--loss_file", (values.get("loss_file") or "").rpartition(":")[0])]  # file.py:function
+    named += [(f"--{flag}", (values.get(flag) or "").rpartition(":")[0]) for flag in OWN_CODE]
     named += [("datasets:", part) for one in mixture.datasets for part in (one.path, one.data_dir, one.data_files)]
     return {f"{what} {name}": name for what, names in named for name in _strings(names) if name}
 

@@ -43,6 +43,16 @@ class Turns(list):
         self.tools, self.template_kwargs, self.thinks = tools, template_kwargs, thinks
 
 
+def as_text(prompt: str | list[dict]) -> str:
+    """A prompt for people and judges to read, each turn under its role, and first the tools that may be used."""
+    if isinstance(prompt, str):
+        return prompt
+    tools = getattr(prompt, "tools", None)
+    return "\n\n".join(
+        [f"tools: {tools}"] * bool(tools) + [f"{turn['role']}: {turn.get('content') or ''}" for turn in prompt]
+    )
+
+
 def template_ids(tokenizer, turns: list[dict], tools: str | list | None = None, kwargs: dict | None = None, **how):
     """Turns in tokens. tools: as JSON or as a list. how: more for `apply_chat_template`. Raises what the template raises."""
     given = json.loads(tools) if isinstance(tools, str) and tools else tools or None

@@ -12,6 +12,7 @@ What is known of servers: some take no temperature, some ask to wait, some send 
 import asyncio
 import ipaddress
 import json
+import logging
 import os
 import random
 import re
@@ -23,7 +24,10 @@ from typing import NamedTuple
 
 from huggingface_hub.utils import httpx  # the package is called httpx or httpx2, and comes with the hub's client
 
+from .chat import THOUGHTS
 from .errors import UserError
+
+logger = logging.getLogger("dpo")
 
 OPTIONAL = ("temperature", "top_p", "seed", "max_tokens")  # settings that a server may not know
 NEWER = {"max_tokens": "max_completion_tokens"}  # by the name that it may know instead
@@ -125,21 +129,28 @@ class ChatClient:
             raise self._error(f"{self.url} redirects to {place}: give the final address")
         if not response.is_success:
             again = status in (408, 409, 425, 429) or status >= 500
-            refused = [name for name in OPTIONAL if name in body and re.search(rf"\b{name}\b", response.text)]
-            if status == 400 and refused:  # some models take no temperature but their own
-                self._unknown.add(refused[0])
+            if status in (400, 422) and (refused := _refused_setting(response, body)):
                 again = True
+                if refused not in self._unknown:
+                    self._unknown.add(refused)
+                    logger.warning(
+                        f"{self.url} does not take {refused}; it is asked without: {self._quote(response.text)}"
+                    )
             raise Failed(f"HTTP {status}: {self._quote(response.text)}", _retry_after(response), again)
         try:
             choice = response.json()["choices"][0]
-            text, thought = choice["message"]["content"], choice["message"].get("reasoning_content")
-            reason = choice.get("finish_reason")
+            text, reason = choice["message"].get("content"), choice.get("finish_reason")
+            thoughts = (choice["message"].get(name) for name in THOUGHTS)
+            thought = next((found for found in thoughts if isinstance(found, str)), "")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise Failed("its answer is no JSON with choices[0].message.content") from None
+        reason = reason if isinstance(reason, str) else None
+        if text is None and reason == "length":  # cut off within a thought that the server keeps apart
+            text = ""
         if not isinstance(text, str):
-            raise Failed("its answer has no text")
-        thought = self._without_key(thought) if isinstance(thought, str) else ""
-        return Reply(self._without_key(text), reason if isinstance(reason, str) else None, thought)
+            because = f" (finish_reason {self._quote(reason)})" if reason else ""
+            raise Failed(f"its answer has no text{because}", again=reason is None)
+        return Reply(self._without_key(text), reason, self._without_key(thought))
 
     def _refusals(self) -> dict[int, str]:
         """What HTTP says to every request alike."""
@@ -177,6 +188,23 @@ class ChatClient:
         if not path.endswith("/chat/completions"):
             path += "/chat/completions" if re.search(r"/v\d", path) else "/v1/chat/completions"
         return parsed.copy_with(path=path)
+
+
+def _refused_setting(response: httpx.Response, body: dict) -> str | None:
+    """The setting that a server does not take, by what it says is wrong: some models take no temperature but their own.
+
+    A server may repeat what it was sent, so a word that stands in the conversation tells nothing.
+    """
+    sent = json.dumps(body["messages"])
+    with suppress(ValueError, LookupError, TypeError, AttributeError):
+        named = response.json()["error"]["param"]  # as OpenAI has it
+        if isinstance(named, str):
+            return named if named in OPTIONAL and named in body else None
+    for name in OPTIONAL:
+        pattern = rf"\b{name}\b"
+        if name in body and re.search(pattern, response.text) and not re.search(pattern, sent):
+            return name
+    return None
 
 
 def _is_loopback(host: str) -> bool:

@@ -23,20 +23,22 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.chat import as_text
 from ..common.intervals import holm, mean_interval, paired_test
 from ..common.kept_files import complete_file, dispensable
 from ..common.masking import masked, without_secrets
 from ..common.safe_text import defused, say
+from ..judges.interface import Judge, Verdict
 from .figures import FEW, SURE, bars_svg, calibration_svg, histogram_svg, scatter_svg
 from .html_report import write_report
-from .judges import Verdict, as_text
 from .metrics import by_category, calibration_bins, half_for_ties, margins
-from .verdict import Outcome, Reference, extrapolates
+from .verdict import ORDER, Outcome, Reference, extrapolates
 
 # key, what it is, how it is written; a _reference twin stands in the reference's column
 WRITTEN = (
     ("score", "score of the judge", ".2f"),
     ("win_rate", "win rate against the reference, ties half", ".2f"),
+    ("order_decided", "verdicts that the order of the answers decided", ".1%"),
     ("win_rate_matched", "the same at matched entropy", ".2f"),
     ("win_rate_greedy", "the same greedily", ".2f"),
     ("win_rate_length_controlled", "the same at equal length", ".2f"),
@@ -66,6 +68,7 @@ GIVEN = (
     ("margin_length_correlation", "rank correlation of margin and length difference", ".2f"),
     ("calibration_error", "calibration error of sigmoid(margin)", ".3f"),
 )
+MOST_BY_ORDER = 0.1  # of the verdicts; beyond, a judge looks at the place more than it should
 TEXTS = (
     ("text_loss", "loss per token", ".3f"),
     ("text_loss_change", "its change, text by text", ".3f"),
@@ -82,7 +85,7 @@ class Report:
     results: list[dict]  # of each model: model, beta, answers, measured, outcome; given, scores where they could be had
     outcomes: list[Outcome]  # of each model against the reference, then of each against each other
     reference: Reference
-    judge: object | None
+    judge: Judge | None
     prompts: list
     pairs: object  # the held-out pairs, or prompts alone
     is_held_out: bool = True
@@ -163,6 +166,14 @@ class Report:
                 yield "entropy was not controlled: a model that is only surer of itself, as at a lower temperature, may win."
             elif self.has_round_robin:
                 yield "entropy is controlled against the reference, and not between the models."
+        for outcome in self.outcomes:
+            share = outcome.measured.get(ORDER, (0.0,))[0]
+            if share > MOST_BY_ORDER:
+                yield (
+                    f"the order of the answers decided {share:.0%} of the judge's verdicts on {outcome.model} against "
+                    f"{outcome.against}. They count as ties, so the win rate is nearer to 0.5 than the answers are: take "
+                    "another judge, or another question (--judge_prompt)."
+                )
         if not self.is_held_out:
             yield "nothing was held out: these prompts may have been trained on."
         if "tools" in self.pairs.column_names and any(self.pairs["tools"]):

@@ -4,7 +4,7 @@
     print(outcomes[0].word, outcomes[0].sentences)
 
 Wins are averaged over a prompt's answers before anything else: prompts are what was drawn from the world. Glue between
-judges.py and intervals.py.
+judges/ and intervals.py.
 """
 
 import math
@@ -31,11 +31,12 @@ from ..common.intervals import (
     with_interval,
 )
 from ..common.safe_text import first_line
-from .judges import Comparison, EndpointJudge, JudgeError, ScoreJudge, Verdict
+from ..judges.interface import BY_TEXT, FIRST, SECOND, Comparison, Judge, JudgeError, Verdict
 
 SURE = 0.05
 MATCHED, GREEDY = "at matched entropy", "greedily"
 ENTROPIES = ("entropy", "entropy_reference", "entropy_reply", "entropy_reply_reference", "matched_temperature")
+ORDER = "order_decided"  # the share of verdicts that were asked for in both orders and turned with it
 FURTHEST_SHIFT = 1.0  # standard deviations of mean length difference; beyond them length control extrapolates
 
 
@@ -69,7 +70,7 @@ class Outcome:
     controls: dict[str, "Outcome"] = field(default_factory=dict)  # by what is held equal: MATCHED, GREEDY
 
 
-def judge_all(judge, prompts: list, reference: Reference, results: list[dict]) -> list[Outcome]:
+def judge_all(judge: Judge | None, prompts: list, reference: Reference, results: list[dict]) -> list[Outcome]:
     """Every model against the reference, then each against each other.
 
     results: of each model its name as "model", its "answers" by prompt, and what was "measured"; by MATCHED and GREEDY,
@@ -88,7 +89,7 @@ def judge_all(judge, prompts: list, reference: Reference, results: list[dict]) -
         for control, (old, new) in result.get("controls", {}).items():
             names = dict(model=outcome.model, against=f"{reference.name} {control}")
             outcome.controls[control] = compare(judge, prompts, old, new, **names)
-    decide(outcomes, LANGUAGE_MODEL_JUDGE if isinstance(judge, EndpointJudge) else OTHER_JUDGE)
+    decide(outcomes, LANGUAGE_MODEL_JUDGE if judge is not None and judge.is_language_model else OTHER_JUDGE)
     for result, outcome in zip(results, outcomes, strict=False):
         add_scores(result, outcome)
         for name, key in ((MATCHED, "win_rate_matched"), (GREEDY, "win_rate_greedy")):
@@ -98,13 +99,16 @@ def judge_all(judge, prompts: list, reference: Reference, results: list[dict]) -
     return outcomes
 
 
-def compare(judge, prompts: list, first: list[list], second: list[list], model: str, against: str) -> Outcome:
+def compare(
+    judge: Judge | None, prompts: list, first: list[list], second: list[list], model: str, against: str
+) -> Outcome:
     """Let a judge compare the answers of two models to the same prompts.
 
     first, second: by prompt, the completions (text, ids) of the one it is compared `against` and of the `model`. A
-    judge that gives scores sees all of them, pair by pair; any other the first of each prompt.
+    judge sees the first of each prompt, pair by pair, as many as it compares.
     """
-    count = min(map(len, first)) if isinstance(judge, ScoreJudge) else 1
+    count = min(map(len, first))
+    count = 1 if judge is None else min(count, judge.most_answers or count)
     first, second = ([answers[:count] for answers in side] for side in (first, second))
     lengths = [[[len(answer.ids) for answer in answers] for answers in side] for side in (first, second)]
     old_length, new_length = np.array(lengths).mean(axis=2)  # (prompts,) each
@@ -126,7 +130,27 @@ def compare(judge, prompts: list, first: list[list], second: list[list], model: 
             problem = f"the judge ran out of memory: {first_line(error)}"
     judged = [[verdict.win for verdict in row if verdict.win is not None] for row in verdicts]
     wins = np.array([np.mean(row) if row else math.nan for row in judged])
-    return Outcome(model, against, verdicts, wins, longer_by=new_length - old_length, problem=problem)
+    outcome = Outcome(model, against, verdicts, wins, longer_by=new_length - old_length, problem=problem)
+    outcome.measured |= what_decided(verdicts)
+    return outcome
+
+
+def what_decided(verdicts: list[list[Verdict]]) -> dict[str, tuple[float, float, float]]:
+    """Of the verdicts that were asked for in both orders: how many there are, and the shares that turned with the order.
+
+    verdicts: by prompt. Nothing where none was asked for so. The interval is over the prompts.
+    """
+    asked = [[v.decided for v in row if v.decided is not None] for row in verdicts]
+    asked = [row for row in asked if row]
+    if not asked:
+        return {}
+    flat = [decided for row in asked for decided in row]
+    return {
+        ORDER: rate([np.mean([decided != BY_TEXT for decided in row]) for row in asked]),
+        "order_took_first": (flat.count(FIRST) / len(flat), math.nan, math.nan),
+        "order_took_second": (flat.count(SECOND) / len(flat), math.nan, math.nan),
+        "asked_in_both_orders": (float(len(flat)), math.nan, math.nan),
+    }
 
 
 def decide(outcomes: list[Outcome], prior: SlopePrior = OTHER_JUDGE) -> None:
@@ -184,7 +208,7 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
         f"Win rate of {outcome.model} against {outcome.against}: {share:.2f} [{low:.2f}, {high:.2f}] on {count} "
         f"prompt{'s' if count > 1 else ''}, ties half (paired test: p {_p(outcome)}{holms})."
     ]
-    sentences += _of_controls(outcome, word) + _price(outcome)
+    sentences += _of_order(outcome) + _of_controls(outcome, word) + _price(outcome)
     if count < 2:
         return word, sentences
     has_spread = wins.std() > 0  # without one nothing tells how many prompts would be needed
@@ -205,6 +229,20 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
             f"So many prompts show a win rate {least:.2f} away from 0.5 four times out of five; a smaller one goes unseen."
         )
     return word, sentences
+
+
+def _of_order(outcome: Outcome) -> list[str]:
+    """How many verdicts turned with the order of the answers, and in whose favour."""
+    decided = [v.decided for row in outcome.verdicts for v in row if v.decided not in (None, BY_TEXT)]
+    if "asked_in_both_orders" not in outcome.measured:
+        return []
+    asked = int(outcome.measured["asked_in_both_orders"][0])
+    said = f"The order of the answers decided {len(decided)} of {asked} verdicts"
+    if not decided:
+        return [f"{said}."]
+    kinds = {f"{place} won both ways": decided.count(place) for place in (FIRST, SECOND)}
+    kinds["it was a tie in one order only"] = len(decided) - sum(kinds.values())
+    return [f"{said}, and those are ties: " + ", ".join(f"{n} times {kind}" for kind, n in kinds.items() if n) + "."]
 
 
 def _of_controls(outcome: Outcome, word: str) -> list[str]:
@@ -288,12 +326,8 @@ def add_scores(result: dict, outcome: Outcome) -> None:
         return
     old, new = np.moveaxis(np.array(pairs, dtype=float), 2, 0)  # (prompts, answers) each
     result["scores"] = old, new
-    is_scored = np.isfinite(old + new).all(axis=1)
-    if not is_scored.any() or np.isinf([old, new]).any():  # prompts with a nan are named as not judged
-        return
-    old, new = old[is_scored], new[is_scored]
     by_name = {"score_reference": old, "score": new, "score_change": new - old}
     result["measured"] |= {name: mean_interval(scores.mean(axis=1)) for name, scores in by_name.items()}
     if "implicit" in result:
-        picked = result["implicit"][is_scored].argmax(axis=1)
+        picked = result["implicit"].argmax(axis=1)
         result["measured"]["score_best_of_n"] = mean_interval(old[np.arange(len(old)), picked])

@@ -9,17 +9,15 @@ default besides is a hyperparameter. Everything a user can get wrong is a UserEr
 """
 
 import difflib
-import importlib.util
 import inspect
 import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from ..common.errors import UserError
+from ..common.errors import UserError, function_from, in_one_line
 
 logger = logging.getLogger("dpo")
 
@@ -74,8 +72,8 @@ def loss_from_flags(args, training_args, known: dict[str, Callable], limits: dic
     args: loss_file, loss_kwargs and beside. training_args: TRL's; its loss_type becomes the name of a loss from a file.
     """
     if args.loss_file:
-        own = load_loss(args.loss_file)
-        known, training_args.loss_type = known | {own.__name__: own}, [own.__name__]
+        name = args.loss_file.rpartition(":")[2]
+        known, training_args.loss_type = known | {name: function_from(args.loss_file, "--loss_file")}, [name]
     names = training_args.loss_type
     settings = {"label_smoothing": training_args.label_smoothing, "discopop_tau": training_args.discopop_tau}
     loss = choose_loss(
@@ -138,27 +136,6 @@ def _parse(words: list[str]) -> dict[str, float]:
 # --- The user's own --------------------------------------------------------------------------------------------------
 
 
-def load_loss(where: str) -> Callable:
-    """The function NAME of a file, from "file.py:NAME". Runs the file, as an import would."""
-    path, colon, name = where.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        raise UserError(f"--loss_file {where}: name a file and a function in it, as in my_losses.py:my_loss")
-    if not Path(path).is_file():
-        raise UserError(f"--loss_file {path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        raise UserError(f"--loss_file {path} cannot be run: {_in_one_line(error)}") from error
-    loss = getattr(module, name, None)
-    if not inspect.isfunction(loss):
-        own = [n for n, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name]
-        has = f"it has {', '.join(own)}" if own else "it has none"
-        raise UserError(f"--loss_file {path} has no function {name or '(no name given)'}: {has}")
-    return loss
-
-
 def check_loss(loss: Callable, name: str, beta: float) -> None:
     """Try a loss on made-up pairs, and refuse one that could not train a model."""
     pair = made_up_pairs()
@@ -167,7 +144,7 @@ def check_loss(loss: Callable, name: str, beta: float) -> None:
         losses = loss(beta=beta, **pair)
     except Exception as error:
         raise UserError(
-            f"The loss {name} cannot be called: {_in_one_line(error)}. It is given {', '.join(GIVEN)} by name; what it does "
+            f"The loss {name} cannot be called: {in_one_line(error)}. It is given {', '.join(GIVEN)} by name; what it does "
             "not need goes into **others"
         ) from error
     count = len(pair["chosen_lengths"])
@@ -235,7 +212,3 @@ def made_up_pairs(count: int = 64) -> dict[str, torch.Tensor]:
         ratio = scale * (2 * torch.rand(count, generator=generator) - 1)
         pair[f"policy_{answer}_logps"] = (pair[f"ref_{answer}_logps"] + ratio).clamp(max=-0.1)
     return pair
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")

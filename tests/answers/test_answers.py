@@ -31,7 +31,7 @@ def write(path, *rows):
 
 
 def prompts_in(path, tokenizer=None, **how):
-    pairs, rows, is_held_out = load_prompts(str(path), tokenizer, load_preferences, format_pair, **how)
+    pairs, rows, is_held_out, _ = load_prompts(str(path), tokenizer, load_preferences, format_pair, **how)
     return pairs, [list(p) if isinstance(p, list) else p for p in pick_prompts(rows, 100)], is_held_out
 
 
@@ -60,7 +60,7 @@ def test_prompts_alone_are_recognised_in_the_shapes_of_pairs(tmp_path, base_toke
 
 def test_a_system_turn_and_a_category_come_with_the_prompt(tmp_path):
     path = write(tmp_path / "p.jsonl", {"system": "Be brief.", "prompt": "why?", "category": "causes"})
-    _, rows, _ = load_prompts(path, None, load_preferences, format_pair)
+    _, rows, *_ = load_prompts(path, None, load_preferences, format_pair)
     assert rows[0]["prompt"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "why?"}]
     assert rows["category"] == ["causes"]
 

@@ -1,6 +1,6 @@
 """What came from somewhere else is data: it runs nothing, it is obeyed by nothing that shows it, and nothing is sent.
 
-The page of an evaluation has its tests in test_html_report.py, the judge's key and the blind table in test_judges.py.
+The page of an evaluation has its tests in test_html_report.py, the judge's key and the blind table in tests/judges/.
 """
 
 import json
@@ -21,7 +21,8 @@ from dpo_utils import load_model, load_preferences, parse_args
 from machinery.common.errors import UserError
 from machinery.common.masking import without_secrets
 from machinery.common.safe_text import completions_page, printable
-from machinery.evaluation.judges import JudgeError, load_reward_model
+from machinery.judges.interface import JudgeError
+from machinery.judges.reward_model import load_reward_model
 from machinery.models.adapters import load_adapter
 
 DEMO_MODEL = PROJECT / "demo" / "model"

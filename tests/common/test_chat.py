@@ -8,9 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dpo_utils import load_preferences, pair_ids, pick_prompts, prompt_ids, sample_completions
-from machinery.common.chat import Turns, split_thought, thought_marks
+from machinery.common.chat import Turns, as_text, split_thought, thought_marks
 from machinery.data.tokens import shorten_prompt, token_facts
-from machinery.evaluation.judges import as_text
 
 # It thinks like Qwen3: an empty thought before an answer that has none, and behind a prompt only where it is asked for.
 THINKS = (

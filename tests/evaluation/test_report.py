@@ -9,9 +9,10 @@ import pytest
 from datasets import Dataset
 
 from dpo_utils import Completion
-from machinery.evaluation.judges import JudgeError, ScoreJudge
 from machinery.evaluation.report import FILES, Report
 from machinery.evaluation.verdict import Reference, decide, judge_all
+from machinery.judges.interface import JudgeError
+from machinery.judges.scores import ScoreJudge
 
 NO_LOG_PROBS = dict(beta=0.1, trained_from=None, measured={})
 

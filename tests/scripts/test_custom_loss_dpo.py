@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from custom_loss_dpo import LIMITS, LOSSES, CustomLossDPOTrainer
-from machinery.common.errors import UserError
+from machinery.common.errors import UserError, function_from
 from machinery.training.custom_loss import CustomLoss
-from machinery.training.losses import TRL_LOSSES, check_loss, choose_loss, load_loss, made_up_pairs, uses_reference
+from machinery.training.losses import TRL_LOSSES, check_loss, choose_loss, made_up_pairs, uses_reference
 from machinery.watching.watcher import Watcher
 
 SMOOTHING = dict.fromkeys(("exo_pair", "robust", "cdpo", "aot", "aot_unpaired"), 0.1)
@@ -500,12 +500,12 @@ def flat(**pair):
 def test_a_loss_that_cannot_train_is_refused_in_one_sentence(name, message, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     with pytest.raises(UserError, match=message):
-        check_loss(load_loss(f"{tmp_path}/mine.py:{name}"), name, 0.1)
+        check_loss(function_from(f"{tmp_path}/mine.py:{name}", "--loss_file"), name, 0.1)
 
 
 def test_a_good_one_is_taken(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
-    own = load_loss(f"{tmp_path}/mine.py:good")
+    own = function_from(f"{tmp_path}/mine.py:good", "--loss_file")
     check_loss(own, "good", 0.1)
     pair = made_up_pairs()
     assert torch.allclose(own(beta=0.3, **pair), loss_named("sigmoid")(beta=0.3, **pair))

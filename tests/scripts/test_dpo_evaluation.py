@@ -16,7 +16,6 @@ from dpo_utils import Completion, load_model, pair_logps, prompt_ids
 from machinery.common.errors import UserError
 from machinery.common.intervals import LANGUAGE_MODEL_JUDGE, OTHER_JUDGE
 from machinery.evaluation import verdict
-from machinery.evaluation.judges import EndpointJudge, ScoreJudge, Verdict
 from machinery.evaluation.metrics import (
     PairLogps,
     calibration_bins,
@@ -26,6 +25,9 @@ from machinery.evaluation.metrics import (
     repeated_share,
 )
 from machinery.evaluation.verdict import Outcome, Reference, add_scores, compare, decide
+from machinery.judges.endpoint import EndpointJudge
+from machinery.judges.interface import Judge, Verdict
+from machinery.judges.scores import ScoreJudge
 
 FEW = ("--num_eval_prompts", 12, "--num_samples", 2, "--max_new_tokens", 24)
 
@@ -231,8 +233,9 @@ def test_wins_are_averaged_over_a_prompt_s_answers_first():
     assert outcome.longer_by.tolist() == [0, 2]
 
 
-class FirstWins:
+class FirstWins(Judge):
     name = "a judge of the first answer"
+    most_answers = 1
 
     def judge(self, comparisons, progress=None):
         return [Verdict(1.0, None, None) for _ in comparisons]
@@ -330,14 +333,6 @@ def test_only_a_language_model_gets_the_prior_of_language_models(monkeypatch):
     for judge in (endpoint, FirstWins()):
         verdict.judge_all(judge, ["p"], reference, [{"model": "m", "answers": reference.answers, "measured": {}}])
     assert heard == [LANGUAGE_MODEL_JUDGE, OTHER_JUDGE]
-
-
-def test_scores_that_are_no_numbers_cost_their_prompts_only():
-    rows = [[Verdict(1, None, (1.0, 3.0))], [Verdict(None, "not a number", (float("nan"), 3.0))]]
-    result = {"measured": {}}
-    add_scores(result, Outcome("m", "r", rows, np.array([1.0, np.nan]), np.zeros(2)))
-    assert result["measured"]["score"][0] == 3.0
-    assert result["measured"]["score_reference"][0] == 1.0
 
 
 def test_log_probs_that_overflow_are_named():
@@ -456,7 +451,7 @@ def test_what_needs_no_judge_is_kept_when_the_judge_never_answers(call, trained,
     async def no_wait(seconds):
         pass
 
-    monkeypatch.setattr("machinery.evaluation.judges.EndpointJudge", partial(EndpointJudge, wait=no_wait))
+    monkeypatch.setattr("machinery.judges.flags.EndpointJudge", partial(EndpointJudge, wait=no_wait))
     code, _, error = call(
         "dpo_evaluation", "--model_name_or_path", trained, "--judge_url", "http://127.0.0.1:9/v1", "--judge_model", "nobody",
         *FEW, "--output_dir", tmp_path,

@@ -1,11 +1,8 @@
-"""Judges: who wins and why, whatever an endpoint, an answer, a spreadsheet or a torn file does on the way."""
+"""A language model as the judge: who wins and why, whatever the server, its answers and a torn file do on the way."""
 
 import asyncio
-import copy
-import csv
 import json
 import logging
-import os
 import random
 import re
 import signal
@@ -17,30 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import processors
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-)
 
 from machinery.common import http_client
-from machinery.evaluation import judges
-from machinery.evaluation.judges import (
-    GIVE_UP_AFTER,
-    Comparison,
-    EndpointJudge,
-    JudgeError,
-    ScoreJudge,
-    key_from_environment,
-    read_blind_csv,
-    reward_model_score,
-    write_blind_csv,
-)
+from machinery.common.http_client import GIVE_UP_AFTER, key_from_environment
+from machinery.judges import endpoint as endpoint_module
+from machinery.judges.endpoint import EndpointJudge
+from machinery.judges.interface import BY_TEXT, FIRST, PARTLY, SECOND, Comparison, JudgeError
+from machinery.judges.scores import ScoreJudge
 
 KEY = "sk-a-very-secret-key-0123456789"
 CHAT = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "what is it?"}]
@@ -48,123 +28,6 @@ CHAT = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "w
 
 def wins(verdicts):
     return [verdict.win for verdict in verdicts]
-
-
-# --- Scores
-
-
-def test_the_higher_score_wins_and_equal_scores_tie():
-    judge = ScoreJudge("length", lambda prompts, answers: [float(len(answer)) for answer in answers])
-    verdicts = judge.judge([Comparison("p", "a", "bb"), Comparison("p", "aa", "b"), Comparison("p", "a", "b")])
-    assert judge.name == "length"
-    assert [(verdict.win, verdict.scores) for verdict in verdicts] == [(1, (1, 2)), (0, (2, 1)), (0.5, (1, 1))]
-    assert judge.judge([]) == []
-
-
-def test_the_same_answer_twice_ties_whatever_the_last_digit_says():
-    scores = iter([1.0, 1.0000001])
-    judge = ScoreJudge("noisy", lambda prompts, answers: [next(scores) for _ in answers])
-    assert wins(judge.judge([Comparison("p", "a", "a")])) == [0.5]
-
-
-def test_a_score_that_is_no_number_is_no_verdict():
-    judge = ScoreJudge("broken", lambda prompts, answers: [float(answer) for answer in answers])
-    verdicts = judge.judge([Comparison("p", "nan", "1"), Comparison("p", "1", "nan"), Comparison("p", "1", "inf")])
-    assert wins(verdicts) == [None, None, 1]
-    assert "not a number" in verdicts[0].reason
-
-
-def reward_model(tokenizer, kind="llama", **options):
-    torch.manual_seed(0)
-    sizes = dict(vocab_size=len(tokenizer), num_labels=1) | options
-    if kind == "gpt2":
-        return GPT2ForSequenceClassification(GPT2Config(n_embd=32, n_layer=2, n_head=2, **sizes))
-    if kind == "bert":  # looks both ways, so padding that is not masked would show
-        config = BertConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            initializer_range=0.3,
-            **sizes,
-        )
-        return BertForSequenceClassification(config)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        **{"pad_token_id": None} | sizes,
-    )
-    model = LlamaForSequenceClassification(config)
-    for parameter in model.parameters():
-        parameter.data.mul_(3)
-    return model
-
-
-@torch.no_grad()
-def score_alone(model, ids):
-    """The referee: one text, nothing padded."""
-    return model.eval()(input_ids=torch.tensor([ids])).logits.item()
-
-
-ANSWERS = ["a cat", "the cat sat on the mat, and a dog ran over the hill", "no", "it is a dog.", "?"]
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
-@pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_padding_changes_no_score(base_tokenizer, kind, batch_size):
-    assert base_tokenizer.pad_token is None
-    model = reward_model(base_tokenizer, kind)
-    expected = [score_alone(model, base_tokenizer(f"what is it?\n{answer}")["input_ids"]) for answer in ANSWERS]
-    scores = reward_model_score(model, base_tokenizer, batch_size)(["what is it?"] * 5, ANSWERS)
-    assert scores == pytest.approx(expected, abs=1e-5)
-    assert max(expected) - min(expected) > 0.01
-    assert model.config.pad_token_id == {"llama": None, "gpt2": None, "bert": 0}[kind]
-
-
-@pytest.mark.parametrize("pad", [None, 0])
-def test_turns_go_through_the_chat_template_and_its_end_counts_where_the_model_reads_it(base_tokenizer, pad):
-    tokenizer = copy.deepcopy(base_tokenizer)  # its end of a turn is the EOS token, 0, which many models pad with
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
-    # The template writes all special tokens, so those that the tokenizer would add are too many.
-    start = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 0)])
-    tokenizer.backend_tokenizer.post_processor = start
-    model = reward_model(tokenizer, pad_token_id=pad)
-    texts = [f"system: be kind</s>user: what is it?</s>assistant: {answer}</s>" for answer in ANSWERS]
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert tokenizer(texts[0])["input_ids"] == [0, *rows[0]]
-    expected = [score_alone(model, row) for row in rows]
-    score = reward_model_score(model, tokenizer)
-    assert score([CHAT] * 5, ANSWERS) == pytest.approx(expected, abs=1e-5)
-    assert score(["what is it?"], ["no"]) == score([CHAT[1:]], ["no"])  # a text is what the user says
-
-
-def test_a_template_that_refuses_a_prompt_is_a_judge_that_failed(base_tokenizer):
-    tokenizer = copy.deepcopy(base_tokenizer)
-    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(JudgeError, match="template refuses a prompt: System role not supported"):
-        reward_model_score(reward_model(tokenizer), tokenizer)([CHAT], ["no"])
-
-
-@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}\n{% endfor %}"])
-def test_a_long_prompt_loses_its_start_and_the_answer_stays(base_tokenizer, template):
-    tokenizer = copy.deepcopy(base_tokenizer)
-    tokenizer.chat_template = template
-    model = reward_model(tokenizer, max_position_embeddings=32)
-    ids = tokenizer("the cat sat on the mat " * 20 + "\nit is a dog." + ("\n" if template else ""))["input_ids"]
-    assert len(ids) > 100
-    [score] = reward_model_score(model, tokenizer)(["the cat sat on the mat " * 20], ["it is a dog."])
-    assert score == pytest.approx(score_alone(model, ids[-32:]), abs=1e-5)
-    assert tokenizer.truncation_side == "right"
-
-
-def test_a_model_with_several_labels_is_no_reward_model(base_tokenizer):
-    with pytest.raises(JudgeError, match="has 3 labels; a reward model has one"):
-        reward_model_score(reward_model(base_tokenizer, num_labels=3), base_tokenizer)
-
-
-# --- An endpoint
 
 
 class Endpoint:
@@ -293,12 +156,19 @@ def test_a_judge_that_always_takes_the_first_answer_decides_nothing(endpoint, ma
     [verdict] = make().judge(PAIRS[:1])
     assert verdict.win == 0.5
     assert verdict.reason == "the order decided: A as given, A with the answers swapped"
+    assert verdict.decided == FIRST
 
 
 def test_a_tie_in_one_order_only_is_a_tie_by_order(endpoint, make):
     endpoint.script = ["Verdict: B", "Verdict: tie"]
     [verdict] = make(concurrency=1).judge(PAIRS[:1])
-    assert (verdict.win, verdict.reason[:9]) == (0.5, "the order")
+    assert (verdict.win, verdict.reason[:9], verdict.decided) == (0.5, "the order", PARTLY)
+
+
+def test_a_judge_that_always_takes_the_second_answer_is_told_from_one_that_reads(endpoint, make):
+    endpoint.script = ["Verdict: B"] * 2
+    decided = [verdict.decided for verdict in make(concurrency=1).judge([*PAIRS, Comparison("why?", "same", "same")])]
+    assert decided == [SECOND, BY_TEXT, BY_TEXT, None]
 
 
 def test_equal_answers_tie_and_nobody_is_asked(endpoint, make):
@@ -365,7 +235,7 @@ def test_a_judge_that_is_never_clear_gives_no_verdict(endpoint, make):
     endpoint.script = ["Hm."] * 3
     verdicts = make(concurrency=1, attempts=3).judge(PAIRS)
     assert wins(verdicts) == [None, 0, 0.5]
-    assert verdicts[0].reason == "not judged: no clear verdict in its answer"
+    assert verdicts[0].reason == 'not judged: no clear verdict in its answer: it ends with "Hm."'
     assert len(endpoint.seen) == 3 + 4  # the other order of the first comparison is not asked for
 
 
@@ -464,7 +334,7 @@ def test_a_second_run_asks_nothing(endpoint, make):
 
 def test_an_unclear_answer_is_kept_but_never_taken_for_a_verdict(endpoint, make, tmp_path):
     endpoint.script = ["Hm."]
-    with pytest.raises(JudgeError, match="never answered: no clear verdict"):
+    with pytest.raises(JudgeError, match="never gave a verdict: no clear verdict"):
         make(attempts=1, concurrency=1).judge(PAIRS[:1])
     assert json.loads((tmp_path / "cache.jsonl").read_text())["answer"] == "Hm."
     assert wins(make().judge(PAIRS[:1])) == [1]
@@ -517,7 +387,7 @@ def test_ctrl_c_leaves_the_cache_whole(endpoint, make, tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     lines = (tmp_path / "cache.jsonl").read_text().splitlines()
-    assert [set(json.loads(line)) for line in lines] == [{"key", "answer", "checksum"}] * 3
+    assert [set(json.loads(line)) for line in lines] == [{"key", "answer", "is_cut", "checksum"}] * 3
     assert wins(make().judge(PAIRS)) == [1, 0, 0.5]
     assert len(endpoint.seen) == 4 + 3
 
@@ -557,10 +427,10 @@ def test_failures_that_are_not_in_a_row_do_not_end_it(endpoint, make):
 
 def test_a_server_that_never_answers_is_an_error(endpoint, make):
     endpoint.always = 500
-    with pytest.raises(JudgeError, match=r"m at 127\.0\.0\.1 never answered: HTTP 500"):
+    with pytest.raises(JudgeError, match=r"m at 127\.0\.0\.1 never gave a verdict: HTTP 500"):
         make(attempts=2).judge([*PAIRS, Comparison("why?", "same", "same")])
     endpoint.stop()
-    with pytest.raises(JudgeError, match="never answered: no connection"):
+    with pytest.raises(JudgeError, match="never gave a verdict: no connection"):
         make(attempts=2).judge(PAIRS)
 
 
@@ -580,7 +450,9 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(endpoint, make, tmp_path,
         told.extend(repr(cause) for cause in (caught.value.__cause__, caught.value.__context__))
         frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
         locals_there = [
-            frame.f_locals for frame in frames if frame.f_code.co_filename in (judges.__file__, http_client.__file__)
+            frame.f_locals
+            for frame in frames
+            if frame.f_code.co_filename in (endpoint_module.__file__, http_client.__file__)
         ]
         assert len(locals_there) >= 2
         told.append(repr(locals_there))
@@ -684,134 +556,3 @@ def test_the_bar_carries_the_label(endpoint, make, capfd):
     assert "scoring" in shown
     make().judge(PAIRS)
     assert capfd.readouterr().err == ""
-
-
-# --- A person
-
-
-MANY = [Comparison(f"why {number}?", f"bad {number}", f"good {number}") for number in range(30)]
-
-
-def rows_of(path):
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def save(path, rows, separator=","):
-    with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], delimiter=separator)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@pytest.fixture
-def table(tmp_path):
-    path, key = tmp_path / "blind.csv", tmp_path / "key.json"
-    write_blind_csv(path, key, MANY, seed=1)
-    return path, key
-
-
-def test_what_a_person_fills_in_comes_back_in_the_original_order(table):
-    path, key = table
-    rows = rows_of(path)
-    assert list(rows[0]) == ["number", "prompt", "answer_1", "answer_2", "verdict"]
-    expected = [1.0] * 30
-    for row in rows:
-        row["verdict"] = "1" if "good" in row["answer_1"] else "2"
-        number = int(re.search(r"\d+", row["prompt"])[0])
-        if number % 3 == 0:
-            row["verdict"], expected[number] = {"1": "2", "2": "1"}[row["verdict"]], 0.0
-        if number % 5 == 0:
-            row["verdict"], expected[number] = " Tie ", 0.5
-        if number == 7:
-            row["verdict"], expected[number] = "", None
-    save(path, rows)
-    verdicts = read_blind_csv(path, key, MANY)
-    assert wins(verdicts) == expected
-    assert verdicts[7].reason == "not judged: left empty"
-
-
-def test_rows_and_answers_are_in_random_order_that_the_seed_decides(table, tmp_path):
-    rows = rows_of(table[0])
-    assert [row["prompt"] for row in rows] != [pair.prompt for pair in MANY]
-    assert sorted(row["prompt"] for row in rows) == sorted(pair.prompt for pair in MANY)
-    assert 5 < sum("good" in row["answer_1"] for row in rows) < 25
-    for seed in (1, 2):
-        write_blind_csv(tmp_path / f"{seed}.csv", tmp_path / f"{seed}.json", MANY, seed)
-    assert (tmp_path / "1.csv").read_bytes() == table[0].read_bytes() != (tmp_path / "2.csv").read_bytes()
-
-
-@pytest.mark.parametrize("separator", [";", "\t"])
-def test_a_spreadsheet_may_sort_the_rows_and_change_the_separator(table, separator):
-    path, key = table
-    rows = rows_of(path)
-    for row in rows:
-        row["verdict"] = "1" if "good" in row["answer_1"] else "2"
-    save(path, sorted(rows, key=lambda row: row["prompt"]), separator)
-    assert wins(read_blind_csv(path, key, MANY)) == [1.0] * 30
-
-
-def test_nothing_in_the_table_is_run_as_a_formula(tmp_path):
-    path = tmp_path / "blind.csv"
-    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"]
-    pairs = [Comparison(text, text, 'fine, "quoted"\nin two lines; \ud800 é') for text in texts]
-    write_blind_csv(path, tmp_path / "key.json", pairs, seed=0)
-    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
-    rows = rows_of(path)
-    assert sorted(row["prompt"] for row in rows) == sorted("'" + text for text in texts)
-    for row in rows:
-        assert sorted([row["answer_1"], row["answer_2"]]) == sorted(
-            [row["prompt"], 'fine, "quoted"\nin two lines; \\ud800 é']
-        )
-
-
-def test_a_wrong_entry_is_named_with_its_line(tmp_path):
-    path, key = tmp_path / "blind.csv", tmp_path / "key.json"
-    pairs = [Comparison("two\nlines", "a", "b"), Comparison("two\nlines", "c", "d")]
-    write_blind_csv(path, key, pairs, seed=0)
-    rows = rows_of(path)
-    rows[1]["verdict"] = "3"
-    save(path, rows)
-    with pytest.raises(JudgeError, match=rf"{path}, line 4, number 2: '3' is no verdict; write 1, 2 or tie"):
-        read_blind_csv(path, key, pairs)
-
-
-def test_numbers_that_occur_twice_or_are_unknown_are_refused(table):
-    path, key = table
-    rows = rows_of(path)
-    save(path, [*rows, rows[3]])
-    with pytest.raises(JudgeError, match=r"line 32: the number '4' is in .*line 5 too"):
-        read_blind_csv(path, key, MANY)
-    save(path, [rows[0] | {"number": "31"}])
-    with pytest.raises(JudgeError, match="line 2: the number '31' is not in"):
-        read_blind_csv(path, key, MANY)
-    save(path, rows[:2])  # deleted rows are not judged
-    assert wins(read_blind_csv(path, key, MANY)) == [None] * 30
-
-
-def test_files_that_are_no_table_or_no_key_are_named(table, tmp_path):
-    path, key = table
-    with pytest.raises(JudgeError, match=r"gone\.csv cannot be read"):
-        read_blind_csv(tmp_path / "gone.csv", key, MANY)
-    with pytest.raises(JudgeError, match="cannot be read as the key"):
-        read_blind_csv(path, path, MANY)
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(JudgeError, match="line 1: no columns number and verdict"):
-        read_blind_csv(path, key, MANY)
-
-
-def test_a_table_that_somebody_may_have_worked_on_is_not_replaced(table, tmp_path):
-    path, key = table
-    before = path.read_bytes(), key.read_bytes()
-    for files in ((path, tmp_path / "new.json"), (tmp_path / "new.csv", key)):
-        with pytest.raises(JudgeError, match="is there already"):
-            write_blind_csv(*files, MANY, seed=3)
-    assert (path.read_bytes(), key.read_bytes()) == before
-    assert sorted(os.listdir(tmp_path)) == ["blind.csv", "key.json"]
-
-
-def test_verdicts_on_other_answers_are_refused(table):
-    path, key = table
-    others = [*MANY[:-1], MANY[-1]._replace(first="another answer")]
-    with pytest.raises(JudgeError, match="was written for other answers"):
-        read_blind_csv(path, key, others)
