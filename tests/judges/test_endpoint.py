@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from machinery.common import http_client
+from machinery.common.chat import Turns
 from machinery.common.http_client import GIVE_UP_AFTER, key_from_environment
 from machinery.judges import endpoint as endpoint_module
 from machinery.judges.endpoint import EndpointJudge
 from machinery.judges.interface import BY_TEXT, FIRST, PARTLY, SECOND, Comparison, JudgeError
+from machinery.judges.question import Question
 from machinery.judges.scores import ScoreJudge
 
 KEY = "sk-a-very-secret-key-0123456789"
@@ -556,3 +558,83 @@ def test_the_bar_carries_the_label(endpoint, make, capfd):
     assert "scoring" in shown
     make().judge(PAIRS)
     assert capfd.readouterr().err == ""
+
+
+# --- What it is asked, and for how much
+
+
+def cut(text):
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "length"}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+def test_its_answers_are_bounded(endpoint, make):
+    make().judge(PAIRS[:1])
+    make(most_tokens=8000, model="another").judge(PAIRS[:1])
+    assert [body["max_tokens"] for _, _, body in endpoint.seen] == [1024] * 2 + [8000] * 2
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        ("", "no clear verdict in its answer: it is empty"),
+        ("Both are fine. " * 20, 'it ends with "...'),
+        (cut("Verdict: a"), "cut off after 1024 tokens, see --judge_max_tokens"),  # a tie, perhaps
+        (cut(None), "cut off after 1024 tokens, see --judge_max_tokens, all of them thought"),
+        (b'{"choices": [{"message": {"content": null}, "finish_reason": "content_filter"}]}', "content_filter"),
+    ],
+)
+def test_why_there_is_no_verdict_is_said(endpoint, make, act, words):
+    endpoint.always = lambda body: act if "bad" in answers_in(body) else None
+    verdicts = make(attempts=2).judge([PAIRS[0], Comparison("why?", "so", "good")])
+    assert wins(verdicts) == [None, 1]
+    assert words in verdicts[0].reason
+    assert len(verdicts[0].reason) < 200
+
+
+def test_an_answer_that_was_cut_is_not_asked_for_again_and_no_verdict_of_a_later_run(endpoint, make):
+    endpoint.script = [cut("Verdict: A"), None, None]
+    pairs = [PAIRS[0], Comparison("why?", "so", "good")]
+    assert wins(make(concurrency=1).judge(pairs)) == [None, 1]
+    assert len(endpoint.seen) == 3  # the cut one, and the two of the other comparison
+    assert wins(make(concurrency=1, most_tokens=8000).judge(pairs)) == [1, 1]
+    assert len(endpoint.seen) == 5
+
+
+def test_a_question_of_ones_own_is_asked_and_has_verdicts_of_its_own(endpoint, make):
+    make().judge(PAIRS[:1])
+    question = Question('{"q": "{prompt}", {{ "Verdict: A?" }}}\n{answer_a}\n--\n{answer_b}')
+    endpoint.always = "Verdict: tie"
+    comparison = Comparison("why {answer_a}?", "bad {answer_b}", "good")
+    assert wins(make(question=question).judge([comparison])) == [0.5]
+    asked = [body["messages"][0]["content"] for _, _, body in endpoint.seen[2:]]
+    head = '{"q": "why {answer_a}?", {{ "Verdict: A?" }}}'
+    assert sorted(asked) == [f"{head}\nbad {{answer_b}}\n--\ngood", f"{head}\ngood\n--\nbad {{answer_b}}"]
+    assert wins(make(question=question).judge(PAIRS[:1])) == [0.5]  # not the verdict on the other question
+
+
+def test_other_tools_make_another_question(endpoint, make):
+    for tools in ("[1]", "[2]"):
+        make().judge([Comparison(Turns(CHAT, tools=tools), "bad", "good")])
+    assert len(endpoint.seen) == 4
+
+
+def test_a_server_that_keeps_thoughts_apart_is_read(endpoint, make):
+    message = {"content": "Verdict: tie", "reasoning": "Verdict: A"}
+    endpoint.always = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+    assert wins(make().judge(PAIRS[:1])) == [0.5]
+
+
+def test_a_setting_that_is_refused_is_told_from_a_word_in_the_conversation(endpoint, make, caplog):
+    """A server may repeat what it was sent: that is no reason to leave a setting out for all requests."""
+    repeats = lambda body: (400, {}, json.dumps({"error": body["messages"]}).encode())  # noqa: E731
+    endpoint.script = [repeats]
+    verdicts = make(concurrency=1).judge([Comparison("what temperature is it?", "bad", "good"), PAIRS[0]])
+    assert wins(verdicts) == [None, 1]
+    assert {body["temperature"] for _, _, body in endpoint.seen} == {0.0}
+    named = {"error": {"message": "no seed, temperature or top_p here", "param": "max_tokens"}}
+    endpoint.always = lambda body: (422, {}, json.dumps(named).encode()) if "max_tokens" in body else None
+    assert wins(make(concurrency=1, model="another").judge(PAIRS[:1])) == [1]
+    assert [body.get("max_completion_tokens") for _, _, body in endpoint.seen[-3:]] == [None, 1024, 1024]
+    assert "temperature" in endpoint.seen[-1][2]
+    assert caplog.text.count("does not take max_tokens") == 1
