@@ -379,6 +379,8 @@ def _key_figures(outcome: Outcome) -> Iterator[tuple[str, str]]:
     for name, values in {"win rate": outcome.measured.get("win_rate"), **controls}.items():
         if values:
             yield name, _cell(values, ".2f")
+    if ORDER in outcome.measured:
+        yield "decided by the order", f"{outcome.measured[ORDER][0]:.0%} of verdicts"
     if "kl" in outcome.measured:
         yield "KL from the reference", f"{_cell(outcome.measured['kl'], '.2f')} nats a reply"
     if len(outcome.longer_by):

@@ -11,7 +11,7 @@ from datasets import Dataset
 from dpo_utils import Completion
 from machinery.evaluation.report import FILES, Report
 from machinery.evaluation.verdict import Reference, decide, judge_all
-from machinery.judges.interface import JudgeError
+from machinery.judges.interface import BY_TEXT, FIRST, PARTLY, SECOND, Judge, JudgeError, Verdict
 from machinery.judges.scores import ScoreJudge
 
 NO_LOG_PROBS = dict(beta=0.1, trained_from=None, measured={})
@@ -94,6 +94,52 @@ def test_where_nobody_judged_the_block_says_so():
     report = report_of({"reference": ["x"] * 3, "policy": ["xx"] * 3}, judge=Nobody("n", None))
     [verdict] = report.page([], {})["verdicts"]
     assert "never answered" in verdict["sentences"][0]
+
+
+class InBothOrders(Judge):
+    """Says of each comparison in turn what decided it; a text decides for the second answer."""
+
+    name, is_language_model = "m at localhost", True
+
+    def __init__(self, *decided):
+        self.decided = decided
+
+    def judge(self, comparisons, progress=None):
+        assert len(comparisons) == len(self.decided)
+        return [Verdict(1.0 if d in (BY_TEXT, None) else 0.5, None, None, d) for d in self.decided]
+
+
+def test_a_judge_that_looks_at_the_place_alone_is_found_out(tmp_path, capsys):
+    report = report_of({"reference": ["x"] * 40, "policy": ["xx"] * 40}, judge=InBothOrders(*[FIRST] * 40))
+    [outcome] = report.outcomes
+    assert outcome.word == "cannot tell"
+    assert outcome.sentences[1] == (
+        "The order of the answers decided 40 of 40 verdicts, and those are ties: 40 times the answer shown first won both ways."
+    )
+    report.show()
+    shown = capsys.readouterr().out
+    assert re.search(r"verdicts that the order of the answers decided +100.0% \[91.2%, 100.0%\]", shown)
+    caveat = "the order of the answers decided 100% of the judge's verdicts on policy against reference"
+    assert f"Note: {caveat}" in shown
+    report.write(tmp_path, {})
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["win_rate"], metrics["order_decided"], metrics["order_took_first"]) == (0.5, 1, 1)
+    assert metrics["asked_in_both_orders"] == 40
+    assert caveat[1:] in (tmp_path / "report.html").read_text().replace("&#39;", "'")
+
+
+@pytest.mark.parametrize(("by_order", "is_said"), [(4, False), (5, True)])
+def test_a_tenth_of_the_verdicts_is_the_most_that_goes_without_a_caveat(by_order, is_said):
+    decided = [FIRST, SECOND, SECOND, PARTLY, PARTLY][:by_order] + [BY_TEXT] * (40 - by_order)
+    report = report_of({"reference": ["x"] * 42, "policy": ["xx"] * 42}, judge=InBothOrders(*decided, None, None))
+    said = f"The order of the answers decided {by_order} of 40 verdicts, and those are ties: 1 times the answer shown first"
+    assert report.outcomes[0].sentences[1].startswith(said)
+    assert any("the order of the answers decided" in caveat for caveat in report.caveats()) == is_said
+
+
+def test_a_judge_that_is_asked_once_has_no_figure_of_the_order():
+    report = report_of({"reference": ["x"] * 4, "policy": ["xx"] * 4})
+    assert not [name for name in report.metrics() if "order" in name]
 
 
 @pytest.mark.parametrize(("count", "sure"), [(1, 1), (40, 0)])

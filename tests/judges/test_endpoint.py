@@ -153,6 +153,16 @@ def test_both_orders_are_asked_and_the_same_verdict_counts(endpoint, make):
     assert judge.name == "m at 127.0.0.1"
 
 
+def test_eight_are_asked_at_a_time(endpoint, make):
+    all_there = threading.Barrier(8)
+
+    def wait(body):
+        all_there.wait(20)  # breaks where fewer come
+
+    endpoint.always = wait
+    assert wins(make().judge([Comparison(f"why {n}?", "bad", "good") for n in range(8)])) == [1] * 8
+
+
 def test_a_judge_that_always_takes_the_first_answer_decides_nothing(endpoint, make):
     endpoint.always = "Verdict: A"
     [verdict] = make().judge(PAIRS[:1])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import (
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    dynamic_module_utils,
 )
 
 from machinery.judges.interface import JudgeError
@@ -210,19 +212,33 @@ def own_model(folder, tokenizer, width=1, shape=""):
     return str(folder)
 
 
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """Where Transformers copies such code to, for one test alone."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("own_modules")
 def test_a_model_with_code_of_its_own_needs_trust_and_then_works(tmp_path, base_tokenizer):
-    name = own_model(tmp_path, base_tokenizer, shape="[:, 0]")  # and its labels are none of the library's business
+    name = own_model(
+        tmp_path / "m", base_tokenizer, shape="[:, 0]"
+    )  # and its labels are none of the library's business
     with pytest.raises(
         JudgeError, match=r"runs code that comes with it: look at that code, then add --trust_remote_code$"
     ):
         load_reward_model(name, "cpu")
-    assert not (tmp_path / "trace").exists()
+    assert not (tmp_path / "m" / "trace").exists()
     score = load_reward_model(name, "cpu", trust_remote_code=True)
     tokens = [len(base_tokenizer(f"why?\n{answer}")["input_ids"]) for answer in ANSWERS]
     assert score(["why?"] * 5, ANSWERS) == [2.0 * count for count in tokens]
 
 
+@pytest.mark.usefixtures("own_modules")
 def test_code_that_gives_several_numbers_an_answer_is_no_reward_model(tmp_path, base_tokenizer):
-    score = load_reward_model(own_model(tmp_path, base_tokenizer, width=2), "cpu", trust_remote_code=True)
+    score = load_reward_model(own_model(tmp_path / "m", base_tokenizer, width=2), "cpu", trust_remote_code=True)
     with pytest.raises(JudgeError, match="gives 2 numbers an answer; a reward model gives one"):
         score(["why?"], ["so"])

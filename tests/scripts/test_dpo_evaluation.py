@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import PROJECT, SHORT, run_forked, run_script
 from datasets import Dataset
+from fake_server import FakeServer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 from trl import DPOConfig, DPOTrainer
 
@@ -351,6 +352,13 @@ def test_the_best_of_the_old_answers_is_picked_by_the_implicit_reward():
 # --- Other models, other judges ---
 
 
+@pytest.fixture
+def fake_server():
+    server = FakeServer()
+    yield server
+    server.stop()
+
+
 @pytest.mark.thorough
 def test_several_models_are_put_against_each_other(call, trained, tmp_path):
     code, output, error = call("dpo_evaluation", "--models", trained, "demo/model", *FEW, "--output_dir", tmp_path)
@@ -444,6 +452,89 @@ def test_a_reward_model_judges(call, trained, tmp_path):
     assert code == 0, error
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["judge"].startswith("the reward model")
     assert "with its own likings" in output
+
+
+def test_a_function_of_ones_own_judges_all_answers_and_is_tried_first(call, trained, tmp_path):
+    rules = tmp_path / "rules.py"
+    rules.write_text("def score(prompt, answer):\n    return len(answer) if prompt[-1]['role'] == 'user' else None\n")
+    words = ["dpo_evaluation", "--model_name_or_path", trained, *FEW]
+    code, output, error = call(*words, "--judge", f"{rules}:score", "--output_dir", tmp_path / "e")
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "e" / "generations.jsonl").read_text().splitlines()]
+    assert len(rows) == 12 * 2
+    assert all(answer["score"] == len(answer["text"]) for row in rows for answer in row["answers"])
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert metrics["judge"] == f"--judge {rules}:score"
+    assert "win_rate_greedy" in metrics  # a judge of scores is free
+    rules.write_text("def score(prompt, answer):\n    return prompt.lower()\n")
+    code, _, error = call(*words, "--judge", f"{rules}:score", "--output_dir", tmp_path / "f")
+    assert code == 2
+    assert "rules.py:score failed in row 0, for the answer 'I do not know.'" in error
+    assert "object has no attribute 'lower'. It is given the prompt as a list of turns" in error
+    assert not (tmp_path / "f").exists()
+
+
+def test_prompts_that_are_texts_in_the_file_are_texts_for_the_function(call, tmp_path):
+    rows = [{"prompt": f"Why {n}?", "chosen": f"So {n}.", "rejected": "No."} for n in range(6)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rules.py").write_text("def score(prompt, answer):\n    return int(prompt.strip('Why ?'))\n")
+    words = [
+        "--model_name_or_path",
+        "demo/model",
+        "--reference",
+        "demo/model",
+        "--dataset_name",
+        tmp_path / "own.jsonl",
+    ]
+    words += ["--judge", f"{tmp_path}/rules.py:score", *FEW, "--output_dir", tmp_path / "e"]
+    code, _, error = call("dpo_evaluation", *words)
+    assert code == 0, error
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["score"] == 2.5
+
+
+def test_an_endpoint_judges_all_answers_is_asked_ones_own_question_and_nothing_twice(
+    call, trained, tmp_path, monkeypatch, fake_server
+):
+    monkeypatch.chdir(tmp_path)  # where its answers are kept
+    (tmp_path / "rubric.txt").write_text("Kinder?\n{prompt}\n1: {answer_a}\n2: {answer_b}\nEnd with Verdict: A or B.")
+    told = {"choices": [{"message": {"content": "Verdict: A"}, "finish_reason": "stop"}]}
+    fake_server.act = lambda body: (500, b"busy") if len(fake_server.asked) > 6 else (200, told)
+    words = [
+        "--model_name_or_path",
+        trained,
+        "--reference",
+        PROJECT / "demo" / "model",
+        "--dataset_name",
+        PROJECT / "demo",
+    ]
+    words += [
+        "--judge_url",
+        fake_server.url,
+        "--judge_model",
+        "m",
+        "--judge_samples",
+        2,
+        "--judge_prompt",
+        "rubric.txt",
+    ]
+    words += ["--judge_max_tokens", 77, *FEW, "--output_dir"]
+    monkeypatch.setattr("machinery.judges.flags.EndpointJudge", partial(EndpointJudge, attempts=1, concurrency=1))
+    code, _, error = call("dpo_evaluation", *words, "a")
+    assert code == 0, error
+    answered = fake_server.asked[:6]
+    fake_server.act = lambda body: (200, told)
+    code, output, error = call("dpo_evaluation", *words, "b")
+    assert code == 0, error
+    metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
+    asked = [json.loads(body) for body in fake_server.asked]
+    rows = [json.loads(line) for line in (tmp_path / "b" / "generations.jsonl").read_text().splitlines()]
+    differing = [row for row in rows if row["reason"] != "the answers are the same"]
+    assert [row["win"] for row in rows] == [0.5] * 24  # all answers, and not the first alone
+    assert metrics["asked_in_both_orders"] == len(differing) > 6
+    assert not set(answered) & set(fake_server.asked[6:])
+    assert {(body["max_tokens"], body["messages"][0]["content"][:8]) for body in asked} == {(77, "Kinder?\n")}
+    assert metrics["order_decided"] == 1
+    assert "the order of the answers decided 100% of the judge's verdicts" in output
 
 
 @pytest.mark.thorough
