@@ -21,6 +21,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 
 from ..common import chat
@@ -32,7 +33,8 @@ logger = logging.getLogger("dpo")
 
 FOLDER = Path("runs/.cache/answers")
 MOST_BYTES = 2_000_000_000
-_by_model: WeakKeyDictionary = WeakKeyDictionary()  # a model's weights are hashed once
+# A model's weights are hashed once, until something has written to them. What writes through `.data` is not seen.
+_by_model: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def digest_of(*parts) -> str:
@@ -90,17 +92,27 @@ class KeptAnswers:
 
 def kept_for(model, tokenizer) -> KeptAnswers:
     """What this very model has answered: by its weights, its tokenizer, and what computes with them."""
-    if model not in _by_model:
+    now = _as_it_is_now(model, tokenizer)
+    then, kept = _by_model.get(model, (None, None))
+    if kept is None or then != now:  # new, trained since, or with other adapters switched on
         digest = hashlib.sha256()
         hash_weights(model.state_dict(), digest)
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        words = backend.to_str() if backend is not None else [tokenizer.name_or_path, len(tokenizer)]
         config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-        about = [digest.hexdigest(), config, model.config._attn_implementation, model.device.type, words]
-        about += [tokenizer.chat_template, tokenizer.eos_token, torch.__version__, transformers.__version__]
-        about += [model.generation_config.eos_token_id]
-        _by_model[model] = KeptAnswers(digest_of(about))
-    return _by_model[model]
+        about = [digest.hexdigest(), config, model.config._attn_implementation, model.device.type, *now[1:]]
+        about += [torch.__version__, transformers.__version__, model.generation_config.eos_token_id]
+        kept = KeptAnswers(digest_of(about))
+        _by_model[model] = now, kept
+    return kept
+
+
+def _as_it_is_now(model, tokenizer) -> tuple:
+    """What can change while a process runs: how often weights were written to, adapters that are on, the tokenizer."""
+    written_to = sum(weight._version for weight in model.parameters() if not weight.is_inference())
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    adapters = sorted({repr((layer.disable_adapters, layer.active_adapters)) for layer in layers})
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else f"{tokenizer.name_or_path} {len(tokenizer)}"
+    return written_to, adapters, words, tokenizer.chat_template, tokenizer.eos_token
 
 
 def share_of(count: int) -> range:

@@ -82,6 +82,8 @@ class Sources:
             given[name] = server.ask(prompts, fewest, progress=f"{name} answers", **settings)
             failed = [answers for answers in given[name] if isinstance(answers, str)]
             self._leave_out(name, len(failed), prompts, f"({failed[0]})" if failed else "")
+            if left_out := sorted({"temperature", "top_p", "seed"} & server.client.left_out):
+                self.notes.append(f"the server of {name} takes no {' and no '.join(left_out)}, and samples by its own.")
             several = [row for row in given[name] if not isinstance(row, str) and len(row) > 1]
             if settings["temperature"] > 0 and several and all(len({a["text"] for a in row}) == 1 for row in several):
                 self.notes.append(
@@ -131,6 +133,8 @@ def sources_from_flags(args, training_args, model_args) -> Sources:
             say(f"The reference is {reference}, whose answers come first in {args.answers_from[0]}.")
     else:
         names = [*names, *(name for name in served if name not in names)]
+    if files and (not names or names == [reference]):
+        raise UserError(f"--answers_from has answers of {reference} alone, and none to hold against it: add --models.")
     names = list(dict.fromkeys(names)) or [newest_trained(Path("runs")) or _train_basic()]
     facts = run_facts(names[0])
     reference = reference or facts.get("reference")
@@ -141,8 +145,6 @@ def sources_from_flags(args, training_args, model_args) -> Sources:
         lacking = "reference" if reference is None else "dataset_name"
         more = " (a model, or one whose answers are in --answers_from)" if reference is None and files else ""
         raise UserError(f"{names[0]} has no metrics.json that names it: add --{lacking}{more}.")
-    if not names or (names == [reference] and files):
-        raise UserError(f"--answers_from has answers of {reference} alone, and none to hold against it.")
     if len(names) > 1 and (args.judge == "human" or args.answers):
         raise UserError("A person judges one model at a time: name one by --model_name_or_path.")
     if served and reference not in files and not Path(reference).exists():
@@ -159,14 +161,22 @@ def sources_from_flags(args, training_args, model_args) -> Sources:
 
 
 def _wanted(files: dict[str, WrittenAnswers], wanted: list[str], named: list[str]) -> dict[str, WrittenAnswers]:
-    """The answers of those models that are evaluated; a file that names no model has the answers of the one that is named."""
+    """The answers of those models that are evaluated, wanted: the reference first.
+
+    A file that names no model, and by its own name is none that is wanted, has the answers of the one that is evaluated.
+    """
     found = {name: answers for name, answers in files.items() if name in wanted}
+    nameless = [name for name in files if name in named and name not in wanted]
+    if nameless and (len(nameless) > 1 or len(wanted) != 2 or wanted[1] in found):
+        raise UserError(
+            f"--answers_from {nameless[0]} does not say whose answers it has: name the file itself by --models or "
+            "--reference, or put the name into a column model."
+        )
+    for name in nameless:
+        files[name].name = wanted[1]
+        found[wanted[1]] = files[name]
     if files and not found:
-        [first, *others] = files
-        if others or first not in named or len(wanted) != 2:
-            raise UserError(f"--answers_from has answers of {', '.join(files)}, and not of {', '.join(wanted)}.")
-        files[first].name = wanted[1]
-        found = {wanted[1]: files[first]}
+        raise UserError(f"--answers_from has answers of {', '.join(files)}, and not of {', '.join(wanted)}.")
     return found
 
 

@@ -83,7 +83,7 @@ class ChatClient:
         self.url, self.model = self._endpoint(url, key), model
         self.attempts, self.timeout, self.wait = attempts, timeout, wait
         self._key = (key or "").strip()
-        self._unknown: set[str] = set()  # settings that the server does not take
+        self.left_out: set[str] = set()  # settings that the server does not take
         self._jitter = random.Random()  # leaves the generator of the caller's seed alone
 
     def connected(self) -> httpx.AsyncClient:
@@ -110,8 +110,8 @@ class ChatClient:
 
     async def request(self, http: httpx.AsyncClient, messages: list[dict], **settings) -> Reply:
         """One answer. settings: temperature, max_tokens, seed, ... Raises Failed, or where all would fail `error`."""
-        settings = {NEWER.get(name, name) if name in self._unknown else name: v for name, v in settings.items()}
-        settings = {name: value for name, value in settings.items() if name not in self._unknown}
+        settings = {NEWER.get(name, name) if name in self.left_out else name: v for name, v in settings.items()}
+        settings = {name: value for name, value in settings.items() if name not in self.left_out}
         body = {"model": self.model, "messages": messages} | settings
         try:
             async with asyncio.timeout(self.timeout):
@@ -131,8 +131,8 @@ class ChatClient:
             again = status in (408, 409, 425, 429) or status >= 500
             if status in (400, 422) and (refused := _refused_setting(response, body)):
                 again = True
-                if refused not in self._unknown:
-                    self._unknown.add(refused)
+                if refused not in self.left_out:
+                    self.left_out.add(refused)
                     logger.warning(
                         f"{self.url} does not take {refused}; it is asked without: {self._quote(response.text)}"
                     )

@@ -4,19 +4,22 @@ import asyncio
 import json
 import logging
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_llama, spoil
 from fake_server import FakeServer
+from peft import LoraConfig, get_peft_model
 
 from dpo_utils import format_pair, load_preferences, pick_prompts
 from machinery.answers import kept as kept_module
 from machinery.answers.kept import KeptAnswers, sample_kept
 from machinery.answers.prompts import load_prompts
 from machinery.answers.server import AnswerServer
-from machinery.answers.sources import Sources
+from machinery.answers.sources import Sources, sources_from_flags
 from machinery.answers.texts import Windows, read_texts, text_losses, text_windows
 from machinery.answers.written import Answer, read_written
 from machinery.common.errors import UserError
@@ -165,6 +168,62 @@ def test_only_prompts_that_everybody_has_answered_are_compared(tmp_path):
         sources.answers_of_others(["x", "y"], count=2, **how)
 
 
+# --- Who is evaluated
+
+
+def sources_of(tmp_path, *answers_from, **flags):
+    """What the flags name, with no run and no model anywhere."""
+    args = dict(models=[], reference=None, is_model_given=False, is_data_given=True, source="data", encoding="utf-8")
+    args |= dict(dataset_streaming=False, answers_url=None, answers_model=None, answers=None, judge="auto")
+    args = SimpleNamespace(**args | {"answers_from": list(answers_from), "data_kwargs": {}} | flags)
+    return sources_from_flags(args, SimpleNamespace(reads={}), SimpleNamespace(model_name_or_path=None))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Answers that name no model, of two files; and of a model by name."""
+    rows = {name: {"prompt": "why?", "answer": name} for name in ("one", "two")}
+    made = {name: write(tmp_path / f"{name}.jsonl", row) for name, row in rows.items()}
+    return made | {"m": write(tmp_path / "m.jsonl", rows["one"] | {"model": "m"})}
+
+
+def test_a_file_that_names_no_model_is_of_the_one_that_is_evaluated(tmp_path, files):
+    sources = sources_of(tmp_path, files["one"], models=["mine"], reference="base")
+    assert list(sources.written) == ["mine"]
+    assert sources.local == ["base"]
+    sources = sources_of(tmp_path, files["one"], files["m"], models=["mine"], reference="m")
+    assert list(sources.written) == ["m", "mine"]
+    assert sources.local == []
+
+
+def test_the_first_of_two_files_is_the_reference(tmp_path, files):
+    sources = sources_of(tmp_path, files["one"], files["two"])
+    assert (sources.reference, sources.names) == (files["one"], [files["two"]])
+
+
+@pytest.mark.parametrize(
+    ("given", "flags", "words"),
+    [
+        # not another evaluation, of the newest run or of a model that is trained now
+        (
+            ["one"],
+            {"reference": "{one}"},
+            "has answers of .*one.jsonl alone, and none to hold against it: add --models",
+        ),
+        (["m"], {"reference": "m"}, "has answers of m alone"),
+        (["m"], {"reference": "m", "models": ["m"]}, "has answers of m alone"),
+        # not left out in silence while the model that it is of answers once more
+        (["one", "two"], {"reference": "{one}", "models": ["mine", "other"]}, "two.jsonl does not say whose answers"),
+        (["one", "two"], {"reference": "base", "models": ["mine"]}, "one.jsonl does not say whose answers"),
+        (["m"], {"reference": "base", "models": ["mine"]}, "has answers of m, and not of base, mine"),
+    ],
+)
+def test_answers_that_belong_to_nobody_are_said(tmp_path, files, given, flags, words):
+    flags = {flag: value.format(**files) if isinstance(value, str) else value for flag, value in flags.items()}
+    with pytest.raises(UserError, match=words):
+        sources_of(tmp_path, *(files[name] for name in given), **flags)
+
+
 # --- Answers of a server ---
 
 
@@ -263,6 +322,17 @@ def test_a_setting_that_a_server_does_not_know_is_left_out(fake, tmp_path, refus
     body = json.loads(fake.asked[-1])
     assert refused not in body
     assert sent is None or body[sent] == 16
+    sources = Sources(["m"], "base", "data", {}, {"m": make(fake, tmp_path)})
+    sources.answers_of_others(["who?"], most_prompts=9, count=1, tokenizer=None, **HOW)
+    assert sources.notes == ([] if sent else [f"the server of m takes no {refused}, and samples by its own."])
+
+
+def test_an_answer_cut_off_in_its_thought_is_an_answer_without_text(fake, tmp_path):
+    message = {"content": None, "reasoning": "well, well"}
+    fake.act = lambda body: (200, {"choices": [{"message": message, "finish_reason": "length"}]})
+    [[answer]] = make(fake, tmp_path).ask(["why?"], 1, **HOW)
+    assert answer == {"text": "", "finish_reason": "length", "thought": "well, well"}
+    assert len(fake.asked) == 1
 
 
 # --- Kept on disk ---
@@ -285,7 +355,7 @@ def sampling(tmp_path, monkeypatch, base_tokenizer):
         calls.append(seed)
         return [Said(f"{prompt} {seed} {temperature}", [1]) for prompt in prompts]
 
-    def sampling(prompts, fresh=False, **how):
+    def sampling(prompts, fresh=False, model=model, **how):
         if fresh:
             kept_module._by_model.clear()
         how = dict(seed=1, batch_size=2, temperature=1.0) | how
@@ -324,6 +394,28 @@ def test_what_decides_an_answer_is_in_its_key(sampling):
     sampling.model.lm_head.weight.data[0, 0] += 1e-3
     sampling(PROMPTS, fresh=True)
     assert len(sampling.calls) == 12
+
+
+def test_a_model_that_was_trained_in_between_answers_anew(sampling):
+    """In one process: nothing is loaded again that would tell."""
+    sampling(PROMPTS)
+    optimizer = torch.optim.AdamW(sampling.model.parameters(), lr=0.1)
+    sampling.model.lm_head.weight.sum().backward()
+    optimizer.step()
+    sampling(PROMPTS)
+    assert len(sampling.calls) == 6
+    sampling(PROMPTS, fresh=True)
+    assert len(sampling.calls) == 6  # under the weights of now
+
+
+def test_a_model_with_its_adapter_off_is_another_one(sampling):
+    model = get_peft_model(sampling.model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    sampling(PROMPTS, model=model)
+    with model.disable_adapter():
+        sampling(PROMPTS, model=model)
+    assert len(sampling.calls) == 6
+    sampling(PROMPTS, model=model)
+    assert len(sampling.calls) == 6
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "garbage"])

@@ -458,7 +458,7 @@ def test_a_function_of_ones_own_judges_all_answers_and_is_tried_first(call, trai
     rules = tmp_path / "rules.py"
     rules.write_text("def score(prompt, answer):\n    return len(answer) if prompt[-1]['role'] == 'user' else None\n")
     words = ["dpo_evaluation", "--model_name_or_path", trained, *FEW]
-    code, output, error = call(*words, "--judge", f"{rules}:score", "--output_dir", tmp_path / "e")
+    code, _, error = call(*words, "--judge", f"{rules}:score", "--output_dir", tmp_path / "e")
     assert code == 0, error
     rows = [json.loads(line) for line in (tmp_path / "e" / "generations.jsonl").read_text().splitlines()]
     assert len(rows) == 12 * 2
