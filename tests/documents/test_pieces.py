@@ -49,7 +49,7 @@ def take(section: str, folder) -> None:
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder)
-    cut = re.search(r"of `(\w+\.py)`,\s+into\s+`mine/(\w+\.py)`:\s+(.*?)\.(?:\s|$)", said, flags=re.DOTALL)
+    cut = re.search(r"of\s+`(\w+\.py)`,\s+into\s+`mine/(\w+\.py)`:\s+(.*?)\.(?:\s|$)", said, flags=re.DOTALL)
     if cut:
         head = "\n".join(re.findall(r"^    ((?:import|from) .*)$", section, flags=re.MULTILINE))
         (folder / cut[2]).write_text(head + "\n\n" + cut_out(PROJECT / cut[1], re.findall(r"`(\w+)`", cut[3])) + "\n")
