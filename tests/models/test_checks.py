@@ -26,5 +26,5 @@ def test_an_adapter_beside_a_model_is_refused(tmp_path):
     make_llama().save_pretrained(tmp_path)
     check_model_folder(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="an adapter beside a model's config.json"):
+    with pytest.raises(ValueError, match=r"an adapter beside a model's config\.json"):
         check_model_folder(str(tmp_path))
