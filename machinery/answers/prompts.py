@@ -57,24 +57,47 @@ def load_prompts(source, tokenizer, load_preferences: Callable, format_pair: Cal
     return pairs, pairs, eval_pairs is not None, are_texts
 
 
-def _load_alone(
-    source,
-    tokenizer,
-    format_pair: Callable,
-    *,
-    columns: dict[str, str] | None = None,
-    held_out_share: float = 0.0,
-    skip_bad_rows: bool = False,
-    keep_plain: bool = False,
-    max_prompt_length: int | None = None,
-    seed: int = 0,
-    **how,
-) -> tuple[Dataset, bool, bool]:
+def all_prompts(source, tokenizer, load_preferences: Callable, format_pair: Callable, **how) -> dict[str, Dataset]:
+    """The prompts of every split, those to train on first, of pairs or of prompts alone: nothing is held out here.
+
+    For the rest see `load_prompts`.
+    """
+    how |= {"held_out_share": 0.0}
+    if not prompts_alone(source, **how):
+        train_pairs, eval_pairs, _ = load_preferences(source, tokenizer, **how)
+        return {"train": train_pairs} | ({} if eval_pairs is None else {"test": eval_pairs})
+    splits = _splits(source, how)
+    found = {split: _read(source, rows, how) for split, rows in splits.items()}
+    notes = [_what_was_read(splits[split], *read) for split, read in found.items()]
+    formed, said = _in_form({split: read[0] for split, read in found.items()}, source, tokenizer, format_pair, how)
+    for note in notes + said:
+        say(note)
+    return dict(zip(("train", "test"), formed.values(), strict=False))
+
+
+def _load_alone(source, tokenizer, format_pair: Callable, **how) -> tuple[Dataset, bool, bool]:
     """The prompts of the test split, of a share that is held out, or of the whole file; see `load_prompts`."""
     splits = _splits(source, how)
     rows = list(splits.values())[-1]  # the test split, where there is one
+    read = _read(source, rows, how)
+    found, is_held_out, share = read[0], len(splits) > 1, how.get("held_out_share", 0.0)
+    notes = [_what_was_read(rows, *read)]
+    if not is_held_out and share:
+        texts = [json.dumps(row["prompt"], sort_keys=True) for row in found]
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        places = list(range(len(found)))
+        held = store.hold_out(places, [numbers[text] for text in texts], share, how.get("seed", 0))[1]
+        found, is_held_out = [found[place] for place in held], bool(held)
+    formed, said = _in_form({"": found}, rows.name, tokenizer, format_pair, how)
+    for note in notes + said:
+        say(note)
+    return formed[""], is_held_out, _kinds(found) == {"text"}
+
+
+def _read(source, rows: RowSource, how: dict) -> tuple[list[dict], int, str]:
+    """The rows that hold a prompt, how many hold none, and the columns that were read."""
     try:
-        reading = prompts_reading(_first_rows(rows), columns)
+        reading = prompts_reading(_first_rows(rows), how.get("columns"))
     except ValueError as error:
         raise UserError(f"--dataset_name {source}: {error}.") from error
     found, bad = [], 0
@@ -84,30 +107,34 @@ def _load_alone(
                 raise Unusable("unreadable", row.fault or "is no object with named columns")
             found.append(convert_prompt(row.value, reading) | {"rows": [number]})
         except Unusable as error:
-            if not skip_bad_rows:
+            if not how.get("skip_bad_rows"):
                 said = f"{row.where}: {error}. --skip_bad_rows goes on without such rows."
                 raise UserError(said) from error
             bad += 1
     if not found:
         raise UserError(f"--dataset_name {source}: no row of it holds a prompt.")
-    is_held_out = len(splits) > 1
-    texts = [json.dumps(row["prompt"], sort_keys=True) for row in found]
-    notes = [f"Data: {rows.name}: {len(set(texts)):,} prompts and no pairs (prompt: {reading.columns})."]
-    notes += [f"  {bad:,} rows hold no prompt, and are left out"] if bad else []
-    if not is_held_out and held_out_share:
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        places = list(range(len(found)))
-        held = store.hold_out(places, [numbers[text] for text in texts], held_out_share, seed)[1]
-        found, is_held_out = [found[place] for place in held], bool(held)
-    kinds = {"text" if isinstance(row["prompt"], str) else "turns" for row in found}
-    as_turns = "turns" in kinds
+    return found, bad, reading.columns
+
+
+def _what_was_read(rows: RowSource, found: list[dict], bad: int, columns: str) -> str:
+    count = len({json.dumps(row["prompt"], sort_keys=True) for row in found})
+    left = f"\n  {bad:,} rows hold no prompt, and are left out" if bad else ""
+    return f"Data: {rows.name}: {count:,} prompts and no pairs (prompt: {columns}).{left}"
+
+
+def _in_form(splits: dict[str, list[dict]], name: str, tokenizer, format_pair: Callable, how: dict):
+    """Rows of prompts by split in their tokenizer's form, one form for all, and what is to be said."""
+    kinds = set().union(*map(_kinds, splits.values()))
+    as_turns, notes, most = "turns" in kinds, [], None
     if tokenizer is not None:
-        as_turns, said = form_for(tokenizer, kinds, rows.name, keep_plain)
-        notes += said
-    for note in notes:
-        say(note)
-    rows = as_dataset(_formed(found, tokenizer, format_pair, as_turns, max_prompt_length))
-    return rows, is_held_out, kinds == {"text"}
+        as_turns, notes = form_for(tokenizer, kinds, name, how.get("keep_plain", False))
+        most = how.get("max_prompt_length")
+    formed = {split: as_dataset(_formed(rows, tokenizer, format_pair, as_turns, most)) for split, rows in splits.items()}
+    return formed, notes
+
+
+def _kinds(rows: list[dict]) -> set[str]:
+    return {"text" if isinstance(row["prompt"], str) else "turns" for row in rows}
 
 
 def _formed(found: list[dict], tokenizer, format_pair: Callable, as_turns: bool, most: int | None) -> list[dict]:
@@ -115,8 +142,7 @@ def _formed(found: list[dict], tokenizer, format_pair: Callable, as_turns: bool,
     rows = []
     for row in found:
         try:
-            how = (as_turns, None if tokenizer is None else most)
-            made = format_pair(row | {"chosen": "", "rejected": ""}, tokenizer, *how)
+            made = format_pair(row | {"chosen": "", "rejected": ""}, tokenizer, as_turns, most)
         except ValueError as error:
             raise UserError(f"row {row['rows'][0]}: {error}.") from error
         rows.append(row | {"prompt": made["prompt"]})
