@@ -22,7 +22,9 @@ Try next:
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import dpo_utils
 from demo.world import known_truth
 from dpo_utils import (
     TutorialArguments,
@@ -39,6 +41,10 @@ from dpo_utils import (
     watch,
 )
 from machinery.data.report import show_reports
+from machinery.own_pairs.answering import prompts_by_split, several_answers
+from machinery.own_pairs.flags import RARE, SamplingArguments
+from machinery.own_pairs.rounds import run_rounds
+from machinery.own_pairs.scored import AS_WRITTEN, asked_again, score_answers, scoring_judge, write_scored
 from machinery.runs.folder import claim_output_dir
 from machinery.runs.saving import save_run
 from machinery.runs.start import check_start, show_start
@@ -70,7 +76,7 @@ DEMO = dict(
 
 
 @dataclass
-class DataArguments(TutorialArguments):  # NEW
+class DataArguments(TutorialArguments, SamplingArguments):  # NEW
     check_only: bool = field(default=False, metadata={"help": "report on the data and stop before training"})
     save_cleaned: str | None = field(default=None, metadata={"help": "write the sound pairs to this .jsonl file"})
     show: int = field(default=2, metadata={"help": "how many pairs to print as the model sees them"})
@@ -89,15 +95,32 @@ def mine(row: dict) -> dict:
 CONVERTERS = {"mine": mine}
 
 
+def answer_prompts(args, training_args, name: str, policy, tokenizer, folder: str):  # NEW
+    """Prompts without pairs: the policy answers each several times, and the judge scores every answer.
+
+    What is written has scored answers to each prompt, and goes on as any other file. Returns the judge.
+    """
+    splits = prompts_by_split(args, training_args.seed, tokenizer, dpo_utils)
+    judge = scoring_judge(args, training_args, splits["train"], known_truth)
+    claim_output_dir(training_args, folder)
+    folder = Path(training_args.output_dir) / "answers"
+    for split, prompts in splits.items():
+        answers = several_answers(prompts, name, policy, tokenizer, args, training_args, dpo_utils)
+        write_scored(folder, split, prompts, answers, score_answers(judge, prompts, answers, args))
+    args.source, args.data_kwargs = str(folder), args.data_kwargs | AS_WRITTEN
+    return asked_again(judge, args)
+
+
 def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW
     """Load the pairs and show what was found: as a table, JSON and a picture, and some of them as the model sees them."""
     args.data_kwargs |= {
-        "dataset_format": CONVERTERS.get(args.dataset_format, args.dataset_format),
+        "dataset_format": CONVERTERS.get(args.dataset_format, args.data_kwargs["dataset_format"]),
         "save_cleaned": args.save_cleaned,
         "look_at": None,  # every pair, token by token; the other scripts look at 500
     }
     train_pairs, eval_pairs, reports = load_preferences(args.source, tokenizer, **args.data_kwargs)
-    claim_output_dir(training_args, folder)
+    if not args.sample_answers:
+        claim_output_dir(training_args, folder)
     show_reports(reports, training_args.output_dir)
     if tokenizer is not None:
         show_pairs(train_pairs, tokenizer, args.show, training_args.max_length)
@@ -106,9 +129,13 @@ def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW
 
 def check_only(args, training_args, model_args):  # NEW
     """Your data without your model are looked at as text: another tokenizer counts otherwise."""
+    name, tokenizer = model_args.model_name_or_path, None
     hub = dict(revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code)
-    looks_at_tokens = args.is_model_given or not args.is_data_given
-    tokenizer = load_tokenizer(model_args.model_name_or_path, **hub) if looks_at_tokens else None
+    if args.sample_answers:
+        policy, tokenizer = load_model(name, **args.model_kwargs)
+        answer_prompts(args, training_args, name, policy, tokenizer, "runs/data")
+    elif args.is_model_given or not args.is_data_given:
+        tokenizer = load_tokenizer(name, **hub)
     look_at_pairs(args, training_args, tokenizer, "runs/data")
     say(
         f"""
@@ -118,8 +145,10 @@ What to try next  the same command without --check_only"""
 
 
 def main():
-    args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments)
+    args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments, rare=RARE)
 
+    if args.rounds > 1:  # NEW: each is a run of this script, from the model that the one before has trained
+        return run_rounds(__file__, args, training_args, model_args, dpo_utils, DEMO)
     if args.check_only:  # NEW
         return check_only(args, training_args, model_args)
 
@@ -128,9 +157,13 @@ def main():
     policy, tokenizer = load_model(name, **args.model_kwargs)
     # The reference never changes, so its log-probs of all pairs are computed once, before training, when the policy
     # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
-    reference = None if training_args.precompute_ref_log_probs else load_model(name, **args.model_kwargs)[0]
+    is_apart = args.reference or not training_args.precompute_ref_log_probs
+    reference_name = args.reference or name  # NEW: in later rounds it may be the first model
+    reference = load_model(reference_name, **args.model_kwargs)[0] if is_apart else None
 
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
+    who = (name, policy, tokenizer, "runs/custom_dataset")
+    judge = answer_prompts(args, training_args, *who) if args.sample_answers else None  # NEW
     train_pairs, eval_pairs, reports = look_at_pairs(args, training_args, tokenizer, "runs/custom_dataset")  # NEW
     prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
 
@@ -150,10 +183,10 @@ def main():
     # implicit reward of an answer is beta * (log policy - log reference): its log-probability given the prompt, summed
     # over its tokens, under the policy minus that under the reference. Logged are the margin (the difference of the two
     # rewards) and the accuracy (how often the margin is above 0).
-    show_start(trainer, f"a frozen copy of {name}")
+    show_start(trainer, f"a frozen copy of {reference_name}", is_the_policy=reference_name == name)
     watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     truth = known_truth(prompts)  # in the demo's world the true reward of any reply is known; elsewhere this is None
-    temperatures = (1, 0) if truth else (1,)  # sampled; and greedily, which shows what no lower temperature wins
+    temperatures = (1, 0) if truth or judge else (1,)  # sampled; and greedily, as no lower temperature can do better
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_at(temperatures, policy, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -161,8 +194,8 @@ def main():
 
     # Result: the same held-out prompts before and after.
     reference = reference or load_model(name, **args.model_kwargs)[0]  # for the KL
-    outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth)
-    about = dict(script="custom_dataset", model=name, reference=name, dataset=args.dataset_name)
+    outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth, judge)
+    about = dict(script="custom_dataset", model=name, reference=reference_name, dataset=args.dataset_name)
     save_run(trainer, about, outcome, replies=(prompts, before[1], after[1]))
     say(
         f"""

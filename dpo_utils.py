@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from typing import Literal, NamedTuple
@@ -50,7 +51,7 @@ from machinery.common.intervals import mean_interval, with_interval
 from machinery.common.safe_text import first_line, inert_record, make_libraries_inert, say, visible
 from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
-from machinery.evaluation.true_reward import show_true_rewards
+from machinery.evaluation.true_reward import show_scores, show_true_rewards
 from machinery.hardware.memory import suit_allocator
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
@@ -137,6 +138,7 @@ def parse_args(
     argv: list[str] | None = None,
     arguments: type[TutorialArguments] = TutorialArguments,
     flags: dict[str, str] | None = None,
+    rare: Collection[str] = (),
     takes_adapters: bool = False,
     **how,
 ) -> tuple[TutorialArguments, TutorialConfig, ModelConfig]:
@@ -145,10 +147,11 @@ def parse_args(
     description: the script's docstring, printed by --help. demo: the settings that hold when the model is the demo's
     and the user says nothing else. argv: the command line, that of the process by default. arguments: the script's own
     flags besides those of all scripts. flags: what --help shows besides the script's own; those that matter in training
-    by default. takes_adapters: whether the script knows what to do with --use_peft. how: defaults (the script's own for
-    every model), losses, by_loss, needs_data; see machinery/command/settings.py. Raises UserError.
+    by default. rare: the script's own that only --help_all shows. takes_adapters: whether the script knows what to do with
+    --use_peft. how: defaults (the script's own for every model), losses, by_loss, needs_data; see
+    machinery/command/settings.py. Raises UserError.
     """
-    in_all = TutorialArguments.__dataclass_fields__
+    in_all = {*TutorialArguments.__dataclass_fields__, *rare}
     own = {f.name: f.metadata["help"] for f in fields(arguments) if f.name not in in_all}
     shown = own | ((ADAPTER_FLAGS if takes_adapters else {}) | FLAGS if flags is None else flags)
     argv = sys.argv[1:] if argv is None else argv
@@ -521,14 +524,15 @@ def report_change(
     before: dict[float, list[Completion]],
     after: dict[float, list[Completion]],
     truth=None,
+    judge=None,
 ) -> dict[str, float]:
     """Print what training changed in the replies to held-out prompts, and return it for metrics.json.
 
     reference: see `sequence_kl`. before, after: one reply a prompt, by temperature: 1 are the policy's samples before
     and after training, 0 its likeliest replies.
-    truth: where the true reward of any reply is known, see Truth in demo/world.py.
+    truth: where the true reward of any reply is known, see Truth in demo/world.py. judge: one that scores replies.
     Returns kl, reply_tokens_before and reply_tokens_after (a sampled reply's length, EOS included) and, with a truth,
-    rewards, win rates and garbled shares (see `show_true_rewards`); each with the ends of its 95% interval
+    rewards, win rates and garbled shares (see `show_true_rewards`), with a judge its scores and win rates; each with the ends of its 95% interval
     over prompts as name_ci_low and name_ci_high.
     """
     say("\nThe same prompts before and after")
@@ -542,6 +546,8 @@ def report_change(
         measured[f"reply_tokens_{when}"] = mean_interval([float(len(reply.ids)) for reply in replies])
     if truth is not None and "before" in sampled:  # under FSDP there are no replies before training
         measured |= show_true_rewards(truth, prompts, before, after)
+    if judge is not None and "before" in sampled:
+        measured |= show_scores(judge, prompts, before, after)
     say(f"KL from the reference, nats a reply: {with_interval(measured['kl'])}")
     lengths = [with_interval(measured[f"reply_tokens_{when}"], 1) for when in sampled]
     say(f"Tokens a reply, {' and '.join(sampled)}: {', '.join(lengths)}")

@@ -129,7 +129,9 @@ def _in_form(splits: dict[str, list[dict]], name: str, tokenizer, format_pair: C
     if tokenizer is not None:
         as_turns, notes = form_for(tokenizer, kinds, name, how.get("keep_plain", False))
         most = how.get("max_prompt_length")
-    formed = {split: as_dataset(_formed(rows, tokenizer, format_pair, as_turns, most)) for split, rows in splits.items()}
+    formed = {
+        split: as_dataset(_formed(rows, tokenizer, format_pair, as_turns, most)) for split, rows in splits.items()
+    }
     return formed, notes
 
 

@@ -12,7 +12,7 @@ FLAGS = {
     "columns": "which column is what: prompt=question,chosen=good,rejected=bad (a.b for b inside a)",
     "verdict": "what each value of a verdict or label means: 0=response_a,1=response_b,2=tie",
     "encoding": "of text files that are not UTF-8: utf-16, cp1252, ...",
-    "pairing": "of several scored answers: best_worst, best_random, or all pairs (more, and less clear)",
+    "pairing": "of several scored answers: best_worst, best_random, best_2sigma (of many), or all pairs (more, and less clear)",
     "min_margin": "the least difference of two scores that makes a pair: higher is fewer and clearer pairs",
     "held_out_share": "the share of prompts to hold out where there is no test split",
     "skip_bad_rows": "go on without rows that cannot be read; they are counted",

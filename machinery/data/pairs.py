@@ -11,12 +11,13 @@ import json
 import random
 from collections.abc import Iterable, Iterator
 from itertools import combinations
+from statistics import fmean, pstdev
 
 from ..readings.convert import convert
 from ..readings.reading import Reading
 from ..readings.texts import Unusable, assemble
 
-PAIRINGS = ("best_worst", "best_random", "all")
+PAIRINGS = ("best_worst", "best_random", "best_2sigma", "all")
 
 
 def make_pairs(
@@ -26,7 +27,8 @@ def make_pairs(
 
     rows: objects with where, value and fault; the first item of a prompt whose answers stand in several rows has their
     "scores". pairing: which of several answers to a prompt make pairs; "best_worst", "best_random" (against any worse one,
-    by the seed) or "all". min_margin: the least difference of two scores.
+    by the seed), "best_2sigma" (against the one nearest to two standard deviations below the mean score, as
+    arXiv:2502.16825 found best where there are many) or "all". min_margin: the least difference of two scores.
     """
     groups: dict[str, list[tuple[int, str, dict]]] = {}
     messages: dict[str, tuple[int, str, dict]] = {}
@@ -162,4 +164,10 @@ def choose_pairs(
     worse = [number for number in order[1:] if may_pair(order[0], number)]
     if not worse:
         return []
-    return [(order[0], random.Random(seed).choice(worse) if pairing == "best_random" else worse[-1])]
+    rejected = worse[-1]
+    if pairing == "best_random":
+        rejected = random.Random(seed).choice(worse)
+    elif pairing == "best_2sigma":
+        aimed_at = fmean(scores) - 2 * pstdev(scores)
+        rejected = min(worse, key=lambda number: abs(scores[number] - aimed_at))
+    return [(order[0], rejected)]

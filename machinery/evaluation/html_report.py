@@ -27,6 +27,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..common.chat import as_text
 from ..common.kept_files import complete_file
 from .figures import is_finite, shown
 
@@ -124,7 +125,7 @@ def _pair(number: int, pair: dict) -> dict:
         "kind": kind,
         "outcome": outcome,
         "category": shown(pair["category"] or ""),
-        "prompt": shown(pair["prompt"]),
+        "prompt": shown(as_text(pair["prompt"])),
         "answers": answers,
         "reason": shown(pair["reason"] or ""),
         "longest": max((answer["tokens"] for answer in pair["answers"]), default=0),

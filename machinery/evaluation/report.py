@@ -266,7 +266,8 @@ class Report:
                 for pair, verdict in zip_longest(answers, verdicts, fillvalue=not_judged):
                     scores = [s if s is None or math.isfinite(s) else None for s in verdict.scores or (None, None)]
                     yield {
-                        "prompt": as_text(prompt),
+                        "prompt": prompt,
+                        **({"tools": prompt.tools} if getattr(prompt, "tools", None) else {}),
                         "category": category,
                         "win": verdict.win,
                         "reason": verdict.reason,
@@ -395,7 +396,7 @@ def _as_rows(generations: list[dict]) -> Iterator[list]:
     yield ["pair", "category", "prompt", "win", "reason", *names]
     for number, row in enumerate(generations, start=1):
         answers = [answer[key] for answer in row["answers"] for key in ("model", "text", "tokens", "score")]
-        yield [number, row["category"], row["prompt"], row["win"], row["reason"], *answers]
+        yield [number, row["category"], as_text(row["prompt"]), row["win"], row["reason"], *answers]
 
 
 def _cell(values: tuple[float, float, float] | None, form: str) -> str:

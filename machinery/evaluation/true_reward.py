@@ -1,6 +1,7 @@
-"""Where the true reward of any reply is known, as in the demo: what training won, sampled and greedily.
+"""What training won, sampled and greedily: by the true reward, which the demo knows, or by the scores of a judge.
 
 measured = show_true_rewards(truth, prompts, before, after)
+measured = show_scores(judge, prompts, before, after)
 """
 
 import math
@@ -10,6 +11,10 @@ from ..common.safe_text import say
 
 # by temperature, what metrics.json calls the reward, the win rate and the share of garbled replies
 NAMES = {1: ("true_reward", "win_rate", "garbled"), 0: ("greedy_reward", "greedy_win_rate", "greedy_garbled")}
+
+
+# by temperature, what it calls the score of a judge and the win rate
+SCORES = {1: ("score", "score_win_rate"), 0: ("greedy_score", "greedy_score_win_rate")}
 
 
 def show_true_rewards(truth, prompts: list, before: dict, after: dict) -> dict[str, tuple[float, float, float]]:
@@ -47,4 +52,22 @@ def show_true_rewards(truth, prompts: list, before: dict, after: dict) -> dict[s
         "Garbled replies, with a sentence that nobody wrote, before and after: "
         "{:.1%}, {:.1%} sampled, {:.1%}, {:.1%} greedily".format(*shares)
     )
+    return measured
+
+
+def show_scores(judge, prompts: list, before: dict, after: dict) -> dict[str, tuple[float, float, float]]:
+    """Print a judge's scores of the replies before and after training, and the win rates.
+
+    judge: one that gives scores. before, after: as for `show_true_rewards`. Returns what `SCORES` lists.
+    """
+    measured = {}
+    say(f"Score of {len(prompts)} replies by {judge.name}, before and after; win rate of after against before")
+    for temperature, (name, win_rate) in SCORES.items():
+        old, new = (
+            judge.scores(prompts, [reply.text for reply in replies[temperature]]) for replies in (before, after)
+        )
+        measured |= {f"{name}_before": mean_interval(old), f"{name}_after": mean_interval(new)}
+        measured[win_rate] = rate([(b > a) + 0.5 * (b == a) for a, b in zip(old, new, strict=True)])
+        figures = [with_interval(measured[key]) for key in (f"{name}_before", f"{name}_after", win_rate)]
+        say(f"  {'sampled' if temperature else 'greedily':<12}{figures[0]:<22}{figures[1]:<22}{figures[2]}")
     return measured

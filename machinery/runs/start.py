@@ -43,10 +43,11 @@ def never_evaluate(training_args) -> None:
 
 
 @torch.no_grad()
-def show_start(trainer, reference: str) -> None:
+def show_start(trainer, reference: str, is_the_policy: bool = True) -> None:
     """Show one pair as the model sees it, say who the reference is, and check that the policy still equals it.
 
-    reference: a description of the reference, for the reader. Raises UserError where the two differ.
+    reference: a description of the reference, for the reader. is_the_policy: whether it is meant to be the policy as it
+    is now. Raises UserError where it is, and they differ.
     """
     rows = [*islice((row for row in trainer.train_dataset if not math.isnan(row.get("ref_chosen_logps", 0.0))), 4)]
     batch = trainer.data_collator(rows)
@@ -62,6 +63,9 @@ def show_start(trainer, reference: str) -> None:
     _, in_training = _measure(trainer, inputs, "train")
     if not getattr(trainer, "needs_reference", True):
         say(f"Loss before training: {loss:.4f}. It has no reference, so nothing but the rate holds the policy back.\n")
+        return
+    if not is_the_policy:
+        say(f"Loss before training: {loss:.4f}, not ln 2: the policy starts from another model than its reference.\n")
         return
     drift = abs(metrics["rewards/chosen"]) + abs(metrics["rewards/rejected"])
     is_exact = not (trainer.args.bf16 or trainer.args.fp16) and trainer.model.dtype == torch.float32

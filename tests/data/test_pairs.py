@@ -30,3 +30,10 @@ def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():
     drawn = {choose_pairs(scores, "best_random", 0.0, str(seed))[0] for seed in range(50)}
     assert drawn == {(1, 0), (1, 2), (1, 3)}
     assert choose_pairs(scores, "best_random", 0.0, "7") == choose_pairs(scores, "best_random", 0.0, "7")
+
+
+def test_best_against_two_standard_deviations_below_the_mean_passes_over_the_worst_of_many():
+    scores = [10.0] + [5.0] * 30 + [4.9, 2.0, -20.0]  # mean 4.6, standard deviation 4.4: aimed at -4.2
+    assert choose_pairs(scores, "best_2sigma", 0.0, "") == [(0, 32)]
+    assert choose_pairs([0.0, 1.0, 2.0, 5.0], "best_2sigma", 0.0, "") == [(3, 0)]  # none of four can lie so far out
+    assert choose_pairs([1.0, 1.0], "best_2sigma", 0.0, "") == []

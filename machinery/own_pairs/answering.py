@@ -1,0 +1,76 @@
+"""Several answers to each prompt, by the policy or by others; sampled once, and kept as they come.
+
+splits = prompts_by_split(args, tokenizer, seed, load_preferences, format_pair, pick_prompts)
+answers = several_answers(splits["train"], "demo/model", policy, tokenizer, args, training_args, sample_completions, load_any)
+answers[0][2].text, answers[0][2].is_finished          # the third answer to the first prompt
+"""
+
+import random
+from typing import NamedTuple
+
+from ..answers.kept import sample_kept
+from ..answers.prompts import all_prompts
+from ..answers.server import KEY_NAME, AnswerServer
+from ..common.chat import most_tokens
+from ..common.errors import UserError
+from ..common.http_client import key_from_environment
+
+
+class Sampled(NamedTuple):
+    """An answer, and who wrote it."""
+
+    text: str
+    model: str
+    is_finished: bool
+
+
+def prompts_by_split(args, seed: int, tokenizer, utils) -> dict[str, list]:
+    """The different prompts of each split; of those to train on --num_prompts. Raises UserError.
+
+    Pairs count for their prompts: what is chosen and rejected is sampled anew.
+    """
+    rows = all_prompts(args.source, tokenizer, utils.load_preferences, utils.format_pair, **args.data_kwargs)
+    splits = {split: utils.pick_prompts(some, len(some)) for split, some in rows.items()}
+    if any(getattr(prompt, "thinks", False) for some in splits.values() for prompt in some):
+        raise UserError(f"{args.dataset_name}: its answers begin with a thought, and --sample_answers samples none.")
+    prompts = splits["train"]
+    order = random.Random(f"{seed} prompts").sample(range(len(prompts)), len(prompts))
+    end = None if args.num_prompts is None else args.skip_prompts + args.num_prompts
+    drawn = sorted(order[args.skip_prompts : end])
+    if not drawn:
+        raise UserError(f"--skip_prompts {args.skip_prompts} leaves none of {len(prompts)} prompts.")
+    return splits | {"train": [prompts[number] for number in drawn]}
+
+
+def several_answers(prompts: list, name: str, policy, tokenizer, args, training_args, utils) -> list[list[Sampled]]:
+    """By prompt, --sample_answers answers of each who answers: the policy, or --sample_from and --answers_url.
+
+    name: of the policy. Raises UserError.
+    """
+    how = dict(temperature=args.temperature, seed=training_args.seed)
+    most, parts = args.max_new_tokens or most_tokens(prompts), []
+    for who in args.sample_from or [name] * (args.answers_url is None):
+        model, own = (policy, tokenizer) if who == name else utils.load_any(who, **args.model_kwargs)
+        model.to(training_args.device)
+        own.chat_template = own.chat_template or tokenizer.chat_template
+        repeated = [prompt for prompt in prompts for _ in range(args.sample_answers)]
+        how_many = dict(batch_size=training_args.per_device_eval_batch_size, max_new_tokens=most)
+        flat = sample_kept(utils.sample_completions, model, own, repeated, progress=f"{who} answers", **how, **how_many)
+        found = iter(Sampled(text, who, is_finished) for text, _, _, is_finished, _ in flat)
+        parts.append([[next(found) for _ in range(args.sample_answers)] for _ in prompts])
+    if args.answers_url:
+        parts.append(_of_a_server(prompts, args, max_tokens=most, **how))
+    return [[answer for row in rows for answer in row] for rows in zip(*parts, strict=True)]
+
+
+def _of_a_server(prompts: list, args, **settings) -> list[list[Sampled]]:
+    """None to a prompt that the server has refused."""
+    server = AnswerServer(args.answers_url, args.answers_model, key_from_environment(KEY_NAME))
+    asked = server.ask(prompts, args.sample_answers, progress=f"{server.name} answers", **settings)
+    failed = [row for row in asked if isinstance(row, str)]
+    if len(failed) == len(asked):
+        raise UserError(f"{server.name} answered no prompt: {failed[0]}.")
+    return [
+        [] if isinstance(row, str) else [Sampled(a["text"], server.name, a["finish_reason"] != "length") for a in row]
+        for row in asked
+    ]

@@ -1,0 +1,83 @@
+"""The flags of pairs of one's own, and what they refuse before anything is loaded.
+
+@dataclass
+class Arguments(TutorialArguments, SamplingArguments): ...
+"""
+
+from dataclasses import dataclass
+
+from transformers.hf_argparser import HfArg
+
+from ..common.errors import UserError
+from ..judges.flags import JudgeArguments
+
+DELTA = "delta"
+RARE = (  # only --help_all shows them
+    "temperature num_prompts skip_prompts answers_url answers_model reference first_reference judge_prompt judge_max_tokens "
+    "judge_samples judge_budget answers"
+).split()
+
+
+@dataclass
+class SamplingArguments(JudgeArguments):
+    """Who answers prompts that have no pairs, who scores the answers, and how often that is done."""
+
+    sample_answers: int = HfArg(
+        default=0, help="the data are prompts: sample so many answers to each, and let --judge score them"
+    )
+    sample_from: list[str] = HfArg(
+        default_factory=list,
+        help="the models that answer, where it is not the one that is trained; with --judge delta the better one first",
+    )
+    temperature: float = HfArg(default=1.0, help="of sampled answers: 1 is the policy's own distribution")
+    num_prompts: int | None = HfArg(
+        default=None, help="answer so many of the prompts, drawn by the seed (default: all)"
+    )
+    skip_prompts: int = HfArg(default=0, help="leave out the first so many of that order, as later rounds do")
+    answers_url: str | None = HfArg(
+        default=None, help="an OpenAI-compatible server that answers; its key is read from DPO_ANSWERS_API_KEY"
+    )
+    answers_model: str | None = HfArg(default=None, help="the name of the model there")
+    rounds: int = HfArg(default=1, help="do all of it so many times, each time from the model just trained")
+    reference: str | None = HfArg(
+        default=None, help="the model that the policy is held to (default: the one that is trained, as it is now)"
+    )
+    first_reference: bool = HfArg(default=False, help="hold every round to the model that the first began with")
+
+    def __post_init__(self):
+        check_flags(self)
+
+
+def check_flags(args) -> None:
+    """Refuse what cannot be sampled or scored, and flags that would do nothing. Raises UserError."""
+    if args.rounds < 1:
+        raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
+    if args.rounds > 1 and not args.sample_answers:
+        raise UserError("--rounds needs --sample_answers: a second round on the same pairs is a second epoch.")
+    if args.first_reference and (args.rounds == 1 or args.reference):
+        raise UserError("--first_reference counts with --rounds, and names what --reference would name.")
+    if not args.sample_answers:
+        rest = ("sample_from", "num_prompts", "skip_prompts", "answers_url", "answers_model")
+        idle = [f"--{name}" for name in rest if getattr(args, name)] + ["--judge"] * (args.judge != "auto")
+        if idle:
+            raise UserError(f"{' and '.join(idle)} counts with --sample_answers only: so many answers to each prompt.")
+        return
+    answering = len(args.sample_from) + bool(args.answers_url) or 1
+    if args.sample_answers < 1 or args.sample_answers * answering < 2:
+        raise UserError(f"--sample_answers {args.sample_answers}: a pair takes two answers to a prompt at least.")
+    if args.dataset_streaming:
+        raise UserError("--sample_answers reads all prompts, so it goes without --dataset_streaming.")
+    if (args.answers_url is None) != (args.answers_model is None):
+        raise UserError("--answers_url and --answers_model go together: a server, and the name of a model there.")
+    if args.temperature <= 0:
+        raise UserError("--temperature must be above 0: the likeliest answer is the same every time.")
+    if args.judge == DELTA and answering != 2:
+        raise UserError("--judge delta needs two that answer, the better one first: two models in --sample_from.")
+    if args.judge == "human":
+        raise UserError(
+            "--judge human compares what two models wrote: dpo_evaluation.py. A person's scores go into a file."
+        )
+    for name, least in (("num_prompts", 1), ("skip_prompts", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} must be at least {least}, not {value}.")

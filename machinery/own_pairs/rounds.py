@@ -1,0 +1,178 @@
+"""Rounds: a script again and again, each time from the model that it has just trained, on answers of that model.
+
+    run_rounds(__file__, args, training_args, model_args, dpo_utils, DEMO)
+
+Each round is a run of its own, FOLDER/round-1 and so on. A round that is finished is not repeated, one that was killed
+goes on.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ..common.errors import UserError
+from ..common.intervals import with_interval
+from ..common.kept_files import checksum, complete_file
+from ..common.safe_text import say
+from ..comparing.grid import claimed, only, run_child, without
+from ..runs.checkpoints import checkpoints
+from .answering import prompts_by_split
+
+OF_ALL_ROUNDS = {"--rounds", "--first_reference", "--output_dir", "--overwrite_output_dir", "--resume_from_checkpoint"}
+OF_A_ROUND = {"--model_name_or_path", "--model_revision", "--skip_prompts"}
+# What metrics.json calls it, and the table.
+COLUMNS = {
+    "true_reward_after": "true reward", "greedy_reward_after": "greedily",
+    "score_after": "score", "greedy_score_after": "greedily",
+    "win_rate": "win rate over the last", "greedy_win_rate": "greedily",
+    "score_win_rate": "by the score", "greedy_score_win_rate": "greedily",
+    "garbled_after": "garbled", "kl_last": "KL from the last", "kl_first": "KL from the first",
+}  # fmt: skip
+
+
+def run_rounds(script: str, args, training_args, model_args, utils, settings: Collection[str]) -> None:
+    """Train --rounds times with this process's flags, and print a table of all rounds. Raises UserError.
+
+    Where --num_prompts leaves some over, every round answers others. utils: see answering.py. settings: names of those
+    that depend on the first model, and are to stay the same.
+    """
+    if PartialState().num_processes > 1:
+        raise UserError("--rounds starts each round as a process of its own: start one round at a time by accelerate.")
+    folder = Path(training_args.output_dir if training_args.is_output_dir_given else "runs/rounds")
+    first = last = model_args.model_name_or_path
+    words = without(sys.argv[1:], OF_ALL_ROUNDS | OF_A_ROUND)
+    words = _as_flags(settings, args, training_args) + words  # what is said last, by the user, counts
+    revision = only(sys.argv[1:], {"--model_revision"})
+    rows, prompts = [], []
+    with claimed(folder):
+        for number in range(1, args.rounds + 1):
+            out = folder / f"round-{number}"
+            own = [*words, "--model_name_or_path", last, *(revision if last == first else [])]
+            own += ["--reference", first] if args.first_reference and last != first else []
+            if args.num_prompts:
+                own += ["--skip_prompts", str(args.skip_prompts + (number - 1) * args.num_prompts)]
+            made_by = {"words": own, "from": _weights_of(last), "reads": _files_of(training_args.reads)}
+            metrics = _finished(out, made_by)
+            say(f"\n=== Round {number} of {args.rounds}, from {last}" + (": it is finished" if metrics else ""))
+            if metrics is None:
+                metrics = _run(script, own, out, made_by)
+            if "kl_first" not in metrics:
+                prompts = prompts or _held_out(first, args, training_args, utils)
+                for name, other in (("kl_last", last), ("kl_first", first)):
+                    metrics |= _measured(name, _moved(str(out), other, prompts, args, training_args, utils))
+                _note(out, made_by | {"metrics": metrics})
+            rows.append(metrics)
+            last = str(out)
+        with complete_file(folder / "rounds.json") as file:
+            json.dump({"from": first, "rounds": rows}, file, indent=1)
+    say("\n" + table(rows))
+    say(f"\nWhat to look at   {folder}/rounds.json, and each round's own files\nThe model is in   {last}")
+
+
+def _as_flags(names: Collection[str], *holders) -> list[str]:
+    """Settings as they are now, for a command line; what was left open stays open."""
+    values = {name: next(getattr(holder, name) for holder in holders if hasattr(holder, name)) for name in names}
+    values = {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def _held_out(model: str, args, training_args, utils) -> list:
+    """Prompts that no round is trained on, where the data have a test split; else the first ones."""
+    tokenizer = utils.load_tokenizer(model)
+    return list(prompts_by_split(args, training_args.seed, tokenizer, utils).values())[-1][: args.num_eval_prompts]
+
+
+def _moved(model: str, other: str, prompts: list, args, training_args, utils) -> tuple[float, float, float]:
+    """KL(model || other) over whole replies, in nats, with its 95% interval."""
+    policy, tokenizer = utils.load_model(model, **args.model_kwargs)
+    reference, _ = utils.load_model(other, **args.model_kwargs)
+    for loaded in (policy, reference):
+        loaded.to(training_args.device)
+    how = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed, progress="replies")
+    replies = utils.sample_completions(policy, tokenizer, prompts, **how)
+    return utils.sequence_kl(policy, reference, replies, tokenizer.pad_token_id)
+
+
+def table(rounds: list[dict]) -> str:
+    """A row a round, as Markdown; each figure with its 95% interval over prompts."""
+    columns = [name for name in COLUMNS if any(metrics.get(name) is not None for metrics in rounds)]
+    lines = ["| round | " + " | ".join(COLUMNS[name] for name in columns) + " |", "|---|" + "---|" * len(columns)]
+    before = [name.replace("_after", "_before") for name in columns]
+    lines.append(
+        "| before | " + " | ".join(_cell(rounds[0], name) if "_before" in name else "" for name in before) + " |"
+    )
+    for number, metrics in enumerate(rounds, start=1):
+        lines.append(f"| {number} | " + " | ".join(_cell(metrics, name) for name in columns) + " |")
+    return "\n".join(lines)
+
+
+def _run(script: str, words: list[str], out: Path, made_by: dict) -> dict:
+    """The metrics of a round that is run now, or goes on from a checkpoint that it has written itself."""
+    note = out.with_suffix(".json")
+    began = note.stat().st_mtime if _is_of(_noted(out), made_by) else math.inf
+    how = ["--resume_from_checkpoint"]
+    if not any(checkpoint.stat().st_mtime > began for checkpoint in checkpoints(out)):
+        how = ["--overwrite_output_dir"]
+        _note(out, made_by)
+    code, _ = run_child([sys.executable, script, *words, "--output_dir", str(out), *how], dict(os.environ))
+    if code:
+        raise UserError(f"{out} ended with {code}, see above. The same command goes on from there")
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    _note(out, made_by | {"metrics": metrics})
+    return metrics
+
+
+def _finished(out: Path, made_by: dict) -> dict | None:
+    """The metrics of a round that was finished by the same command from the same weights."""
+    noted = _noted(out)
+    return noted.get("metrics") if _is_of(noted, made_by) and _weights_of(str(out)) else None
+
+
+def _is_of(noted: dict | None, made_by: dict) -> bool:
+    return noted is not None and {name: noted.get(name) for name in made_by} == made_by
+
+
+def _weights_of(model: str) -> str | None:
+    """A checksum of what a round has written about itself; None for a model that no round has made."""
+    try:
+        return checksum((Path(model) / "metrics.json").read_bytes())
+    except OSError:
+        return None
+
+
+def _files_of(reads: dict[str, str]) -> dict[str, list[int]]:
+    """Sizes and times of the files that a run is given: data, and a judge of the user's."""
+    files = [Path(name) for name in reads.values() if Path(name).is_file()]
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def _noted(out: Path) -> dict | None:
+    try:
+        return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _note(out: Path, facts: dict) -> None:
+    with complete_file(out.with_suffix(".json")) as file:
+        json.dump(facts, file)
+
+
+def _measured(name: str, interval: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip((name, f"{name}_ci_low", f"{name}_ci_high"), interval, strict=True))
+
+
+def _of(metrics: dict, name: str) -> tuple:
+    return tuple(metrics.get(key) for key in (name, f"{name}_ci_low", f"{name}_ci_high"))
+
+
+def _cell(metrics: dict, name: str) -> str:
+    value, low, high = _of(metrics, name)
+    if value is None:
+        return ""
+    return with_interval((value, *(math.nan if end is None else end for end in (low, high))))
