@@ -18,11 +18,13 @@ Try next:
     python custom_dataset_dpo.py --dataset_name my_pairs.csv --columns prompt=question,chosen=good,rejected=bad
     python custom_dataset_dpo.py --dataset_name my_votes.csv --verdict 0=response_a,1=response_b,2=tie
     python custom_dataset_dpo.py --check_only --save_cleaned cleaned.jsonl     # the sound pairs, for any TRL script
-    python custom_dataset_dpo.py --help                                        # the flags, and what each does
+    python custom_dataset_dpo.py --dataset_name prompts.jsonl --sample_answers 4 --judge rules.py:score  # no pairs yet
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from transformers.hf_argparser import HfArg
 
 import dpo_utils
 from demo.world import known_truth
@@ -40,11 +42,11 @@ from dpo_utils import (
     show_pairs,
     watch,
 )
+from machinery.command.flag_help import DATA_FLAGS
 from machinery.data.report import show_reports
-from machinery.own_pairs.answering import prompts_by_split, several_answers
+from machinery.own_pairs import answering, scored
 from machinery.own_pairs.flags import RARE, SamplingArguments
 from machinery.own_pairs.rounds import run_rounds
-from machinery.own_pairs.scored import AS_WRITTEN, asked_again, score_answers, scoring_judge, write_scored
 from machinery.runs.folder import claim_output_dir
 from machinery.runs.saving import save_run
 from machinery.runs.start import check_start, show_start
@@ -77,38 +79,33 @@ DEMO = dict(
 
 @dataclass
 class DataArguments(TutorialArguments, SamplingArguments):  # NEW
-    check_only: bool = field(default=False, metadata={"help": "report on the data and stop before training"})
-    save_cleaned: str | None = field(default=None, metadata={"help": "write the sound pairs to this .jsonl file"})
-    show: int = field(default=2, metadata={"help": "how many pairs to print as the model sees them"})
-    held_out_share: float = field(  # the other scripts' default is 0
-        default=0.1, metadata={"help": "the share of prompts held out if there is no test split"}
-    )
+    check_only: bool = HfArg(default=False, help="report on the data and stop before training")
+    save_cleaned: str | None = HfArg(default=None, help="write the sound pairs to this .jsonl file")
+    show: int = HfArg(default=2, help="how many pairs to print as the model sees them")
+    held_out_share: float = HfArg(default=0.1, help="the share of prompts held out if there is no test split")
 
 
 # NEW: where no known shape fits, a few lines make one. `--dataset_format mine` uses this one; edit it.
 def mine(row: dict) -> dict:
     """A row of {"ticket": {"title", "body"}, "answers": [best, ..., worst]} as a prompt and two answers."""
-    question = f"{row['ticket']['title']}\n\n{row['ticket']['body']}"
-    return {"prompt": question, "chosen": row["answers"][0], "rejected": row["answers"][-1]}
+    ticket, answers = row["ticket"], row["answers"]
+    return {"prompt": f"{ticket['title']}\n\n{ticket['body']}", "chosen": answers[0], "rejected": answers[-1]}
 
 
 CONVERTERS = {"mine": mine}
 
 
 def answer_prompts(args, training_args, name: str, policy, tokenizer, folder: str):  # NEW
-    """Prompts without pairs: the policy answers each several times, and the judge scores every answer.
-
-    What is written has scored answers to each prompt, and goes on as any other file. Returns the judge.
-    """
-    splits = prompts_by_split(args, training_args.seed, tokenizer, dpo_utils)
-    judge = scoring_judge(args, training_args, splits["train"], known_truth)
+    """Prompts become a file of scored answers, which goes on as any other: the policy writes them, the judge scores."""
+    splits = answering.prompts_by_split(args, training_args.seed, tokenizer, dpo_utils)
+    judge = scored.scoring_judge(args, training_args, splits["train"], known_truth)
     claim_output_dir(training_args, folder)
     folder = Path(training_args.output_dir) / "answers"
     for split, prompts in splits.items():
-        answers = several_answers(prompts, name, policy, tokenizer, args, training_args, dpo_utils)
-        write_scored(folder, split, prompts, answers, score_answers(judge, prompts, answers, args))
-    args.source, args.data_kwargs = str(folder), args.data_kwargs | AS_WRITTEN
-    return asked_again(judge, args)
+        answers = answering.several_answers(prompts, name, policy, tokenizer, args, training_args, dpo_utils)
+        scored.write_scored(folder, split, prompts, answers, scored.score_answers(judge, prompts, answers, args))
+    args.source, args.data_kwargs = str(folder), args.data_kwargs | scored.AS_WRITTEN
+    return scored.asked_again(judge, args)
 
 
 def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW
@@ -119,8 +116,7 @@ def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW
         "look_at": None,  # every pair, token by token; the other scripts look at 500
     }
     train_pairs, eval_pairs, reports = load_preferences(args.source, tokenizer, **args.data_kwargs)
-    if not args.sample_answers:
-        claim_output_dir(training_args, folder)
+    claim_output_dir(training_args, folder)
     show_reports(reports, training_args.output_dir)
     if tokenizer is not None:
         show_pairs(train_pairs, tokenizer, args.show, training_args.max_length)
@@ -130,22 +126,19 @@ def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW
 def check_only(args, training_args, model_args):  # NEW
     """Your data without your model are looked at as text: another tokenizer counts otherwise."""
     name, tokenizer = model_args.model_name_or_path, None
-    hub = dict(revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code)
     if args.sample_answers:
         policy, tokenizer = load_model(name, **args.model_kwargs)
         answer_prompts(args, training_args, name, policy, tokenizer, "runs/data")
     elif args.is_model_given or not args.is_data_given:
+        hub = dict(revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code)
         tokenizer = load_tokenizer(name, **hub)
     look_at_pairs(args, training_args, tokenizer, "runs/data")
-    say(
-        f"""
-What to look at   {training_args.output_dir}/data_report.json, data_report.png
-What to try next  the same command without --check_only"""
-    )
+    say(f"\nWhat to look at   {training_args.output_dir}/data_report.json, data_report.png")
+    say("What to try next  the same command without --check_only")
 
 
 def main():
-    args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments, rare=RARE)
+    args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments, flags=DATA_FLAGS, rare=RARE)
 
     if args.rounds > 1:  # NEW: each is a run of this script, from the model that the one before has trained
         return run_rounds(__file__, args, training_args, model_args, dpo_utils, DEMO)

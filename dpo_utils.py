@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 
-from machinery.command.flag_help import ADAPTER_FLAGS, FLAGS
+from machinery.command.flag_help import ADAPTER_FLAGS, FEWER_FLAGS, FLAGS, TRAINING_FLAGS
 from machinery.command.outlets import lasting_outlets
 from machinery.command.settings import settle
 from machinery.common.chat import (
@@ -128,6 +128,7 @@ class TutorialConfig(DPOConfig):
     stop_on_warning: bool = _flag("stop_on_warning", default=False)
     # No flags: `parse_args` fills them in.
     is_output_dir_given: bool = field(default=False, init=False)
+    is_output_dir_claimed: bool = field(default=False, init=False)
     reads: dict = field(default_factory=dict, init=False)  # the models, data and files that the run is given
     checkpointing_if_needed: bool = field(default=False, init=False)  # where the user left it open
 
@@ -153,7 +154,7 @@ def parse_args(
     """
     in_all = {*TutorialArguments.__dataclass_fields__, *rare}
     own = {f.name: f.metadata["help"] for f in fields(arguments) if f.name not in in_all}
-    shown = own | ((ADAPTER_FLAGS if takes_adapters else {}) | FLAGS if flags is None else flags)
+    shown = own | (flags or (ADAPTER_FLAGS | FEWER_FLAGS if takes_adapters else TRAINING_FLAGS))
     argv = sys.argv[1:] if argv is None else argv
     dataclasses = (arguments, TutorialConfig, ModelConfig)
     return settle(dataclasses, description, shown, demo, list(argv), takes_adapters=takes_adapters, **how)

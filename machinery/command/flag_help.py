@@ -52,6 +52,19 @@ FLAGS = {
     "help_all": "every flag of TRL and Transformers",
 }
 
+# What custom_dataset_dpo.py is about, and what is not its subject: each stands in --help_all of the scripts that do not show it.
+OF_DATA = (
+    "dataset_format verdict encoding pairing min_margin skip_bad_rows keep_findings keep_plain dataset_num_proc"
+).split()
+OF_TRAINING = (
+    "lr_scheduler_type warmup_steps max_steps gradient_accumulation_steps max_tokens_per_batch precompute_ref_log_probs "
+    "shared_prompt gradient_checkpointing bf16 eval_strategy eval_steps logging_steps save_steps save_total_limit"
+).split()
+OF_A_RUN = "lr_scheduler_type save_total_limit eval_steps logging_steps stop_on_warning dataset_train_split max_tokens_per_batch shared_prompt".split()
+TRAINING_FLAGS = {name: text for name, text in FLAGS.items() if name not in OF_DATA}
+FEWER_FLAGS = {name: text for name, text in TRAINING_FLAGS.items() if name not in OF_A_RUN}  # beside many of one's own
+DATA_FLAGS = {name: text for name, text in FLAGS.items() if name not in OF_TRAINING}
+
 ADAPTER_FLAGS = {
     "lora_r": "the rank: more parameters to learn with; see the table in docs/lora.md",
     "lora_alpha": "the adapter counts alpha / r times: raising it is like raising the rate",

@@ -116,7 +116,7 @@ def _run(script: str, words: list[str], out: Path, made_by: dict) -> dict:
     note = out.with_suffix(".json")
     began = note.stat().st_mtime if _is_of(_noted(out), made_by) else math.inf
     how = ["--resume_from_checkpoint"]
-    if not any(checkpoint.stat().st_mtime > began for checkpoint in checkpoints(out)):
+    if not any(checkpoint.stat().st_mtime >= began for checkpoint in checkpoints(out)):
         how = ["--overwrite_output_dir"]
         _note(out, made_by)
     code, _ = run_child([sys.executable, script, *words, "--output_dir", str(out), *how], dict(os.environ))

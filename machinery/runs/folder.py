@@ -33,9 +33,11 @@ def claim_output_dir(training_args, default: str) -> None:
     default: the folder to take where the user names none, with a number where it is taken. training_args: TRL's, with
     is_output_dir_given (whether the user does), overwrite_output_dir, and reads, what the
     run reads. The first process chooses for all, and keeps others out of the folder. Raises UserError where the folder
-    cannot be written, is in use, or holds what is not to be written over.
+    cannot be written, is in use, or holds what is not to be written over. A second call does nothing.
     """
     global _claimed
+    if getattr(training_args, "is_output_dir_claimed", False):
+        return
     choice = refusal = None
     if PartialState().is_main_process:
         try:
@@ -53,6 +55,7 @@ def claim_output_dir(training_args, default: str) -> None:
     if refusal is not None:
         raise UserError(f"{refusal}." if refusal.startswith("--") else f"The output folder: {refusal}.")
     training_args.output_dir, checkpoint, passed_over = choice
+    training_args.is_output_dir_claimed = True
     if training_args.resume_from_checkpoint:
         for sentence in passed_over:
             say(sentence)

@@ -1,0 +1,174 @@
+"""Answers to each prompt, their scores, and the file of both: what any judge makes of them, and what is read back."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+import dpo_utils
+from demo.world import known_truth
+from dpo_utils import load_preferences
+from machinery.answers import kept as kept_module
+from machinery.answers.written import read_written
+from machinery.common.errors import UserError
+from machinery.judges.interface import Judge, Verdict
+from machinery.judges.scores import ScoreJudge, function_judge
+from machinery.own_pairs.answering import Sampled, prompts_by_split, several_answers
+from machinery.own_pairs.flags import SamplingArguments
+from machinery.own_pairs.scored import Delta, score_answers, scoring_judge, write_scored
+
+PROMPTS = [[{"role": "user", "content": "Why?"}], [{"role": "user", "content": "Who?"}]]
+ANSWERS = [
+    [Sampled("So.", "m", True), Sampled("Because.", "m", True), Sampled("It is so since it", "m", False)],
+    [Sampled("You.", "m", True), Sampled("Me.", "m", True), Sampled("You.", "m", True)],
+]
+
+
+@pytest.fixture(autouse=True)
+def kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_module.KeptAnswers.__init__, "__defaults__", (tmp_path / "kept",))
+
+
+def arguments(**values):
+    made = SamplingArguments()
+    return SimpleNamespace(
+        **vars(made) | {"sample_answers": 2, "max_new_tokens": 4, "model_kwargs": {}, "data_kwargs": {}} | values
+    )
+
+
+def test_a_judge_that_scores_is_asked_about_every_answer_and_nothing_twice(tmp_path):
+    asked = []
+
+    def length(prompts, answers):
+        asked.extend(answers)
+        return [len(answer) for answer in answers]
+
+    rules = tmp_path / "rules.py"
+    rules.write_text("def score(prompt, answer): return 0")
+    args = arguments(judge=f"{rules}:score")
+    for _ in range(2):
+        assert score_answers(ScoreJudge("length", length), PROMPTS, ANSWERS, args) == [[3, 8, 17], [4, 3, 4]]
+    assert len(asked) == 6
+    rules.write_text("def score(prompt, answer): return 1 + 1")  # another judge
+    score_answers(ScoreJudge("length", length), PROMPTS, ANSWERS, args)
+    assert len(asked) == 12
+
+
+class Compares(Judge):
+    """Prefers the longer answer, and says nothing of one that has "since"."""
+
+    name = "the longer one"
+
+    def judge(self, comparisons, progress=None):
+        self.asked = comparisons
+        return [
+            Verdict(None, "refused", None) if "since" in c.second else Verdict(
+                0.5 if len(c.first) == len(c.second) else float(len(c.second) > len(c.first)), None, None
+            )
+            for c in comparisons
+        ]  # fmt: skip
+
+
+def test_a_judge_that_compares_scores_an_answer_by_the_others_it_beats(capsys):
+    judge = Compares()
+    scores = score_answers(judge, PROMPTS, ANSWERS, arguments())
+    assert scores == [[None, None, None], [1.5, 0.0, 1.5]]  # one that has no verdict leaves the others without theirs
+    assert len(judge.asked) == 6
+    said = capsys.readouterr().out
+    assert "compares 6 pairs of answers" in said and "2 of them have no verdict (refused)" in said
+
+
+def test_delta_knows_only_who_wrote_an_answer():
+    row = [Sampled("Good.", "small", True), Sampled("Bad.", "large", True)]
+    assert score_answers(Delta(), PROMPTS[:1], [row], arguments()) == [[0.0, -1.0]]
+
+
+def test_what_is_written_is_read_as_pairs_and_an_answer_that_was_cut_off_is_never_chosen(tmp_path, capsys):
+    write_scored(tmp_path / "answers", "train", PROMPTS, ANSWERS, [[1.0, 2.0, 9.0], [0.0, 1.0, 0.0]])
+    assert "6 to 2 prompts" in capsys.readouterr().out
+    pairs, *_ = load_preferences(str(tmp_path / "answers"), None)
+    found = [json.loads(row["pair"]) for row in pairs]
+    assert [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in found] == [
+        ("Because.", "It is so since it"),
+        ("Me.", "You."),
+    ]
+    assert (found[0]["score_chosen"], found[0]["score_rejected"]) == (2.0, 0.0)
+    written = read_written([str(tmp_path / "answers" / "train.jsonl")])
+    assert [answer["finish_reason"] for answer in written["m"].to(PROMPTS[0])] == ["stop", "stop", "length"]
+
+
+def test_where_no_answer_was_finished_there_is_no_pair(tmp_path):
+    cut = [[Sampled("It is", "m", False), Sampled("So it", "m", False)]]
+    write_scored(tmp_path, "train", PROMPTS[:1], cut, [[1.0, 2.0]])
+    assert json.loads((tmp_path / "train.jsonl").read_text())["answers"] == []
+
+
+def test_prompts_are_drawn_by_the_seed_and_later_rounds_get_others(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"What is {n % 50}?"}) + "\n" for n in range(60)))
+    parts = []
+    for skip in (0, 20, 40):
+        args = arguments(source=str(path), dataset_name=str(path), num_prompts=20, skip_prompts=skip)
+        parts.append(prompts_by_split(args, 7, None, dpo_utils)["train"])
+    assert [len(part) for part in parts] == [20, 20, 10]
+    assert len({str(prompt) for part in parts for prompt in part}) == 50  # each once
+    args = arguments(source=str(path), dataset_name=str(path), num_prompts=20, skip_prompts=50)
+    with pytest.raises(UserError, match="leaves none of 50 prompts"):
+        prompts_by_split(args, 7, None, dpo_utils)
+
+
+def test_pairs_count_for_their_prompts_and_splits_stay_apart(base_tokenizer):
+    args = arguments(source="demo", dataset_name="demo", num_prompts=5)
+    base_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    splits = prompts_by_split(args, 0, base_tokenizer, dpo_utils)
+    assert {split: len(prompts) for split, prompts in splits.items()} == {"train": 5, "test": 256}
+
+
+def test_several_models_answer_the_same_prompts(base_model_folder, base_tokenizer, tmp_path):
+    base_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    args = arguments(sample_from=[str(base_model_folder), "policy"], sample_answers=2)
+    model, _ = dpo_utils.load_model(str(base_model_folder))
+    training_args = SimpleNamespace(seed=3, device="cpu", per_device_eval_batch_size=3)
+    answers = several_answers(PROMPTS, "policy", model, base_tokenizer, args, training_args, dpo_utils)
+    assert [[answer.model for answer in row] for row in answers] == [[str(base_model_folder)] * 2 + ["policy"] * 2] * 2
+    assert len({answer.text for row in answers for answer in row}) == 4  # one model under two names draws the same
+    again = several_answers(PROMPTS, "policy", model, base_tokenizer, args, training_args, dpo_utils)
+    assert again == answers
+
+
+def test_the_judge_is_tried_before_any_answer_is_sampled(tmp_path):
+    rules = tmp_path / "rules.py"
+    rules.write_text("def score(prompt, answer): return float('nan')")
+    args = arguments(judge=f"{rules}:score")
+    with pytest.raises(UserError, match="a finite number is wanted"):
+        scoring_judge(args, SimpleNamespace(), PROMPTS, known_truth)
+    with pytest.raises(UserError, match="--sample_answers needs a judge"):
+        scoring_judge(arguments(), SimpleNamespace(), PROMPTS, known_truth)
+    demo = [[{"role": "user", "content": "My radio arrived with a scratch. Please help."}]]
+    judge = scoring_judge(arguments(), SimpleNamespace(), demo, known_truth)
+    assert judge.name == "the true reward"
+    assert isinstance(function_judge(f"{rules}:score"), ScoreJudge)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"rounds": 0, "sample_answers": 2}, "--rounds must be at least 1"),
+        ({"rounds": 2}, "a second round on the same pairs is a second epoch"),
+        ({"first_reference": True, "sample_answers": 2}, "--first_reference counts with --rounds"),
+        ({"judge": "truth", "num_prompts": 3}, "--num_prompts and --judge counts with --sample_answers only"),
+        ({"sample_answers": 1}, "a pair takes two answers"),
+        ({"sample_answers": -2}, "a pair takes two answers"),
+        ({"sample_answers": 2, "answers_url": "http://localhost:1"}, "go together"),
+        ({"sample_answers": 2, "temperature": 0.0}, "--temperature must be above 0"),
+        ({"sample_answers": 2, "judge": "delta"}, "needs two that answer"),
+        ({"sample_answers": 2, "judge": "human"}, "--judge human compares"),
+        ({"sample_answers": 2, "num_prompts": 0}, "--num_prompts must be at least 1"),
+        ({"sample_answers": 2, "skip_prompts": -1}, "--skip_prompts must be at least 0"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_at_once(flags, words, call):
+    told = [word for name, value in flags.items() for word in (f"--{name}", *([] if value is True else [value]))]
+    code, output, error = call("custom_dataset_dpo", *told)
+    assert code == 2 and words in error
+    assert "Data:" not in output
