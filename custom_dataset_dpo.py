@@ -140,7 +140,7 @@ def check_only(args, training_args, model_args):  # NEW
 def main():
     args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments, flags=DATA_FLAGS, rare=RARE)
 
-    if args.rounds > 1:  # NEW: each is a run of this script, from the model that the one before has trained
+    if args.rounds:  # NEW: each is a run of this script, from the model that the one before has trained
         return run_rounds(__file__, args, training_args, model_args, dpo_utils, DEMO)
     if args.check_only:  # NEW
         return check_only(args, training_args, model_args)

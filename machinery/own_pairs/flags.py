@@ -38,7 +38,7 @@ class SamplingArguments(JudgeArguments):
         default=None, help="an OpenAI-compatible server that answers; its key is read from DPO_ANSWERS_API_KEY"
     )
     answers_model: str | None = HfArg(default=None, help="the name of the model there")
-    rounds: int = HfArg(default=1, help="do all of it so many times, each time from the model just trained")
+    rounds: int | None = HfArg(default=None, help="do all of it so many times, each time from the model just trained")
     reference: str | None = HfArg(
         default=None, help="the model that the policy is held to (default: the one that is trained, as it is now)"
     )
@@ -50,11 +50,11 @@ class SamplingArguments(JudgeArguments):
 
 def check_flags(args) -> None:
     """Refuse what cannot be sampled or scored, and flags that would do nothing. Raises UserError."""
-    if args.rounds < 1:
+    if args.rounds is not None and args.rounds < 1:
         raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
-    if args.rounds > 1 and not args.sample_answers:
+    if args.rounds and not args.sample_answers:
         raise UserError("--rounds needs --sample_answers: a second round on the same pairs is a second epoch.")
-    if args.first_reference and (args.rounds == 1 or args.reference):
+    if args.first_reference and (args.rounds is None or args.reference):
         raise UserError("--first_reference counts with --rounds, and names what --reference would name.")
     if not args.sample_answers:
         rest = ("sample_from", "num_prompts", "skip_prompts", "answers_url", "answers_model")

@@ -1,0 +1,93 @@
+"""What pairs of one's own win, in rounds and otherwise: on the demo, where the true reward of every reply is known.
+
+    python benchmarks/own_pairs.py                                  # all cases, three seeds: hours on two cores
+    python benchmarks/own_pairs.py --cases rounds --seeds 0 1 2 3 4
+    python benchmarks/own_pairs.py --show                           # what was measured then, once more
+
+Each case is custom_dataset_dpo.py with --sample_answers 4 and the flags below, as many at a time as there are cores.
+Rounds that are finished are kept in runs/own_pairs and not repeated. Prints mean, lowest and highest over the seeds,
+after the last round, and writes all rounds to benchmarks/results/own_pairs.json.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from machinery.comparing.grid import RUNS_AT_A_TIME, alone, markdown, run_child
+
+OUT = PROJECT / "runs" / "own_pairs"
+RESULTS = PROJECT / "benchmarks" / "results" / "own_pairs.json"
+THIRD = "--num_prompts 680"  # of the demo's 2,045: three rounds of it are all of them once
+# case: (what it is, flags)
+CASES = {
+    "rounds": ("three rounds, each of all prompts", "--rounds 3"),
+    "thirds": ("three rounds, each of a third of the prompts", f"--rounds 3 {THIRD}"),
+    "one_round": ("one round of all prompts: as many pairs", "--rounds 1 --num_prompts 2040"),
+    "stale": ("one round of a third, three epochs: as many steps", f"--rounds 1 {THIRD} --num_train_epochs 3"),
+    "first": ("thirds, held to the first model", f"--rounds 3 {THIRD} --first_reference"),
+    "beta_0.03": ("thirds, beta 0.03", f"--rounds 3 {THIRD} --beta 0.03"),
+    "beta_0.3": ("thirds, beta 0.3", f"--rounds 3 {THIRD} --beta 0.3"),
+    "noisy": ("thirds, a judge with noise", f"--rounds 3 {THIRD} --judge JUDGES:noisy"),
+    "polite": ("thirds, a rule that counts polite words", f"--rounds 3 {THIRD} --judge JUDGES:polite"),
+    "long": ("thirds, a rule that counts words", f"--rounds 3 {THIRD} --judge JUDGES:long"),
+}
+COLUMNS = {
+    "true_reward_after": "true reward",
+    "greedy_reward_after": "greedily",
+    "win_rate": "win rate over the last",
+    "garbled_after": "garbled",
+    "kl_first": "KL from the first",
+    "reply_tokens_after": "tokens a reply",
+}
+
+
+def main() -> None:
+    """Run what is missing, write, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--show", action="store_true", help="measure nothing, show what was measured")
+    options = parser.parse_args()
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not options.show:
+        jobs = [(case, seed) for seed in options.seeds for case in options.cases]
+        with ThreadPoolExecutor(RUNS_AT_A_TIME) as pool, tqdm(total=len(jobs), desc="runs") as bar:
+            for (case, seed), rounds in zip(jobs, pool.map(lambda job: run(*job), jobs), strict=True):
+                found.setdefault(case, {})[str(seed)] = rounds
+                RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+                bar.update()
+    last = {CASES[case][0]: [seeds[seed][-1] for seed in sorted(seeds)] for case, seeds in found.items()}
+    print(markdown({label: last[label] for label, _ in CASES.values() if label in last}, COLUMNS))
+    if "rounds" in found:
+        count = max(map(len, found["rounds"].values()))
+        by_round = {f"round {n + 1}": [rounds[n] for rounds in found["rounds"].values()] for n in range(count)}
+        print("\n" + markdown(by_round, COLUMNS, "three rounds of all prompts"))
+
+
+def run(case: str, seed: int) -> list[dict]:
+    """The metrics of each round of a case."""
+    flags = shlex.split(
+        CASES[case][1].replace("JUDGES", shlex.quote(str(PROJECT / "benchmarks/judges_of_the_demo.py")))
+    )
+    flags = flags if "--judge" in flags else [*flags, "--judge", "truth"]
+    folder = OUT / f"{case}-{seed}"
+    command = [sys.executable, str(PROJECT / "custom_dataset_dpo.py"), "--dataset_name", str(PROJECT / "demo"), *flags]
+    command += ["--sample_answers", "4", "--seed", str(seed), "--output_dir", str(folder), "--show", "0"]
+    code, errors = run_child(command, alone() | {"OMP_NUM_THREADS": "1"}, is_quiet=True)
+    if code:
+        raise SystemExit(f"{shlex.join(command)} ended with {code}: {errors.strip().splitlines()[-1:]}")
+    rounds = json.loads((folder / "rounds.json").read_text())["rounds"]
+    kept = [*COLUMNS, "true_reward_before", "greedy_reward_before", "score_after", "kl_last", "pairs_train", "kl"]
+    return [{name: metrics[name] for name in kept if name in metrics} for metrics in rounds]
+
+
+if __name__ == "__main__":
+    main()
