@@ -21,12 +21,17 @@ from docs import build as docs_build
 from docs.build import PAGES
 from dpo_utils import TutorialArguments, TutorialConfig, parse_args
 from machinery.command.command_line import CommandLine
+from machinery.command.flag_help import DATA_FLAGS
 from machinery.comparing.grid import without
+from machinery.own_pairs.flags import RARE
 
 # how each script reads its command line
 SCRIPTS = {
     "basic_dpo_training.py": (basic_dpo_training, {}),
-    "custom_dataset_dpo.py": (custom_dataset_dpo, {"arguments": custom_dataset_dpo.DataArguments}),
+    "custom_dataset_dpo.py": (
+        custom_dataset_dpo,
+        {"arguments": custom_dataset_dpo.DataArguments, "flags": DATA_FLAGS, "rare": RARE},
+    ),
     "lora_dpo_training.py": (lora_dpo_training, {"arguments": lora_dpo_training.LoraArguments, "takes_adapters": True}),
     "custom_loss_dpo.py": (
         custom_loss_dpo,
