@@ -24,6 +24,7 @@ Try next:
 
     python dpo_evaluation.py --models runs/basic runs/lora          # several against one reference, and each other
     python dpo_evaluation.py --judge human                          # you are the judge: a blind table to fill in
+    python dpo_evaluation.py --judge rules.py:score                 # a function of yours: of prompt and answer, a number
     python dpo_evaluation.py --judge_url http://localhost:8000/v1 --judge_model NAME       # a language model is
     python dpo_evaluation.py --answers_from vllm.jsonl --reference my/sft-model --dataset_name prompts.jsonl
     python dpo_evaluation.py --help
