@@ -32,9 +32,8 @@ from dpo_utils import (
     watch,
 )
 from machinery.runs.folder import claim_output_dir
-from machinery.runs.room import check_room
 from machinery.runs.saving import save_run
-from machinery.runs.start import never_evaluate, show_start
+from machinery.runs.start import check_start, show_start
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # The demo's settings. They are no advice for other models: for those the defaults are TRL's.
@@ -73,13 +72,11 @@ def main():
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     train_pairs, eval_pairs, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
     prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
-    if eval_pairs is None:
-        never_evaluate(training_args)
 
     # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
     # group_by_length.
     claim_output_dir(training_args, "runs/basic")
-    check_room(training_args, policy, train_pairs)  # on the disk, for checkpoints and model
+    check_start(training_args, policy, train_pairs, eval_pairs)  # held out? room on the disk?
     trainer = SharedPromptDPOTrainer(
         model=policy,
         ref_model=reference,

@@ -40,9 +40,8 @@ from dpo_utils import (
 )
 from machinery.data.report import show_reports
 from machinery.runs.folder import claim_output_dir
-from machinery.runs.room import check_room
 from machinery.runs.saving import save_run
-from machinery.runs.start import never_evaluate, show_start
+from machinery.runs.start import check_start, show_start
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # NEW marks what basic_dpo_training.py does not have.
@@ -134,12 +133,10 @@ def main():
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     train_pairs, eval_pairs, reports = look_at_pairs(args, training_args, tokenizer, "runs/custom_dataset")  # NEW
     prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
-    if eval_pairs is None:
-        never_evaluate(training_args)
 
     # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
     # group_by_length.
-    check_room(training_args, policy, train_pairs)  # on the disk, for checkpoints and model
+    check_start(training_args, policy, train_pairs, eval_pairs)  # held out? room on the disk?
     trainer = SharedPromptDPOTrainer(
         model=policy,
         ref_model=reference,

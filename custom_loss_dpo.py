@@ -49,9 +49,8 @@ from machinery.comparing.loss_comparison import CompareArguments, compare
 from machinery.comparing.side_by_side import show_other_loss
 from machinery.models.adapters import describe_base, new_adapter
 from machinery.runs.folder import claim_output_dir
-from machinery.runs.room import check_room
 from machinery.runs.saving import save_run
-from machinery.runs.start import never_evaluate, show_start
+from machinery.runs.start import check_start, show_start
 from machinery.training.custom_loss import CustomLoss
 from machinery.training.losses import loss_from_flags, uses_reference
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
@@ -378,14 +377,12 @@ def main():
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     train_pairs, eval_pairs, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
     prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
-    if eval_pairs is None:
-        never_evaluate(training_args)
 
     # Trainer: the basic script's, with the loss plugged in. NEW: with --use_peft an adapter, as in lora_dpo_training.py.
     peft_config = new_adapter(policy, model_args, training_args)
     base = describe_base(policy, name, model_args.model_revision) if peft_config else None
     claim_output_dir(training_args, "runs/custom_loss")
-    check_room(training_args, policy, train_pairs, peft_config)  # on the disk, for checkpoints and model
+    check_start(training_args, policy, train_pairs, eval_pairs, peft_config)  # held out? room on the disk?
     set_seed(training_args.seed)  # NEW: an adapter's A is drawn at random
     trainer = CustomLossDPOTrainer(
         model=policy,

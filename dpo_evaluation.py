@@ -54,7 +54,6 @@ from dpo_utils import (
     say,
     sequence_kls,
     sequence_logps,
-    sum_over_completions,
 )
 from machinery.answers.kept import from_the_first, sample_kept
 from machinery.answers.prompts import load_prompts
@@ -72,6 +71,7 @@ from machinery.evaluation.verdict import GREEDY, MATCHED, Reference, judge_all
 from machinery.judges.flags import JudgeArguments, judge_from_flags
 from machinery.models.adapters import base_of
 from machinery.models.checks import is_same_tokenizer
+from machinery.models.log_probs import sum_over_completions
 from machinery.runs.failures import end_together
 from machinery.runs.folder import claim_output_dir
 from machinery.runs.interrupts import finished_first

@@ -17,8 +17,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from typing import Literal, NamedTuple
@@ -34,7 +32,6 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
-from trl.trainer.utils import use_adapter
 
 from machinery.command.flag_help import ADAPTER_FLAGS, FLAGS
 from machinery.command.outlets import lasting_outlets
@@ -59,6 +56,7 @@ from machinery.hardware.memory import suit_allocator
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
 from machinery.models.generation import end_ids, neutral_generation, own_precision
+from machinery.models.log_probs import at_hand, sum_over_completions
 from machinery.models.sharded_weights import on_whole_weights, waits_for_shards
 from machinery.runs.failures import end_together, exit_code, print_traceback
 from machinery.runs.folder import close_output_dir
@@ -398,9 +396,6 @@ def sample_completions(
 # --- Log-probs -------------------------------------------------------------------------------------------------------
 
 
-MOST_LOGITS = 2**28  # that are held at once: a gigabyte in float32
-
-
 def sequence_logps(
     model: PreTrainedModel,
     rows: list[tuple[list[int], list[int]]],
@@ -418,60 +413,6 @@ def sequence_logps(
         return logps.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
 
     return sum_over_completions(model, rows, pad_token_id, of_the_tokens, batch_size, progress)
-
-
-@torch.no_grad()
-@on_whole_weights
-def sum_over_completions(
-    model: PreTrainedModel,
-    rows: list[tuple[list[int], list[int]]],
-    pad_token_id: int,
-    value: Callable[[torch.Tensor, dict], torch.Tensor],
-    batch_size: int = 32,
-    progress: str | None = None,
-) -> torch.Tensor:
-    """A sum over each completion's tokens, (len(rows),), float32, on the CPU.
-
-    rows: pairs of token lists (prompt, completion). value(logps, batch): (B, L-1), a number for each predicted token;
-    logps are those of the whole vocabulary, (B, L-1, V), and batch is what the model was given.
-    """
-    was_training = model.training
-    model.eval()
-    sums = torch.zeros(len(rows))
-    batches = batches_by_length(rows, batch_size, MOST_LOGITS // model.config.get_text_config().vocab_size)
-    for numbers in tqdm(batches, desc=progress, disable=progress is None, leave=False):
-        width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
-        input_ids = torch.full((len(numbers), width), pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        is_completion = torch.zeros_like(input_ids, dtype=torch.bool)
-        for line, number in enumerate(numbers):
-            prompt, completion = rows[number]
-            end = len(prompt) + len(completion)
-            input_ids[line, :end] = torch.tensor(prompt + completion)
-            attention_mask[line, :end] = 1
-            is_completion[line, len(prompt) : end] = True
-        batch = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
-        values = value(next_token_logps(model, batch), batch)
-        sums[numbers] = (values * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
-    model.train(was_training)
-    return sums
-
-
-def next_token_logps(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """After each token but the last, the log-probability of every token of the vocabulary: (B, L-1, V), float32."""
-    with own_precision(model):
-        return model(**batch).logits[:, :-1].float().log_softmax(-1)
-
-
-def batches_by_length(rows: list[tuple[list[int], list[int]]], most_rows: int, most_tokens: int) -> list[list[int]]:
-    """The numbers of rows, batch by batch: like lengths together, and no more tokens in one, padding included."""
-    batches = []
-    for number in sorted(range(len(rows)), key=lambda number: sum(map(len, rows[number]))):
-        width = sum(map(len, rows[number]))  # of the batch that ends with this row
-        if not batches or len(batches[-1]) == most_rows or (len(batches[-1]) + 1) * width > most_tokens:
-            batches.append([])
-        batches[-1].append(number)
-    return batches
 
 
 def pair_logps(
@@ -513,36 +454,18 @@ def sequence_kls(
     """One estimate of KL(policy || reference) a completion, (len(rows),): over its tokens the sum of the exact KL
     between what both predict for the next one.
 
-    reference: None where the policy is an adapter and its reference lies underneath: the model with the adapter off, or
-    the frozen copy that TRL keeps as "ref". rows: (prompt, completion) in tokens, sampled from the policy at temperature
-    1. The mean of log policy(y|x) - log reference(y|x) is the same on average, and noisier: it takes of each step only
-    the token that was drawn.
+    reference: None where the policy is an adapter and its reference lies underneath. rows: (prompt, completion) in
+    tokens, sampled from the policy at temperature 1. The mean of log policy(y|x) - log reference(y|x) is the same on
+    average, and noisier: it takes of each step only the token that was drawn.
     """
+    with at_hand(reference, policy) as of_reference:
 
-    @on_whole_weights
-    def of_reference(model, batch):
-        return next_token_logps(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+        def of_the_steps(logps, batch):
+            ref_logps = of_reference(batch).to(logps.device)
+            # where neither gives a token any chance, as a mask of the vocabulary does, there is nothing to differ in
+            return (logps.exp() * (logps - ref_logps)).nan_to_num(0.0, posinf=torch.inf).sum(-1)
 
-    def exact(logps, batch):
-        underneath = nullcontext()
-        if reference is None:
-            underneath = use_adapter(policy, "ref" if "ref" in policy.peft_config else None)
-        with underneath:
-            ref_logps = of_reference(reference or policy, batch).to(logps.device)
-        # where neither gives a token any chance, as a mask of the vocabulary does, there is nothing to differ in
-        return (logps.exp() * (logps - ref_logps)).nan_to_num(0.0, posinf=torch.inf).sum(-1)
-
-    if reference is not None:
-        was_training = reference.training
-        reference.eval()
-        try:
-            reference.to(policy.device)
-        except torch.OutOfMemoryError:  # beside the optimizer: then slowly, where it was
-            reference.to("cpu")
-    kls = sum_over_completions(policy, rows, pad_token_id, exact)
-    if reference is not None:
-        reference.train(was_training)
-    return kls
+        return sum_over_completions(policy, rows, pad_token_id, of_the_steps)
 
 
 # --- During training -------------------------------------------------------------------------------------------------

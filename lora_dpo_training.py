@@ -47,9 +47,8 @@ from machinery.comparing.side_by_side import beside_full_run
 from machinery.hardware.estimate import MemoryMeter
 from machinery.models.adapters import describe_base, load_adapter, merge_adapter, new_adapter, save_base
 from machinery.runs.folder import claim_output_dir
-from machinery.runs.room import check_room
 from machinery.runs.saving import save_run
-from machinery.runs.start import never_evaluate, show_start
+from machinery.runs.start import check_start, show_start
 from machinery.training.shared_prompt import SharedPromptDPOTrainer
 
 # NEW marks what basic_dpo_training.py does not have.
@@ -133,15 +132,12 @@ def main():
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     train_pairs, eval_pairs, _ = load_preferences(args.source, tokenizer, **args.data_kwargs)
     prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
-    if eval_pairs is None:
-        never_evaluate(training_args)
 
     # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
     # group_by_length.
     claim_output_dir(training_args, "runs/lora")
-    check_room(
-        training_args, policy, train_pairs, peft_config, args.merge + args.merge_first
-    )  # on the disk, for checkpoints and model
+    besides = args.merge + args.merge_first  # NEW: whole models, which take room too
+    check_start(training_args, policy, train_pairs, eval_pairs, peft_config, besides)  # held out? room on the disk?
     folder = Path(training_args.output_dir)
     if args.merge_first:  # NEW: the adapter to come belongs to this base, so it has to be kept
         name = save_base(policy, tokenizer, folder / "base")

@@ -209,6 +209,8 @@ def split_thought(text: str, opening: str, closing: str, is_finished: bool = Tru
 
 def common_length(first, second) -> int:
     """How many items two sequences have in common at their beginning."""
-    return next(
-        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
+    low, high = 0, min(len(first), len(second))
+    while low < high:  # by bisection: slices are compared at once, items one by one
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle - 1)
+    return low

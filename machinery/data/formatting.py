@@ -28,7 +28,7 @@ from ..common.errors import UserError
 from ..common.kept_files import forget_damaged, forget_oldest, forget_untouched, going_on_without, seal
 from ..common.safe_text import first_line
 from . import store, tokens
-from .tokens import token_facts
+from .tokens import TemplateTrial, token_facts
 
 logger = logging.getLogger("dpo")
 
@@ -97,7 +97,7 @@ def format_pairs(
         found.map,
         format_row,
         with_indices=True,
-        fn_kwargs={"tokenizer": tokenizer, "format_pair": format_pair, **how},
+        fn_kwargs={"tokenizer": tokenizer, "format_pair": format_pair, "trial": TemplateTrial(tokenizer), **how},
         features=features,
         remove_columns=["pair"],
         num_proc=num_proc if num_proc and len(found) >= 1000 else None,
@@ -137,13 +137,15 @@ def _files(kept: Path) -> list[Path]:
     return sorted(kept.parent.glob(f"{kept.stem}*.arrow"))
 
 
-def format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:
+def format_row(row, index, tokenizer, **how) -> dict:
     """One row of `format_pairs`, under one clock for all that a template does with it."""
     with template_ends(tokenizer):
-        return _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns)
+        return _format_row(row, index, tokenizer, **how)
 
 
-def _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_length, max_length, columns) -> dict:
+def _format_row(
+    row, index, tokenizer, format_pair, trial, as_turns, step, max_prompt_length, max_length, columns
+) -> dict:
     pair = json.loads(row["pair"])
     facts = {"lengths": [], "flags": [], "text": "", "unknown": 0}
     if not store.survives(pair):
@@ -159,6 +161,8 @@ def _format_row(row, index, tokenizer, format_pair, as_turns, step, max_prompt_l
     if index % step == 0 and not facts["flags"]:
         texts = [formatted[part] for part in ("prompt", "chosen", "rejected")]
         facts = token_facts(*texts, tokenizer, max_length, pair.get("tools"), pair.get("chat_template_kwargs"))
+    elif not facts["flags"] and (refusal := trial.refusal(pair | formatted)):
+        facts |= {"flags": ["template_error"], "text": refusal}
     if formatted.pop("is_shortened"):
         facts["flags"].append("prompt_shortened")
     made = {"chat_template_kwargs": {}} | pair | formatted | {"facts": facts | {"where": pair["where"]}}

@@ -9,6 +9,7 @@ from itertools import islice
 
 from datasets import IterableDataset
 
+from ..common.chat import TEMPLATE_ERRORS
 from ..common.errors import UserError
 from ..readings.reading import Reading
 from ..readings.recognise import doubt
@@ -17,6 +18,7 @@ from .doctor import Checkup, what_fails
 from .files import RowSource
 from .formatting import form_for
 from .pairs import make_pairs
+from .tokens import TemplateTrial
 
 logger = logging.getLogger("dpo")
 
@@ -41,7 +43,7 @@ def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Call
         raise UserError(f"{rows.name}: none of the first 100 pairs can be used. {what_fails(checkup.report())}")
     as_turns, notes = form_for(tokenizer, checkup.kinds, rows.name, how.get("keep_plain", False))
     features = store.pair_features({"rich turns", *store.OPTIONAL}, as_turns)
-    nothing = dict.fromkeys(features) | {"chat_template_kwargs": {}}
+    nothing, trial = dict.fromkeys(features) | {"chat_template_kwargs": {}}, TemplateTrial(tokenizer)
 
     def read():
         for made in make_pairs(rows, reading, **pairing):
@@ -57,8 +59,12 @@ def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Call
                 if not store.survives(made):
                     raise ValueError("number_changed")
                 formatted = format_pair(made, tokenizer, as_turns, how.get("max_prompt_length"))
+                if refusal := trial.refusal(made | formatted):
+                    raise ValueError(f"the chat template refuses its turns ({refusal})")
                 yield {name: (nothing | made | formatted)[name] for name in features}
-            except ValueError as error:
+            except UserError:  # the template does not end
+                raise
+            except TEMPLATE_ERRORS as error:
                 logger.warning(f"{made['where']} is skipped: {error}.")
 
     stream = IterableDataset.from_generator(

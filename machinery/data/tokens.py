@@ -2,6 +2,7 @@
 
     prompt, chosen, rejected, rest = tokenise("How?", " So.", " No.", tokenizer)
     facts = token_facts(prompt, chosen, rejected, tokenizer, max_length=1024)    # lengths, findings, a text about them
+    reason = TemplateTrial(tokenizer).refusal(pair)                              # "System role not supported"
     prompt = shorten_prompt(prompt, tokenizer, max_tokens=512)
 
 A prompt that is too long loses whole exchanges, the oldest first; then the start of the last user turn. The system turn
@@ -11,6 +12,7 @@ this and cut tokens wherever they fell; it has nothing now.
 
 from ..common.chat import TEMPLATE_ERRORS, THOUGHTS, common_length, has_thought, template_ids
 from ..common.errors import UserError
+from ..common.safe_text import first_line
 
 
 def tokenise(prompt, chosen, rejected, tokenizer, tools: str | None = None, kwargs: dict | None = None):
@@ -40,8 +42,7 @@ def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = No
     except UserError:  # it does not end
         raise
     except TEMPLATE_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": reason}
+        return {"lengths": [], "unknown": 0, "flags": ["template_error"], "text": first_line(error)}
 
     def drops_thought(answer, ids) -> bool:
         """Whether the template writes the same tokens without the thought that a turn carries."""
@@ -77,6 +78,38 @@ def token_facts(prompt, chosen, rejected, tokenizer, max_length: int | None = No
         unknown = sum(ids.count(tokenizer.unk_token_id) for ids in parts[:3])
         flags += ["unknown_tokens"] if unknown else []
     return {"lengths": lengths, "unknown": unknown, "flags": flags, "text": text}
+
+
+class TemplateTrial:
+    """Whether a chat template takes a pair, tried once for each form of conversation: its roles, keys and kinds of cells.
+
+    A template refuses a system turn or two questions in a row, whatever they say. So it need not write every pair, and
+    no pair that it refuses comes as far as the trainer.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.taken = tokenizer, set()
+
+    def refusal(self, pair: dict) -> str | None:
+        """What the template says against a formatted pair, or None. Raises UserError where it does not end."""
+        prompt, tools, kwargs = pair["prompt"], pair.get("tools"), pair.get("chat_template_kwargs")
+        if isinstance(prompt, str):
+            return None
+        turns = (prompt, pair["chosen"], pair["rejected"])
+        form = repr([[[(key, type(cell)) for key, cell in turn.items() if key != "role"] + [turn.get("role")] for turn in part]
+                     for part in turns] + [bool(tools), kwargs])  # fmt: skip
+        if form in self.taken:
+            return None
+        try:
+            for answer in turns[1:]:
+                template_ids(self.tokenizer, prompt + answer, tools, kwargs, tokenize=False)
+            template_ids(self.tokenizer, prompt, tools, kwargs, tokenize=False, add_generation_prompt=True)
+        except UserError:
+            raise
+        except TEMPLATE_ERRORS as error:
+            return first_line(error)
+        self.taken.add(form)
+        return None
 
 
 def end_of_turn(tokenizer) -> str | None:

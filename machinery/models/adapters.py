@@ -302,6 +302,11 @@ def check_targets(
     kinds = (nn.Linear, nn.Embedding)  # PEFT adapts others too, which language models do not have
     names = [name for name, m in modules.items() if isinstance(m, kinds) or "Conv1D" in type(m).__name__]
     head = next((name for name, module in modules.items() if module is model.get_output_embeddings()), "lm_head")
+    sides = [side for name in set(names) - {head} for side in _sides(modules[name])]
+    if sides and rank > max(sides):
+        raise UserError(
+            f"--lora_r {rank} is more than the longest side of the model's matrices, {max(sides)}: use less"
+        )
     works = ", ".join(sorted(set(linear_names(model)) - forbidden_targets(model)))
     for target in [targets] if isinstance(targets, str) else targets or []:
         if target in forbidden_targets(model):
@@ -329,6 +334,13 @@ def check_targets(
     for name in saved or []:
         if not any(module.endswith(name) for module in modules):  # as PEFT looks for it
             raise UserError(f"--lora_modules_to_save {name}: the model has no such module")
+
+
+def _sides(module: nn.Module) -> list[int]:
+    """How many numbers go into a module and out of it, however its weight is packed."""
+    return [
+        side for side in (getattr(module, name, None) for name in ("in_features", "out_features", "nx", "nf")) if side
+    ]
 
 
 @torch.no_grad()

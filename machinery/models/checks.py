@@ -104,6 +104,11 @@ def check_model_folder(name: str) -> None:
         if "adapter_config.json" in files:
             raise ValueError(f"{name} holds an adapter without its base model; lora_dpo_training.py takes adapters")
         raise ValueError(f"{name} holds no model: there is no config.json in it")
+    if "adapter_config.json" in files:
+        raise ValueError(
+            f"{name} holds an adapter beside a model's config.json, and Transformers would put the one on the other: "
+            "keep each in a folder of its own (lora_dpo_training.py takes adapters)"
+        )
     config = read_object(path / "config.json")
     if config is None:
         raise ValueError(f"{name}/config.json is no JSON object")

@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -96,19 +97,38 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def delete_older(folder: Path, keep: int, known: set[Path], best: str | None = None) -> None:
-    """Delete the checkpoints older than the `keep` newest complete ones.
+    """Delete the checkpoints older than the `keep` newest complete ones, but for what else somebody put into them.
 
     known: those that need not be read again to know that they are complete; others are added. best: the path of one
     that stays whatever its age.
     """
-    complete = 0
+    complete = []
     for checkpoint in reversed(checkpoints(folder)):
-        if complete >= keep:
+        if len(complete) >= keep:
             if best is None or checkpoint.resolve() != Path(best).resolve():
-                shutil.rmtree(checkpoint, ignore_errors=True)
+                _delete(checkpoint, like=complete[0])
         elif checkpoint in known or why_incomplete(checkpoint) is None:
             known.add(checkpoint)
-            complete += 1
+            complete.append(checkpoint)
+
+
+def _delete(checkpoint: Path, like: Path) -> None:
+    """Delete what a run wrote into a checkpoint: what its manifest names, and what it has in common with another."""
+    if checkpoint.is_symlink():
+        return
+    names = set()
+    for source in (checkpoint, like):
+        with suppress(ValueError):  # an unfinished one has no manifest
+            names |= read_manifest(source)["files"].keys()
+    step = checkpoint.name.removeprefix("checkpoint-")
+    names |= {re.sub(r"^global_step\d+", f"global_step{step}", name) for name in names}  # as DeepSpeed calls its part
+    for name in (*names, MANIFEST):
+        with suppress(OSError):
+            (checkpoint / name).unlink()
+    folders = [path for path in checkpoint.rglob("*") if path.is_dir() and not path.is_symlink()]
+    for empty in (*sorted(folders, key=lambda path: len(path.parts), reverse=True), checkpoint):
+        with suppress(OSError):  # or it is not
+            empty.rmdir()
 
 
 def is_checkpoint(folder: Path) -> bool:

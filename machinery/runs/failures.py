@@ -16,6 +16,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+import jinja2
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from ..common.errors import UserError, is_out_of_memory
 from ..common.kept_files import NO_ROOM
 from ..common.masking import masked
-from ..common.safe_text import printable
+from ..common.safe_text import first_line, printable
 from ..common.token_rows import row_lengths
 from ..hardware.estimate import estimate_memory
 from ..watching.log_lines import NonFiniteLoss
@@ -96,6 +97,8 @@ def explain(error: BaseException, trainer) -> tuple[int | None, str]:
     args = trainer.args if trainer else local_value(error, "training_args")
     if reason := why_write_failed(error, Path(args.output_dir) if args else None):
         return 1, f"writing failed: {reason}. Nothing complete was overwritten. {_way_on(trainer)}"
+    if isinstance(error, jinja2.TemplateError):
+        return 2, f"error: the chat template refuses a conversation: {first_line(error)}."
     if isinstance(error, pickle.UnpicklingError):
         where = trainer.args.resume_from_checkpoint if trainer else "a file"
         return 2, f"error: {where} holds a file that could run code when it is loaded, so it was not loaded."

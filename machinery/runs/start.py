@@ -1,5 +1,6 @@
 """Before the first step: what the model will see, who the reference is, and whether the policy still equals it.
 
+    check_start(training_args, policy, train_pairs, eval_pairs)
     show_start(trainer, "a frozen copy of demo/model")
 
 Then every margin is 0 and the loss ln 2. Where it is not, the policy and its reference are two models, and DPO would
@@ -15,8 +16,19 @@ import torch
 from ..common.errors import UserError
 from ..common.safe_text import say, visible
 from ..hardware.estimate import choose_checkpointing
+from .room import check_room
 
 logger = logging.getLogger("dpo")
+
+
+def check_start(training_args, policy, train_pairs, eval_pairs, peft_config=None, whole_models: int = 0) -> None:
+    """Before the trainer is built: nothing is evaluated where nothing is held out, and what will be written has room.
+
+    eval_pairs: None where nothing is held out. The rest is as `check_room` takes it. Raises UserError.
+    """
+    if eval_pairs is None:
+        never_evaluate(training_args)
+    check_room(training_args, policy, train_pairs, peft_config, whole_models)
 
 
 def never_evaluate(training_args) -> None:

@@ -18,7 +18,7 @@ from dpo_utils import format_pair, load_preferences, load_tokenizer, prompt_ids,
 from machinery.common import kept_files
 from machinery.data import formatting
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE, format_row
-from machinery.data.tokens import shorten_prompt, tokenise
+from machinery.data.tokens import TemplateTrial, shorten_prompt, tokenise
 
 USER, REPLY = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}
 CURT = {"role": "assistant", "content": "What"}
@@ -367,5 +367,30 @@ def test_a_template_that_refuses_a_prompt_is_not_called_a_prompt_that_is_too_lon
     base_tokenizer.chat_template = "{{ raise_exception('only one system turn') }}"
     pair = {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c", "where": "row 0"}
     how = dict(as_turns=True, step=2, max_prompt_length=5, max_length=None, columns=["facts"])
-    made = format_row({"pair": json.dumps(pair)}, 1, base_tokenizer, format_pair, **how)
+    how |= {"format_pair": format_pair, "trial": TemplateTrial(base_tokenizer)}
+    made = format_row({"pair": json.dumps(pair)}, 1, base_tokenizer, **how)
     assert (made["facts"]["flags"], made["facts"]["text"]) == (["template_error"], "only one system turn")
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_pair_that_the_template_refuses_goes_though_nobody_looks_at_its_tokens(
+    is_streamed, base_tokenizer, tmp_path, caplog
+):
+    base_tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    )
+    file = tmp_path / "pairs.jsonl"
+    with open(file, "w") as lines:
+        for number in range(40):
+            prompt = [SYSTEM] * (number == 37) + [{"role": "user", "content": f"What is {number}?"}]
+            answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+            lines.write(json.dumps({"prompt": prompt, **answers}) + "\n")
+    how = {"streaming": True} if is_streamed else {"look_at": 4}
+    pairs, _, reports = load_preferences(str(file), base_tokenizer, **how)
+    assert len([row for row in pairs if row["prompt"][0]["role"] == "system"]) == 0
+    assert len(list(pairs)) == 39
+    if is_streamed:
+        assert "is skipped: the chat template refuses its turns (System role not supported)" in caplog.text
+    else:
+        assert reports["train"]["findings"]["template_error"]["rows"] == [37]

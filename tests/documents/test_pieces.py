@@ -49,14 +49,10 @@ def take(section: str, folder) -> None:
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder)
-    cut = re.search(r"of `(\w+\.py)`,\s+into\s+`mine/(\w+\.py)`:\s+(.*?)\.(?:\s|$)", said, flags=re.DOTALL)
+    cut = re.search(r"of\s+`(\w+\.py)`,\s+into\s+`mine/(\w+\.py)`:\s+(.*?)\.(?:\s|$)", said, flags=re.DOTALL)
     if cut:
         head = "\n".join(re.findall(r"^    ((?:import|from) .*)$", section, flags=re.MULTILINE))
-        left_out = re.findall(r"Leave out the line `(.+?)`", said)
-        code = cut_out(PROJECT / cut[1], re.findall(r"`(\w+)`", cut[3]))
-        lines = [line for line in code.splitlines() if line not in left_out]
-        assert left_out == [] or len(lines) < len(code.splitlines())
-        (folder / cut[2]).write_text(head + "\n\n" + "\n".join(lines) + "\n")
+        (folder / cut[2]).write_text(head + "\n\n" + cut_out(PROJECT / cut[1], re.findall(r"`(\w+)`", cut[3])) + "\n")
 
 
 def cut_out(file, names: list[str]) -> str:

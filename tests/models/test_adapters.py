@@ -78,6 +78,10 @@ def test_targets_that_match_nothing_are_named_with_those_there_are(base_model_fo
     with pytest.raises(ValueError, match="q_porj matches nothing; there are c_attn, c_fc, c_proj, or all-linear"):
         check_targets(model, ["c_attn", "q_porj"], 8)
     check_targets(model, "all-linear", 8)
+    widest = max(side for block in model.transformer.h for side in (block.mlp.c_fc.nx, block.mlp.c_fc.nf))
+    check_targets(model, "all-linear", widest)
+    with pytest.raises(UserError, match=f"longest side of the model's matrices, {widest}"):
+        check_targets(model, "all-linear", widest + 1)
 
 
 def lora(**options):

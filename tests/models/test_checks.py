@@ -4,7 +4,7 @@ import pytest
 from conftest import make_llama
 from transformers import AutoModelForCausalLM
 
-from machinery.models.checks import FROM_SAFETENSORS, check_loaded, unused_weights
+from machinery.models.checks import FROM_SAFETENSORS, check_loaded, check_model_folder, unused_weights
 
 
 def test_a_configuration_with_fewer_layers_than_the_files_is_refused(tmp_path, base_tokenizer):
@@ -20,3 +20,11 @@ def test_another_head_and_what_is_computed_anew_do_not_count():
     names = ["v_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "visual.blocks.0.weight"]
     assert unused_weights(make_llama(), names) == []
     assert unused_weights(make_llama(), ["model.layers.0.self_attn.q_proj.bias"]) != []
+
+
+def test_an_adapter_beside_a_model_is_refused(tmp_path):
+    make_llama().save_pretrained(tmp_path)
+    check_model_folder(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"an adapter beside a model's config\.json"):
+        check_model_folder(str(tmp_path))

@@ -130,6 +130,23 @@ def test_old_checkpoints_go_only_when_two_newer_ones_are_whole(tmp_path):
     assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (1, 3, 4, 5)]
 
 
+def test_what_somebody_put_into_an_old_checkpoint_stays(tmp_path):
+    for step in range(1, 5):
+        make_checkpoint(tmp_path, step)
+    noted, unfinished = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"
+    (noted / "notes.txt").write_text("keep this one")
+    (unfinished / "manifest.json").unlink()
+    part = unfinished / "global_step2" / "zero.pt"  # as DeepSpeed writes it
+    part.parent.mkdir()
+    part.write_text("")
+    (tmp_path / "checkpoint-4" / "global_step4").mkdir()
+    (tmp_path / "checkpoint-4" / "global_step4" / "zero.pt").write_text("")
+    write_manifest(tmp_path / "checkpoint-4", {})
+    delete_older(tmp_path, keep=2, known=set())
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+    assert [path.name for path in noted.iterdir()] == ["notes.txt"]
+
+
 def test_a_damaged_checkpoint_that_is_named_is_refused(cut, pairs_file, call):
     flip_a_bit(cut / "checkpoint-3")
     words = ("--dataset_name", pairs_file, *FLAGS, "--resume_from_checkpoint", cut / "checkpoint-3")

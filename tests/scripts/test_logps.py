@@ -11,8 +11,8 @@ from transformers import GenerationConfig, GPT2LMHeadModel, LlamaConfig
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-import dpo_utils
 from dpo_utils import Completion, sample_completions, sequence_kl, sequence_kls, sequence_logps
+from machinery.models import log_probs
 
 
 class FixedModel(torch.nn.Module):
@@ -53,7 +53,7 @@ def test_long_rows_come_in_small_batches(tiny_llama, monkeypatch):
     monkeypatch.setattr(
         tiny_llama, "forward", lambda **inputs: widest.append(inputs["input_ids"].numel()) or forward(**inputs)
     )
-    monkeypatch.setattr(dpo_utils, "MOST_LOGITS", 50 * tiny_llama.config.vocab_size)
+    monkeypatch.setattr(log_probs, "MOST_LOGITS", 50 * tiny_llama.config.vocab_size)
     in_parts = sequence_logps(tiny_llama, rows, pad_token_id=0)
     assert widest == [24, 40, 180]  # three rows of up to 8 tokens; the longest alone, although it is too long
     torch.testing.assert_close(in_parts, whole, rtol=1e-5, atol=1e-5)
