@@ -24,6 +24,7 @@ Try next:
 
     python dpo_evaluation.py --models runs/basic runs/lora          # several against one reference, and each other
     python dpo_evaluation.py --judge human                          # you are the judge: a blind table to fill in
+    python dpo_evaluation.py --judge rules.py:score                 # a function of yours: of prompt and answer, a number
     python dpo_evaluation.py --judge_url http://localhost:8000/v1 --judge_model NAME       # a language model is
     python dpo_evaluation.py --answers_from vllm.jsonl --reference my/sft-model --dataset_name prompts.jsonl
     python dpo_evaluation.py --help
@@ -61,11 +62,10 @@ from machinery.answers.texts import read_texts, text_losses, text_windows
 from machinery.command.flag_help import EVALUATION_FLAGS
 from machinery.common.chat import most_tokens, warn_of_cut_thoughts
 from machinery.common.errors import UserError
-from machinery.common.intervals import mean_interval
 from machinery.comparing.side_by_side import run_facts
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE
 from machinery.evaluation.entropy import Sureness, excess, matching_temperature, token_entropies
-from machinery.evaluation.metrics import NO_INTERVAL, PairLogps, preference_metrics, reply_metrics
+from machinery.evaluation.metrics import NO_INTERVAL, PairLogps, kl_interval, preference_metrics, reply_metrics
 from machinery.evaluation.report import Report
 from machinery.evaluation.verdict import GREEDY, MATCHED, Reference, judge_all
 from machinery.judges.flags import JudgeArguments, judge_from_flags
@@ -139,7 +139,7 @@ def measure(name: str, reference: Reference, pairs, prompts: list, windows, othe
     if args.temperature == 1:
         # KL(policy || reference), over what the policy itself writes
         kls = sequence_kls(policy, reference.model, rows_of(answers), pad).numpy().reshape(len(answers), -1)
-        measured["kl"] = mean_interval(kls.mean(axis=1))
+        measured["kl"] = kl_interval(kls.mean(axis=1))
     if reference.greedy is not None:
         result["controls"] = on_equal_terms(policy, tokenizer, reference, answers, prompts, name, args, training_args)
         measured |= result["controls"].pop("measured")

@@ -51,7 +51,12 @@ from machinery.common.intervals import mean_interval, with_interval
 from machinery.common.safe_text import first_line, inert_record, make_libraries_inert, say, visible
 from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
+<<<<<<< HEAD
 from machinery.evaluation.true_reward import show_scores, show_true_rewards
+=======
+from machinery.evaluation.metrics import kl_interval
+from machinery.evaluation.true_reward import show_true_rewards
+>>>>>>> t-judges
 from machinery.hardware.memory import suit_allocator
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
@@ -445,7 +450,7 @@ def sequence_kl(
     See `sequence_kls`. Returns (mean, low, high).
     """
     rows = [(completion.prompt_ids, completion.ids) for completion in completions]
-    return mean_interval(sequence_kls(policy, reference, rows, pad_token_id).tolist())
+    return kl_interval(sequence_kls(policy, reference, rows, pad_token_id).tolist())
 
 
 def sequence_kls(

@@ -133,7 +133,7 @@ def sources_from_flags(args, training_args, model_args) -> Sources:
             say(f"The reference is {reference}, whose answers come first in {args.answers_from[0]}.")
     else:
         names = [*names, *(name for name in served if name not in names)]
-    if files and (not names or names == [reference]):
+    if files and set(files) <= {reference} and set(names) <= {reference}:
         raise UserError(f"--answers_from has answers of {reference} alone, and none to hold against it: add --models.")
     names = list(dict.fromkeys(names)) or [newest_trained(Path("runs")) or _train_basic()]
     facts = run_facts(names[0])

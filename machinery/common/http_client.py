@@ -133,8 +133,9 @@ class ChatClient:
                 again = True
                 if refused not in self.left_out:
                     self.left_out.add(refused)
+                    instead = f"with {NEWER[refused]}" if refused in NEWER else "without"
                     logger.warning(
-                        f"{self.url} does not take {refused}; it is asked without: {self._quote(response.text)}"
+                        f"{self.url} does not take {refused}; it is asked {instead}: {self._quote(response.text)}"
                     )
             raise Failed(f"HTTP {status}: {self._quote(response.text)}", _retry_after(response), again)
         try:
@@ -193,8 +194,11 @@ class ChatClient:
 def _refused_setting(response: httpx.Response, body: dict) -> str | None:
     """The setting that a server does not take, by what it says is wrong: some models take no temperature but their own.
 
-    A server may repeat what it was sent, so a word that stands in the conversation tells nothing.
+    A server may repeat what it was sent, so a word that stands in the conversation tells nothing. Nor does one that is
+    taken, with a smaller value: a conversation that fills the model's context.
     """
+    if re.search(r"too large|too long|at most|maximum", response.text):
+        return None
     sent = json.dumps(body["messages"])
     with suppress(ValueError, LookupError, TypeError, AttributeError):
         named = response.json()["error"]["param"]  # as OpenAI has it

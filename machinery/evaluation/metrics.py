@@ -31,6 +31,22 @@ class PairLogps(NamedTuple):
     rejected_lengths: np.ndarray
 
 
+def kl_interval(kls) -> tuple[float, float, float]:
+    """The mean KL from the reference, one value a prompt, and its 95% interval; infinite and without one where one value is.
+
+    That happens where a reply holds a token to which the reference gives no chance at all, as where its vocabulary is
+    masked. Raises UserError for nan.
+    """
+    kls = np.asarray(kls, dtype=float)
+    wrong = np.flatnonzero(np.isnan(kls))
+    if len(wrong):
+        raise UserError(
+            f"The KL from the reference is nan on {len(wrong)} of {len(kls)} prompts (the first: prompt {wrong[0] + 1}): "
+            "log-probs overflow, or weights are broken. Load both models in float32 (--dtype float32), or take others."
+        )
+    return mean_interval(kls) if np.isfinite(kls).all() else (math.inf, *NO_INTERVAL)
+
+
 def margins(logps: PairLogps, beta: float) -> np.ndarray:
     """chosen_reward - rejected_reward of each pair (equation 7 of arXiv:2305.18290)."""
     return beta * ((logps.policy_chosen - logps.ref_chosen) - (logps.policy_rejected - logps.ref_rejected))
@@ -63,8 +79,8 @@ def preference_metrics(
         "reward_margin": mean_interval(margin),
         "chosen_logp_change": mean_interval(chosen_change),
         "rejected_logp_change": mean_interval(rejected_change),
-        "perplexity_chosen": tuple(map(math.exp, mean_interval(nll))),
-        "perplexity_chosen_reference": tuple(map(math.exp, mean_interval(ref_nll))),
+        "perplexity_chosen": _perplexity(nll),
+        "perplexity_chosen_reference": _perplexity(ref_nll),
         "length_only_accuracy": rate(half_for_ties(longer)),
         "margin_length_correlation": correlation(margin, longer),
         "calibration_error": (calibration_error(margin), *NO_INTERVAL),
@@ -78,6 +94,11 @@ def preference_metrics(
         if known.any():  # against the truth instead of the label, which is wrong now and then
             measured["true_accuracy"] = rate(half_for_ties(margin[known] * np.sign(difference[known])))
     return measured
+
+
+def _perplexity(nll: np.ndarray) -> tuple[float, float, float]:
+    with np.errstate(over="ignore"):  # beyond 709 nats a token it is infinite
+        return tuple(np.exp(mean_interval(nll)).tolist())
 
 
 def half_for_ties(values) -> np.ndarray:

@@ -193,7 +193,9 @@ class Report:
             name, start, kl = result["model"], result["trained_from"], result["measured"].get("kl")
             if start is not None and Path(start).resolve() != Path(self.reference.name).resolve():
                 yield f"{name} was trained from {start}, not from {self.reference.name}."
-            if kl and kl[0] > 20:
+            if kl and math.isinf(kl[0]):
+                yield f"{name} writes tokens to which {self.reference.name} gives no chance at all: the KL is infinite."
+            elif kl and kl[0] > 20:
                 yield f"{name} is far from its reference (KL {kl[0]:.0f}): read its answers, not its accuracy."
 
     # --- Files ---
@@ -383,7 +385,7 @@ def _key_figures(outcome: Outcome) -> Iterator[tuple[str, str]]:
     if ORDER in outcome.measured:
         yield "decided by the order", f"{outcome.measured[ORDER][0]:.0%} of verdicts"
     if "kl" in outcome.measured:
-        yield "KL from the reference", f"{_cell(outcome.measured['kl'], '.2f')} nats a reply"
+        yield "KL from the reference", f"{_cell(outcome.measured['kl'], '.2f') or 'infinite'} nats a reply"
     if len(outcome.longer_by):
         yield "change of length", f"{_cell(mean_interval(outcome.longer_by), '+.1f')} tokens"
     yield "prompts", f"{int((~np.isnan(outcome.wins)).sum()):,}"

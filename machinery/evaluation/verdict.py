@@ -277,7 +277,9 @@ def _price(outcome: Outcome) -> list[str]:
         return []
     longer = outcome.longer_by.mean()
     by = f"{abs(longer):.1f} tokens {'longer' if longer > 0 else 'shorter'}" if longer else "of the same length"
-    return [f"The price: KL {outcome.measured['kl'][0]:.2f} nats a reply; replies {by}."]
+    kl = outcome.measured["kl"][0]
+    far = f"KL {kl:.2f} nats a reply" if math.isfinite(kl) else "an infinite KL"
+    return [f"The price: {far}; replies {by}."]
 
 
 def _p(outcome: Outcome) -> str:

@@ -16,7 +16,7 @@ from ..common.chat import as_text
 from ..common.safe_text import say
 from .interface import Comparison, JudgeError
 
-PLACES = ("prompt", "answer_a", "answer_b")  # and {number}, which may be there
+NEEDED_PLACES = ("prompt", "answer_a", "answer_b")  # and {number}, which may be there
 PLACE = re.compile(r"\{(prompt|answer_a|answer_b|number)\}")
 FILE = Path(__file__).with_name("judge_prompt.txt")
 MOST_BYTES = 10**6
@@ -32,9 +32,9 @@ class Question:
     """A text with places, into which a comparison is written."""
 
     def __init__(self, text: str | None = None):
-        """text: with each of `PLACES` in braces; by default that of judge_prompt.txt. Raises JudgeError without one."""
+        """text: with each of `NEEDED_PLACES` in braces; by default that of judge_prompt.txt. Raises JudgeError without one."""
         self.text = FILE.read_text(encoding="utf-8") if text is None else text
-        if missing := [f"{{{place}}}" for place in PLACES if f"{{{place}}}" not in self.text]:
+        if missing := [f"{{{place}}}" for place in NEEDED_PLACES if f"{{{place}}}" not in self.text]:
             raise JudgeError(
                 f"the question has no place {' and no '.join(missing)}: the conversation goes where {{prompt}} stands, the "
                 "answers where {answer_a} and {answer_b} do"

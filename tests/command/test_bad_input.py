@@ -388,7 +388,8 @@ PATHS = {
     for script, flags in {
         BASIC: "model_name_or_path dataset_name output_dir reference_cache resume_from_checkpoint accelerator_config "
                "fsdp_config deepspeed",
-        LORA: "adapter", LOSS: "loss_file", DATA: "save_cleaned", EVALUATION: "reference answers models judge_model answers_from texts",
+        LORA: "adapter", LOSS: "loss_file", DATA: "save_cleaned", 
+        EVALUATION: "reference answers models judge judge_model judge_prompt answers_from texts",
     }.items()
     for flag in flags.split()
     for name, path, words in (("too_long", LONG, "bytes long; the system takes"), ("part_too_long", LONG_PART, "has a part of 300 bytes"))
@@ -758,8 +759,29 @@ LOSSES = {
     "comparison_without_the_demo": Case(LOSS, TRAIN + "--compare", ("known in the demo only",), PAIRS),
 }  # fmt: skip
 
+OWN_JUDGE = write("mine.py", "def score(prompt):\n    return 1\n")
+ASKED = ON_ITSELF + "--judge_url http://localhost:9 --judge_model m "
+
 EVALUATIONS = {
     "judge_unknown": Case(EVALUATION, ON_ITSELF + "--judge oracle", ("--judge oracle", "reward_model")),
+    "judge_without_function": Case(EVALUATION, ON_ITSELF + "--judge mine.py", ("--judge mine.py: name a file and a function",)),
+    "judge_not_there": Case(EVALUATION, ON_ITSELF + "--judge mine.py:score", ("--judge mine.py: there is no such file",)),
+    "judge_broken": Case(EVALUATION, ON_ITSELF + "--judge bad.py:f", ("bad.py cannot be run", "SyntaxError"), write("bad.py", "def f(:")),
+    "judge_no_such_function": Case(EVALUATION, ON_ITSELF + "--judge mine.py:nope", ("has no function nope: it has score",), OWN_JUDGE),
+    "judge_fails": Case(EVALUATION, ON_ITSELF + "--judge mine.py:score", ("mine.py:score failed in row 0", "TypeError"), OWN_JUDGE),
+    "judge_no_number": Case(
+        EVALUATION, ON_ITSELF + "--judge mine.py:score", ("mine.py:score gave None in row 0", "a finite number is wanted"),
+        write("mine.py", "def score(prompt, answer):\n    pass\n"),
+    ),
+    "judge_empty": Case(EVALUATION, [*ON_ITSELF.split(), "--judge", ""], ("--judge is empty",)),
+    "judge_prompt_not_there": Case(EVALUATION, ASKED + "--judge_prompt gone.txt", ("--judge_prompt gone.txt cannot be read",)),
+    "judge_prompt_without_places": Case(
+        EVALUATION, ASKED + "--judge_prompt p.txt", ("--judge_prompt p.txt: the question has no place {answer_a} and no {answer_b}",),
+        write("p.txt", "Verdict: on {prompt}"),
+    ),
+    "judge_prompt_empty": Case(EVALUATION, [*ASKED.split(), "--judge_prompt", ""], ("--judge_prompt is empty",)),
+    "judge_tokens_0": Case(EVALUATION, ASKED + "--judge_max_tokens 0", ("--judge_max_tokens must be above 0",)),
+    "judge_samples_0": Case(EVALUATION, ASKED + "--judge_samples 0", ("--judge_samples must be above 0",)),
     "endpoint_without_address": Case(EVALUATION, ON_ITSELF + "--judge endpoint", ("--judge_url",)),
     "address_no_address": Case(EVALUATION, ON_ITSELF + "--judge_url ftp://x/v1 --judge_model m", ("address",)),
     "address_with_a_password": Case(EVALUATION, ON_ITSELF + "--judge_url http://me:pw@x/v1 --judge_model m", ("user name",)),

@@ -51,7 +51,7 @@ MISTAKEN_FLAGS = {"--bata", "--evaluation_strategy"}  # shown with the error tha
 # Files that runs write: they are named in the pages, and not there in a fresh copy.
 WRITTEN_BY_RUNS = {"generation_config.json", "base_model.json", "blind.csv", "metrics.csv", "generations.csv", "cleaned.jsonl", "cleaned.dropped.jsonl", "completions.md",
                    "data_report.json", "data_report.png", "generations.jsonl", "judge_answers.jsonl", "manifest.json", "metrics.json", "report.html",
-                   "trainer_state.json", "training_curves.png", "warnings.jsonl", "results.json"}  # fmt: skip
+                   "trainer_state.json", "training_curves.png", "warnings.jsonl", "results.json", "train.jsonl", "round-1.jsonl", "round-2.jsonl", "rounds.json"}  # fmt: skip
 EXAMPLES = {
     "my_pairs.jsonl",
     "prompts.jsonl",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 
 import numpy as np
@@ -84,6 +85,19 @@ def test_the_block_of_a_verdict_carries_the_price():
     assert figures["change of length"].startswith("+2.0")
     assert figures["prompts"] == "12"
     assert "The price: KL 3.50 nats a reply; replies 2.0 tokens longer." in verdict["sentences"]
+
+
+def test_an_infinite_kl_is_said_and_leaves_the_rest(tmp_path):
+    report = report_of({"reference": ["x"] * 12, "policy": ["xxx"] * 12})
+    [outcome], infinite = report.outcomes, (math.inf, math.nan, math.nan)
+    outcome.measured["kl"] = report.results[0]["measured"]["kl"] = infinite
+    decide([outcome])
+    [verdict] = report.page([], {})["verdicts"]
+    assert dict(verdict["figures"])["KL from the reference"] == "infinite nats a reply"
+    assert any(sentence.startswith("The price: an infinite KL; replies") for sentence in verdict["sentences"])
+    assert "policy writes tokens to which reference gives no chance at all: the KL is infinite." in report.caveats()
+    report.write(tmp_path, {})
+    assert json.loads((tmp_path / "metrics.json").read_text())["kl"] is None
 
 
 def test_where_nobody_judged_the_block_says_so():

@@ -647,4 +647,8 @@ def test_a_setting_that_is_refused_is_told_from_a_word_in_the_conversation(endpo
     assert wins(make(concurrency=1, model="another").judge(PAIRS[:1])) == [1]
     assert [body.get("max_completion_tokens") for _, _, body in endpoint.seen[-3:]] == [None, 1024, 1024]
     assert "temperature" in endpoint.seen[-1][2]
-    assert caplog.text.count("does not take max_tokens") == 1
+    assert caplog.text.count("does not take max_tokens; it is asked with max_completion_tokens: {") == 1
+    endpoint.always = (400, {}, b"'max_tokens' is too large: 1024. This model's maximum context length is 512 tokens.")
+    with pytest.raises(JudgeError, match="never gave a verdict: HTTP 400: 'max_tokens' is too large"):
+        make(concurrency=1, model="small").judge(PAIRS[:1])
+    assert {"max_tokens" in body for _, _, body in endpoint.seen if body["model"] == "small"} == {True}

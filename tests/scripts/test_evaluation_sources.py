@@ -245,3 +245,4 @@ def test_a_real_server_answers_and_judges(on_demo, transformers_serve, trained, 
     judged = [row for row in rows if row["win"] is not None]
     assert len(judged) == 10  # the first answer of each prompt
     assert {row["win"] for row in judged} == {0.5}  # it always says A, so the order decides
+    assert report_of(tmp_path)[0]["order_took_first"] == 1
