@@ -51,12 +51,8 @@ from machinery.common.intervals import mean_interval, with_interval
 from machinery.common.safe_text import first_line, inert_record, make_libraries_inert, say, visible
 from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
-<<<<<<< HEAD
-from machinery.evaluation.true_reward import show_scores, show_true_rewards
-=======
 from machinery.evaluation.metrics import kl_interval
-from machinery.evaluation.true_reward import show_true_rewards
->>>>>>> t-judges
+from machinery.evaluation.true_reward import show_scores, show_true_rewards
 from machinery.hardware.memory import suit_allocator
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
