@@ -55,6 +55,7 @@ WRITTEN_BY_RUNS = {"generation_config.json", "base_model.json", "blind.csv", "me
 EXAMPLES = {
     "my_pairs.jsonl",
     "prompts.jsonl",
+    "rules.py",
     "vllm.jsonl",
     "my_texts.txt",
     "my_losses.py",
