@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..common.bounds import check_file
 from ..common.chat import as_text
+from ..common.errors import UserError
 from ..common.safe_text import say
 from .interface import Comparison, JudgeError
 
@@ -46,10 +47,11 @@ class Question:
         try:
             check_file(Path(file), MOST_BYTES)
             text = Path(file).read_text(encoding="utf-8-sig")
+        except UserError as error:  # which names the file
+            raise JudgeError(f"--judge_prompt {error}") from error
         except (OSError, ValueError) as error:
-            raise JudgeError(
-                f"--judge_prompt {file} cannot be read as a text in UTF-8: {getattr(error, 'strerror', None) or error}"
-            ) from error
+            why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+            raise JudgeError(f"--judge_prompt {file} cannot be read: {why}.") from error
         if "verdict:" not in text.lower():
             say(
                 f'--judge_prompt {file} asks for no "Verdict: A", B or tie, without which none can be read: it is added.'

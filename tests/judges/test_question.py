@@ -28,14 +28,22 @@ def test_a_question_without_a_place_is_refused_and_the_place_named(tmp_path):
         Question.read(str(file))
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", "folder"])
-def test_a_file_that_is_no_text_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"\xff\xfe\x00", "cannot be read: it is no text in UTF-8"),
+        ("folder", "is no regular file"),
+        (b" " * 1_100_000, "MiB large"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path, content, words):
     file = tmp_path / "rubric.txt"
     if content == "folder":
         file.mkdir()
     elif content is not None:
         file.write_bytes(content)
-    with pytest.raises(JudgeError, match=r"--judge_prompt .*rubric.txt cannot be read as a text in UTF-8: "):
+    with pytest.raises(JudgeError, match=rf"--judge_prompt \S*rubric.txt .*{words}"):
         Question.read(str(file))
 
 
