@@ -141,7 +141,7 @@ def _device_settings(values: dict) -> dict:
 
 
 READS = (
-    "config model_name_or_path adapter reference models dataset_name judge_model judge_prompt answers answers_from texts"
+    "config model_name_or_path adapter reference models sample_from dataset_name judge_model judge_prompt answers answers_from texts"
 ).split()
 OWN_CODE = ("loss_file", "judge")  # file.py:function
 

@@ -32,7 +32,7 @@ FILES = (
     "*.model", "*.tiktoken", "*.jinja", "warnings.jsonl", "training_curves.png", "completions.md", REPORT,
     "report.*", "generations.*", "metrics.csv", "blind.csv", "blind.key.json",
 )  # fmt: skip
-FOLDERS = ("checkpoint-*", "base", "merged", "additional_chat_templates", UNFINISHED)
+FOLDERS = ("checkpoint-*", "base", "merged", "answers", "additional_chat_templates", UNFINISHED)
 
 _held: dict[Path, FileLock] = {}
 

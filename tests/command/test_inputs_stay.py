@@ -22,9 +22,10 @@ FLAGS = {
     "--config": ("tokenizer_config.json", (*TRAINING, "dpo_evaluation")),
     "--adapter": ("", ("lora_dpo_training",)),
     "--loss_file": ("README.md:loss", ("custom_loss_dpo",)),
-    "--reference": ("", ("dpo_evaluation",)),
+    "--reference": ("", ("dpo_evaluation", "custom_dataset_dpo")),
     "--models": ("", ("dpo_evaluation",)),
-    "--judge": ("README.md:score", ("dpo_evaluation",)),
+    "--judge": ("README.md:score", ("dpo_evaluation", "custom_dataset_dpo")),
+    "--sample_from": ("", ("custom_dataset_dpo",)),
     "--judge_model": ("merged", ("dpo_evaluation",)),
     "--judge_prompt": ("README.md", ("dpo_evaluation",)),
     "--answers": ("blind.csv", ("dpo_evaluation",)),
@@ -82,6 +83,7 @@ def test_what_a_run_is_given_is_not_where_it_writes(script, flag, part, way, a_r
     (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
     name = f"{given}:{part.split(':')[1]}" if ":" in part else str(given)
     words = [flag, name, "--output_dir", output, "--overwrite_output_dir"]
+    words += ["--sample_answers", 2] if script == "custom_dataset_dpo" and flag in ("--judge", "--sample_from") else []
     words += [] if flag == "--dataset_name" else ["--dataset_name", tmp_path / "pairs.jsonl"]
     code, _, error = call(script, *words)
     assert code == 2, error
