@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from conftest import SHORT
 
 import dpo_utils
 from demo.world import known_truth
@@ -172,3 +173,64 @@ def test_flags_that_cannot_work_are_refused_at_once(flags, words, call):
     code, output, error = call("custom_dataset_dpo", *told)
     assert code == 2 and words in error
     assert "Data:" not in output
+
+
+def test_from_prompts_to_a_trained_model_by_one_command_and_again_in_its_place(tmp_path, call, monkeypatch):
+    monkeypatch.setattr(kept_module, "FOLDER", tmp_path / "kept")
+    texts = [f"My radio arrived with a scratch. I wrote {n} times. Please help." for n in range(24)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    (tmp_path / "rules.py").write_text("def score(prompt, answer):\n    return len(answer) + ('times' in prompt)\n")
+    words = [
+        "--dataset_name",
+        tmp_path / "prompts.jsonl",
+        "--sample_answers",
+        2,
+        "--judge",
+        f"{tmp_path}/rules.py:score",
+    ]
+    words += ["--output_dir", tmp_path / "out", *SHORT]
+    for more in ((), ("--overwrite_output_dir",)):
+        code, output, error = call("custom_dataset_dpo", *words, *more)
+        assert code == 0, error
+        rows = [json.loads(line) for line in (tmp_path / "out" / "answers" / "train.jsonl").read_text().splitlines()]
+        assert len(rows) == 24 and {len(row["answers"]) for row in rows} <= {0, 2}
+        made = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        assert made["score_before"] > 0 and made["score_win_rate_ci_low"] <= made["score_win_rate"]
+    assert "Score of" in output and "read as prompt, answers = answers[].text" in output
+
+
+def test_check_only_samples_scores_saves_and_trains_nothing(tmp_path, call):
+    words = [
+        "--dataset_name",
+        "demo",
+        "--sample_answers",
+        2,
+        "--num_prompts",
+        20,
+        "--max_new_tokens",
+        40,
+        "--check_only",
+    ]
+    code, output, error = call(
+        "custom_dataset_dpo", *words, "--output_dir", tmp_path / "out", "--save_cleaned", tmp_path / "pairs.jsonl"
+    )
+    assert code == 0, error
+    assert "40 to 20 prompts, scored" in output
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert rows and all(row["score_chosen"] > row["score_rejected"] for row in rows)
+
+
+def test_the_policy_is_held_to_another_model_than_the_one_it_starts_from(tmp_path, call):
+    first, tokenizer = dpo_utils.load_model("demo/model")
+    for parameter in first.parameters():
+        parameter.data.mul_(1.01)
+    first.save_pretrained(tmp_path / "first")
+    tokenizer.save_pretrained(tmp_path / "first")
+    words = ["--dataset_name", "demo", "--reference", tmp_path / "first", "--output_dir", tmp_path / "out", *SHORT]
+    code, output, error = call("custom_dataset_dpo", *words)
+    assert code == 0, error
+    assert f"Reference: a frozen copy of {tmp_path / 'first'}" in output
+    assert "not ln 2: the policy starts from another model than its reference" in output
+    made = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert made["reference"] == str(tmp_path / "first") and made["kl"] > 0.001
