@@ -35,8 +35,11 @@ def prompts_by_split(args, seed: int, tokenizer, utils) -> dict[str, list]:
         raise UserError(f"{args.dataset_name}: its answers begin with a thought, and --sample_answers samples none.")
     prompts = splits["train"]
     order = random.Random(f"{seed} prompts").sample(range(len(prompts)), len(prompts))
-    end = None if args.num_prompts is None else args.skip_prompts + args.num_prompts
-    drawn = sorted(order[args.skip_prompts : end])
+    if args.num_prompts is None:
+        drawn = sorted(order[args.skip_prompts :])
+    else:  # a later round begins again where there are no others left
+        some = range(args.skip_prompts, args.skip_prompts + min(args.num_prompts, len(order)))
+        drawn = sorted(order[number % len(order)] for number in some)
     if not drawn:
         raise UserError(f"--skip_prompts {args.skip_prompts} leaves none of {len(prompts)} prompts.")
     return splits | {"train": [prompts[number] for number in drawn]}

@@ -38,7 +38,7 @@ COLUMNS = {
 def run_rounds(script: str, args, training_args, model_args, utils, settings: Collection[str]) -> None:
     """Train --rounds times with this process's flags, and print a table of all rounds. Raises UserError.
 
-    Where --num_prompts leaves some over, every round answers others. utils: see answering.py. settings: names of those
+    With --num_prompts every round answers others, as long as there are some. utils: see answering.py. settings: names of those
     that depend on the first model, and are to stay the same.
     """
     if PartialState().num_processes > 1:

@@ -111,9 +111,9 @@ def test_prompts_are_drawn_by_the_seed_and_later_rounds_get_others(tmp_path):
     for skip in (0, 20, 40):
         args = arguments(source=str(path), dataset_name=str(path), num_prompts=20, skip_prompts=skip)
         parts.append(prompts_by_split(args, 7, None, dpo_utils)["train"])
-    assert [len(part) for part in parts] == [20, 20, 10]
-    assert len({str(prompt) for part in parts for prompt in part}) == 50  # each once
-    args = arguments(source=str(path), dataset_name=str(path), num_prompts=20, skip_prompts=50)
+    assert [len({str(prompt) for prompt in part}) for part in parts] == [20, 20, 20]
+    assert len({str(prompt) for part in parts for prompt in part}) == 50  # and then those of the beginning again
+    args = arguments(source=str(path), dataset_name=str(path), num_prompts=None, skip_prompts=50)
     with pytest.raises(UserError, match="leaves none of 50 prompts"):
         prompts_by_split(args, 7, None, dpo_utils)
 
