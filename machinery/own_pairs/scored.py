@@ -136,8 +136,12 @@ def write_scored(folder: Path, split: str, prompts: list, answers: list[list[Sam
     An answer that was cut off counts as worse than every whole one: it has no end, and chosen it would teach to stop in
     the middle of a sentence.
     """
-    if not PartialState().is_main_process:
-        return
+    if PartialState().is_main_process:
+        _write(folder, split, prompts, answers, scores)
+    PartialState().wait_for_everyone()  # all read the file
+
+
+def _write(folder: Path, split: str, prompts: list, answers: list[list[Sampled]], scores: list[list]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with complete_file(folder / f"{split}.jsonl") as file:
         for prompt, row, numbers in zip(prompts, answers, scores, strict=True):

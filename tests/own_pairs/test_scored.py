@@ -1,10 +1,11 @@
 """Answers to each prompt, their scores, and the file of both: what any judge makes of them, and what is read back."""
 
 import json
+import socket
 from types import SimpleNamespace
 
 import pytest
-from conftest import SHORT
+from conftest import PROJECT, SHORT, fork_server
 
 import dpo_utils
 from demo.world import known_truth
@@ -28,6 +29,12 @@ ANSWERS = [
 @pytest.fixture(autouse=True)
 def kept_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(kept_module.KeptAnswers.__init__, "__defaults__", (tmp_path / "kept",))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def arguments(**values):
@@ -234,3 +241,28 @@ def test_the_policy_is_held_to_another_model_than_the_one_it_starts_from(tmp_pat
     assert "not ln 2: the policy starts from another model than its reference" in output
     made = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert made["reference"] == str(tmp_path / "first") and made["kl"] > 0.001
+
+
+@pytest.mark.thorough
+def test_two_processes_sample_a_share_each_and_make_the_same_pairs(tmp_path):
+    lines = (PROJECT / "demo" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:30]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    words = [
+        "--dataset_name",
+        str(tmp_path / "pairs.jsonl"),
+        "--sample_answers",
+        "2",
+        "--judge",
+        "truth",
+        *map(str, SHORT),
+    ]
+    words[words.index("--max_new_tokens") + 1] = "40"
+    made = []
+    for count in (1, 2):
+        server, out = fork_server(), tmp_path / f"out {count}"
+        (tmp_path / str(count)).mkdir()
+        how = {"processes": count, "port": free_port(), "cwd": str(tmp_path / str(count))}
+        server.start("custom_dataset_dpo", [*words, "--output_dir", str(out)], tmp_path / f"log {count}", **how)
+        assert not any(server.wait()), (tmp_path / f"log {count}").read_text()
+        made.append((out / "answers" / "train.jsonl").read_text())
+    assert made[0] == made[1]
