@@ -97,8 +97,8 @@ CONVERTERS = {"mine": mine}
 
 def answer_prompts(args, training_args, name: str, policy, tokenizer, folder: str):  # NEW
     """Prompts become a file of scored answers, which goes on as any other: the policy writes them, the judge scores."""
-    splits = answering.prompts_by_split(args, training_args.seed, tokenizer, dpo_utils)
-    judge = scored.scoring_judge(args, training_args, splits["train"], known_truth)
+    splits, are_texts = answering.prompts_by_split(args, training_args.seed, tokenizer, dpo_utils)
+    judge = scored.scoring_judge(args, training_args, splits["train"], are_texts, known_truth)
     claim_output_dir(training_args, folder)
     folder = Path(training_args.output_dir) / "answers"
     for split, prompts in splits.items():

@@ -57,22 +57,28 @@ def load_prompts(source, tokenizer, load_preferences: Callable, format_pair: Cal
     return pairs, pairs, eval_pairs is not None, are_texts
 
 
-def all_prompts(source, tokenizer, load_preferences: Callable, format_pair: Callable, **how) -> dict[str, Dataset]:
-    """The prompts of every split, those to train on first, of pairs or of prompts alone: nothing is held out here.
+def all_prompts(
+    source, tokenizer, load_preferences: Callable, format_pair: Callable, **how
+) -> tuple[dict[str, Dataset], bool]:
+    """The prompts of every split, those to train on first, of pairs or of prompts alone: nothing is held out here; and
+    whether the source has them as texts.
 
     For the rest see `load_prompts`.
     """
     how |= {"held_out_share": 0.0}
     if not prompts_alone(source, **how):
-        train_pairs, eval_pairs, _ = load_preferences(source, tokenizer, **how)
-        return {"train": train_pairs} | ({} if eval_pairs is None else {"test": eval_pairs})
+        train_pairs, eval_pairs, reports = load_preferences(source, tokenizer, **how)
+        are_texts = not any(report["most_turns_in_a_prompt"] for report in reports.values())
+        return {"train": train_pairs} | ({} if eval_pairs is None else {"test": eval_pairs}), are_texts
     splits = _splits(source, how)
     found = {split: _read(source, rows, how) for split, rows in splits.items()}
     notes = [_what_was_read(splits[split], *read) for split, read in found.items()]
-    formed, said = _in_form({split: read[0] for split, read in found.items()}, source, tokenizer, format_pair, how)
+    rows = {split: read[0] for split, read in found.items()}
+    formed, said = _in_form(rows, source, tokenizer, format_pair, how)
     for note in notes + said:
         say(note)
-    return dict(zip(("train", "test"), formed.values(), strict=False))
+    are_texts = all(_kinds(some) == {"text"} for some in rows.values())
+    return dict(zip(("train", "test"), formed.values(), strict=False)), are_texts
 
 
 def _load_alone(source, tokenizer, format_pair: Callable, **how) -> tuple[Dataset, bool, bool]:

@@ -24,12 +24,12 @@ class Sampled(NamedTuple):
     is_finished: bool
 
 
-def prompts_by_split(args, seed: int, tokenizer, utils) -> dict[str, list]:
-    """The different prompts of each split; of those to train on --num_prompts. Raises UserError.
+def prompts_by_split(args, seed: int, tokenizer, utils) -> tuple[dict[str, list], bool]:
+    """The different prompts of each split, of those to train on --num_prompts; and whether the data have them as texts.
 
-    Pairs count for their prompts: what is chosen and rejected is sampled anew.
+    Raises UserError. Pairs count for their prompts: what is chosen and rejected is sampled anew.
     """
-    rows = all_prompts(args.source, tokenizer, utils.load_preferences, utils.format_pair, **args.data_kwargs)
+    rows, are_texts = all_prompts(args.source, tokenizer, utils.load_preferences, utils.format_pair, **args.data_kwargs)
     splits = {split: utils.pick_prompts(some, len(some)) for split, some in rows.items()}
     if any(getattr(prompt, "thinks", False) for some in splits.values() for prompt in some):
         raise UserError(f"{args.dataset_name}: its answers begin with a thought, and --sample_answers samples none.")
@@ -42,7 +42,7 @@ def prompts_by_split(args, seed: int, tokenizer, utils) -> dict[str, list]:
         drawn = sorted(order[number % len(order)] for number in some)
     if not drawn:
         raise UserError(f"--skip_prompts {args.skip_prompts} leaves none of {len(prompts)} prompts.")
-    return splits | {"train": [prompts[number] for number in drawn]}
+    return splits | {"train": [prompts[number] for number in drawn]}, are_texts
 
 
 def several_answers(prompts: list, name: str, policy, tokenizer, args, training_args, utils) -> list[list[Sampled]]:

@@ -84,7 +84,8 @@ def _as_flags(names: Collection[str], *holders) -> list[str]:
 def _held_out(model: str, args, training_args, utils) -> list:
     """Prompts that no round is trained on, where the data have a test split; else the first ones."""
     tokenizer = utils.load_tokenizer(model)
-    return list(prompts_by_split(args, training_args.seed, tokenizer, utils).values())[-1][: args.num_eval_prompts]
+    splits, _ = prompts_by_split(args, training_args.seed, tokenizer, utils)
+    return list(splits.values())[-1][: args.num_eval_prompts]
 
 
 def _moved(model: str, other: str, prompts: list, args, training_args, utils) -> tuple[float, float, float]:

@@ -1,6 +1,6 @@
 """Scores of several answers to each prompt, and a file of both that is read as any other data.
 
-    judge = scoring_judge(args, training_args, prompts, known_truth)       # tried on two answers before any long work
+    judge = scoring_judge(args, training_args, prompts, are_texts, known_truth)       # tried on two answers before any long work
     scores = score_answers(judge, prompts, answers, args)                  # by prompt, a number for each answer or None
     write_scored(folder, "train", prompts, answers, scores)
 
@@ -44,12 +44,11 @@ class Delta(Judge):
     name, gives_scores = "delta: who wrote the answer", False
 
 
-def scoring_judge(args, training_args, prompts: list, known_truth: Callable) -> Judge:
-    """The judge that --judge names, tried on two answers. Raises UserError."""
+def scoring_judge(args, training_args, prompts: list, are_texts: bool, known_truth: Callable) -> Judge:
+    """The judge that --judge names, tried on two answers. are_texts: see `function_judge`. Raises UserError."""
     if args.judge == DELTA:
         return Delta()
     truth = known_truth(prompts)
-    are_texts = all(isinstance(prompt, str) or len(prompt) == 1 for prompt in prompts)
     score = None if truth is None else lambda prompt, answer: float(sum(truth.score(prompt, answer).values()))
     judge = judge_from_flags(args, training_args, score, are_texts)
     if judge is None:

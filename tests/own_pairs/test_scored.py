@@ -117,7 +117,7 @@ def test_prompts_are_drawn_by_the_seed_and_later_rounds_get_others(tmp_path):
     parts = []
     for skip in (0, 20, 40):
         args = arguments(source=str(path), dataset_name=str(path), num_prompts=20, skip_prompts=skip)
-        parts.append(prompts_by_split(args, 7, None, dpo_utils)["train"])
+        parts.append(prompts_by_split(args, 7, None, dpo_utils)[0]["train"])
     assert [len({str(prompt) for prompt in part}) for part in parts] == [20, 20, 20]
     assert len({str(prompt) for part in parts for prompt in part}) == 50  # and then those of the beginning again
     args = arguments(source=str(path), dataset_name=str(path), num_prompts=None, skip_prompts=50)
@@ -128,7 +128,8 @@ def test_prompts_are_drawn_by_the_seed_and_later_rounds_get_others(tmp_path):
 def test_pairs_count_for_their_prompts_and_splits_stay_apart(base_tokenizer):
     args = arguments(source="demo", dataset_name="demo", num_prompts=5)
     base_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    splits = prompts_by_split(args, 0, base_tokenizer, dpo_utils)
+    splits, are_texts = prompts_by_split(args, 0, base_tokenizer, dpo_utils)
+    assert not are_texts
     assert {split: len(prompts) for split, prompts in splits.items()} == {"train": 5, "test": 256}
 
 
@@ -149,11 +150,11 @@ def test_the_judge_is_tried_before_any_answer_is_sampled(tmp_path):
     rules.write_text("def score(prompt, answer): return float('nan')")
     args = arguments(judge=f"{rules}:score")
     with pytest.raises(UserError, match="a finite number is wanted"):
-        scoring_judge(args, SimpleNamespace(), PROMPTS, known_truth)
+        scoring_judge(args, SimpleNamespace(), PROMPTS, True, known_truth)
     with pytest.raises(UserError, match="--sample_answers needs a judge"):
-        scoring_judge(arguments(), SimpleNamespace(), PROMPTS, known_truth)
+        scoring_judge(arguments(), SimpleNamespace(), PROMPTS, True, known_truth)
     demo = [[{"role": "user", "content": "My radio arrived with a scratch. Please help."}]]
-    judge = scoring_judge(arguments(), SimpleNamespace(), demo, known_truth)
+    judge = scoring_judge(arguments(), SimpleNamespace(), demo, False, known_truth)
     assert judge.name == "the true reward"
     assert isinstance(function_judge(f"{rules}:score"), ScoreJudge)
 
