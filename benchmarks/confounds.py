@@ -2,6 +2,7 @@
 
     python benchmarks/confounds.py                     # about half an hour on two cores; finished runs are kept
     python benchmarks/confounds.py --cases sharper basic --seeds 0 1
+    python benchmarks/confounds.py --show              # what was measured then, once more
 
     basic      the basic script's model: it is better
     itself     the base
@@ -13,6 +14,7 @@
     shorter    trained on pairs whose labels prefer the shorter answer
 
 Only the first is to be called better, unless the truth itself says that the replies are: the judge is the demo's truth.
+Writes benchmarks/results/confounds.json.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from dpo_utils import load_model, load_preferences, pair_logps
 from machinery.comparing.grid import run_grid, spread
 
 OUT = PROJECT / "runs" / "confounds"
+RESULTS = PROJECT / "benchmarks" / "results" / "confounds.json"
 DEMO = PROJECT / "demo"
 SCALES = {"sharper": 1.6, "greedy": 4.0, "flatter": 0.7}
 TRAINED = ("basic", "likelier", "shorter")
@@ -50,18 +53,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--show", action="store_true", help="measure nothing, show what was measured")
     options = parser.parse_args()
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not options.show:
+        for case, runs in measure(options.cases, options.seeds).items():
+            found.setdefault(case, {}).update(dict(zip(map(str, options.seeds), runs, strict=True)))
+        RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    print(f"| model | verdicts | {' | '.join(FIGURES.values())} |\n|---|---|{'---|' * len(FIGURES)}")
+    for case in filter(found.get, CASES):
+        runs = list(found[case].values())
+        verdicts = ", ".join(f"{count} {word}" for word, count in Counter(run["verdict"] for run in runs).most_common())
+        print(f"| {case} | {verdicts} | {' | '.join(spread([run[name] for run in runs]) for name in FIGURES)} |")
+
+
+def measure(names: list[str], seeds: list[int]) -> dict[str, list[dict]]:
+    """The figures of each case, a dictionary a seed."""
     cases = {}
-    for case in options.cases:
-        for seed in options.seeds:
+    for case in names:
+        for seed in seeds:
             make_model(case, seed, OUT / "models" / f"{case}-{seed}")
         model = ["--model_name_or_path", str(OUT / "models" / f"{case}-{{seed}}"), "--reference", str(DEMO / "model")]
         cases[case] = ("dpo_evaluation.py", [*model, "--dataset_name", str(DEMO)])
-    results = run_grid(cases, options.seeds, OUT / "evaluations")
-    print(f"| model | verdicts | {' | '.join(FIGURES.values())} |\n|---|---|{'---|' * len(FIGURES)}")
-    for case, runs in results.items():
-        verdicts = ", ".join(f"{count} {word}" for word, count in Counter(run["verdict"] for run in runs).most_common())
-        print(f"| {case} | {verdicts} | {' | '.join(spread([run[name] for run in runs]) for name in FIGURES)} |")
+    results = run_grid(cases, seeds, OUT / "evaluations")
+    return {
+        case: [{name: run[name] for name in ("verdict", *FIGURES)} for run in runs] for case, runs in results.items()
+    }
 
 
 def make_model(case: str, seed: int, folder: Path) -> None:

@@ -31,9 +31,9 @@ class Planted(NamedTuple):
 
 FAULTS = {
     "a log-prob that is a mean": Planted(
-        "dpo_utils.py",
-        "logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).sum(-1).cpu()",
-        "logps[numbers] = (token_logps * is_completion[:, 1:].to(model.device)).mean(-1).cpu()",
+        "machinery/models/log_probs.py",
+        "sums[numbers] = (values * is_completion[:, 1:].to(model.device)).sum(-1).cpu()",
+        "sums[numbers] = (values * is_completion[:, 1:].to(model.device)).mean(-1).cpu()",
         "scripts/test_logps.py",
     ),
     "padding on the wrong side": Planted(
@@ -97,10 +97,10 @@ FAULTS = {
         "command",
     ),
     "training: the rejected answer sees the chosen one": Planted(
-        "machinery/training/shared_prompt.py",
-        "mask = causal & ~(is_second[:, :, None] & is_first[:, None, :])",
-        "mask = (causal & ~(is_second[:, :, None] & is_first[:, None, :])) | causal",
-        "training",
+        "machinery/shared_rows/shared_masks.py",
+        "seen = (query >= key) & ~(is_second[batch, query] & is_first[batch, key])",
+        "seen = query >= key",
+        "shared_rows",
     ),
     "training: lengths of the two answers changed over": Planted(
         "machinery/training/custom_loss.py",
@@ -133,7 +133,7 @@ FAULTS = {
         "watching/test_log_lines.py",
     ),
     "runs: a damaged checkpoint is whole": Planted(
-        "machinery/runs/checkpoints.py", 'if _hash(path) != noted["sha256"]:', "if False:", "runs"
+        "machinery/runs/checkpoints.py", 'if checksum(path) != noted["sha256"]:', "if False:", "runs"
     ),
     "runs: another seed goes on": Planted("machinery/runs/identity.py", "    seed data_seed", "    data_seed", "runs"),
     "runs: the policy need not be the reference": Planted(
@@ -153,6 +153,39 @@ FAULTS = {
     ),
     "evaluation: markup in an answer is obeyed": Planted(
         "machinery/evaluation/html_report.py", "autoescape=True", "autoescape=False", "evaluation"
+    ),
+    "evaluation: as sure a token is as sure a reply": Planted(
+        "machinery/evaluation/entropy.py",
+        "return max(theirs / max(ours, 1e-6)",
+        "return min(theirs / max(ours, 1e-6)",
+        "evaluation",
+    ),
+    "judges: the order decides unseen": Planted(
+        "machinery/judges/endpoint.py", "if WINS[there] == 1 - WINS[back]:", "if True:", "judges"
+    ),
+    "judges: a cut verdict counts": Planted(
+        "machinery/judges/endpoint.py",
+        "if not is_cut and read_verdict(reply.text):",
+        "if read_verdict(reply.text):",
+        "judges",
+    ),
+    "answers: one seed for every batch": Planted(
+        "machinery/answers/kept.py",
+        "own_seed = int(digest_of(seed, number)[:8], 16)",
+        "own_seed = seed",
+        "answers",
+    ),
+    "own_pairs: an answer that was cut off is chosen": Planted(
+        "machinery/own_pairs/scored.py", "min(score, min(whole) - 1)", "score", "own_pairs"
+    ),
+    "own_pairs: every round from the first model": Planted(
+        "machinery/own_pairs/rounds.py", "            last = str(out)\n", "", "own_pairs"
+    ),
+    "own_pairs: of two answers the loser wins": Planted(
+        "machinery/own_pairs/scored.py",
+        "wins[number][first].append(1 - verdict.win)",
+        "wins[number][first].append(verdict.win)",
+        "own_pairs",
     ),
     "command: the demo wins over the user": Planted(
         "machinery/command/command_line.py",
@@ -180,7 +213,7 @@ FAULTS = {
     ),
     "common: half a file under its name": Planted(
         "machinery/common/kept_files.py",
-        'unfinished = path.with_name(f".{path.name}.unfinished")',
+        'unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}{UNFINISHED}")',
         "unfinished = path",
         "runs/test_files.py",
     ),
