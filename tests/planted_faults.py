@@ -142,6 +142,12 @@ FAULTS = {
         "if False:",
         "scripts/test_lora_dpo_training.py",
     ),
+    "comparing: a run of another command counts": Planted(
+        "machinery/comparing/grid.py",
+        'return json.loads(content) if noted == signed(made_by | {"metrics": noted["metrics"]}) else None',
+        "return json.loads(content)",
+        "comparing",
+    ),
     "evaluation: margins turned around": Planted(
         "machinery/evaluation/metrics.py",
         "return beta * ((logps.policy_chosen - logps.ref_chosen) - (logps.policy_rejected - logps.ref_rejected))",
