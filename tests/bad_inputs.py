@@ -40,6 +40,7 @@ INTEGERS = (0, -1, 10**30)
 NUMBERS = ("nan", "inf", -1, 0, 1e300)
 DICTIONARIES = ('{"nonsense": 1}', "[1]", "{", '{"a": NaN}', "nothing.json", '"text"', "null", "{}")
 
+OWN = ("--sample_answers", "2")  # beside the flags that need it
 BY_KIND = {
     "processes": ((-1, 0), "dataset_num_proc dataloader_num_workers"),  # and no large number: they would be started
     "integer": (INTEGERS, (
@@ -150,11 +151,19 @@ MORE = {
     "hub_strategy": [("odd",)],
     "hub_token": [("",)],
     "push_to_hub": [("true", "--hub_model_id", "a/b/c"), ("true", "--hub_model_id", "a b")],
-    "reference": [(LONG, "EVALUATION"), (LONG_PART, "EVALUATION")],
+    "reference": [(LONG, "EVALUATION"), (LONG_PART, "EVALUATION"), ("gone", "DATA"), (LONG, "DATA"), ("pairs.jsonl", "DATA")],
+    "sample_answers": [("1", "DATA"), ("-1", "DATA"), (str(10**30), "DATA"), ("2", "DATA"), ("2", "DATA", "--dataset_streaming")],
+    "rounds": [("0", "DATA"), ("2", "DATA"), (str(10**30), "DATA", *OWN)],
+    "num_prompts": [("0", "DATA", *OWN), ("5", "DATA")],
+    "skip_prompts": [(str(10**30), "DATA", *OWN, "--judge", "{demo}/world.py:true_reward"), ("-1", "DATA", *OWN)],
+    "judge": [
+        (judge, "DATA", *OWN) for judge in ("no.py:f", "odd", "pairs.jsonl:f", "pairs.jsonl", "{demo}/world.py:no", "delta", "human", "none", "truth", "reward_model", "endpoint", LONG, f"{LONG}.py:f")
+    ],
+    "sample_from": [("gone", "DATA", *OWN, "--judge", "{demo}/world.py:true_reward"), ("a", "DATA"), ("a", "DATA", *OWN, "--judge", "delta")],
     "answers": [(LONG, "EVALUATION")],
     "judge_model": [(LONG, "EVALUATION")],
     "judge_url": [(LONG, "EVALUATION"), ("http://[::1", "EVALUATION"), ("http://a:99999/v1", "EVALUATION")],
-    "temperature": [("inf", "EVALUATION"), ("1e300", "EVALUATION"), ("1e-300", "EVALUATION")],
+    "temperature": [("0", "DATA", *OWN), ("nan", "DATA", *OWN), ("inf", "DATA", *OWN), ("inf", "EVALUATION"), ("1e300", "EVALUATION"), ("1e-300", "EVALUATION")],
     "num_samples": [(str(10**30), "EVALUATION"), ("-1", "EVALUATION")],
     "judge_budget": [(str(10**30), "EVALUATION")],
     "save_total_limit": [("1",)],

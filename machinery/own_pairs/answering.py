@@ -14,6 +14,7 @@ from ..answers.server import KEY_NAME, AnswerServer
 from ..common.chat import most_tokens
 from ..common.errors import UserError
 from ..common.http_client import key_from_environment
+from ..models.adapters import base_of
 
 
 class Sampled(NamedTuple):
@@ -50,6 +51,8 @@ def several_answers(prompts: list, name: str, policy, tokenizer, args, training_
 
     name: of the policy. Raises UserError.
     """
+    for who in args.sample_from:
+        base_of(who)  # refuses what cannot be loaded: better now than after the first has answered
     how = dict(temperature=args.temperature, seed=training_args.seed)
     most, parts = args.max_new_tokens or most_tokens(prompts), []
     for who in args.sample_from or [name] * (args.answers_url is None):

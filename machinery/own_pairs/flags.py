@@ -4,6 +4,7 @@
 class Arguments(TutorialArguments, SamplingArguments): ...
 """
 
+import math
 from dataclasses import dataclass
 
 from transformers.hf_argparser import HfArg
@@ -12,6 +13,7 @@ from ..common.errors import UserError
 from ..judges.flags import JudgeArguments
 
 DELTA = "delta"
+MOST = {"sample_answers": 10_000, "rounds": 1_000}  # more is a slip of the hand
 RARE = (  # only --help_all shows them
     "temperature num_prompts skip_prompts answers_url answers_model reference first_reference judge_prompt judge_max_tokens "
     "judge_samples judge_budget answers"
@@ -52,6 +54,9 @@ def check_flags(args) -> None:
     """Refuse what cannot be sampled or scored, and flags that would do nothing. Raises UserError."""
     if args.rounds is not None and args.rounds < 1:
         raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
+    for name, most in MOST.items():
+        if (getattr(args, name) or 0) > most:
+            raise UserError(f"--{name} {getattr(args, name)}: at most {most:,}.")
     if args.rounds and not args.sample_answers:
         raise UserError("--rounds needs --sample_answers: a second round on the same pairs is a second epoch.")
     if args.first_reference and (args.rounds is None or args.reference):
@@ -69,8 +74,8 @@ def check_flags(args) -> None:
         raise UserError("--sample_answers reads all prompts, so it goes without --dataset_streaming.")
     if (args.answers_url is None) != (args.answers_model is None):
         raise UserError("--answers_url and --answers_model go together: a server, and the name of a model there.")
-    if args.temperature <= 0:
-        raise UserError("--temperature must be above 0: the likeliest answer is the same every time.")
+    if not 0 < args.temperature < math.inf:
+        raise UserError("--temperature must be a number above 0: at 0 the likeliest answer comes every time.")
     if args.judge == DELTA and answering != 2:
         raise UserError("--judge delta needs two that answer, the better one first: two models in --sample_from.")
     if args.judge == "human":

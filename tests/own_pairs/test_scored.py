@@ -135,13 +135,18 @@ def test_pairs_count_for_their_prompts_and_splits_stay_apart(base_tokenizer):
 
 def test_several_models_answer_the_same_prompts(base_model_folder, base_tokenizer, tmp_path):
     base_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    args = arguments(sample_from=[str(base_model_folder), "policy"], sample_answers=2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no model"):  # before anybody has answered
+        several_answers(PROMPTS, "", None, None, arguments(sample_from=["x", str(tmp_path / "empty")]), None, None)
+    args = arguments(sample_from=[str(base_model_folder), "a/policy"], sample_answers=2)
     model, _ = dpo_utils.load_model(str(base_model_folder))
     training_args = SimpleNamespace(seed=3, device="cpu", per_device_eval_batch_size=3)
-    answers = several_answers(PROMPTS, "policy", model, base_tokenizer, args, training_args, dpo_utils)
-    assert [[answer.model for answer in row] for row in answers] == [[str(base_model_folder)] * 2 + ["policy"] * 2] * 2
+    answers = several_answers(PROMPTS, "a/policy", model, base_tokenizer, args, training_args, dpo_utils)
+    assert [[answer.model for answer in row] for row in answers] == [
+        [str(base_model_folder)] * 2 + ["a/policy"] * 2
+    ] * 2
     assert len({answer.text for row in answers for answer in row}) == 4  # one model under two names draws the same
-    again = several_answers(PROMPTS, "policy", model, base_tokenizer, args, training_args, dpo_utils)
+    again = several_answers(PROMPTS, "a/policy", model, base_tokenizer, args, training_args, dpo_utils)
     assert again == answers
 
 
@@ -169,7 +174,7 @@ def test_the_judge_is_tried_before_any_answer_is_sampled(tmp_path):
         ({"sample_answers": 1}, "a pair takes two answers"),
         ({"sample_answers": -2}, "a pair takes two answers"),
         ({"sample_answers": 2, "answers_url": "http://localhost:1"}, "go together"),
-        ({"sample_answers": 2, "temperature": 0.0}, "--temperature must be above 0"),
+        ({"sample_answers": 2, "temperature": 0.0}, "--temperature must be a number above 0"),
         ({"sample_answers": 2, "judge": "delta"}, "needs two that answer"),
         ({"sample_answers": 2, "judge": "human"}, "--judge human compares"),
         ({"sample_answers": 2, "num_prompts": 0}, "--num_prompts must be at least 1"),
