@@ -44,7 +44,16 @@ def test_it_shows_a_pair_the_reference_and_ln_2(demo_run):
 
 def test_it_shows_replies_before_and_after_and_the_true_reward(demo_run):
     folder, output = demo_run
-    for word in ("before", "after", "greedily", "answers", "no_padding", "Untrained, the demo's base earns at most", "Win rate", "KL from the"):
+    for word in (
+        "before",
+        "after",
+        "greedily",
+        "answers",
+        "no_padding",
+        "Untrained, the demo's base earns at most",
+        "Win rate",
+        "KL from the",
+    ):
         assert word in output
     assert output.rstrip().endswith(str(folder))
 
