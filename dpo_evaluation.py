@@ -69,6 +69,7 @@ from machinery.evaluation.metrics import NO_INTERVAL, PairLogps, kl_interval, pr
 from machinery.evaluation.report import Report
 from machinery.evaluation.verdict import GREEDY, MATCHED, Reference, judge_all
 from machinery.judges.flags import JudgeArguments, judge_from_flags
+from machinery.judges.interface import TRIED_ANSWER
 from machinery.models.adapters import base_of
 from machinery.models.checks import is_same_tokenizer
 from machinery.models.log_probs import sum_over_completions
@@ -80,7 +81,6 @@ from machinery.runs.interrupts import finished_first
 EVALUATION = dict(num_eval_prompts=200, per_device_eval_batch_size=64, beta=None)  # None: each run's own
 DEMO = dict(dataset_name="demo")
 MOST_DEMO_TOKENS = 96  # of a reply in the demo, where nothing else is said
-TRIED_ANSWER = "I do not know."  # what a judge is tried on
 
 
 @dataclass
@@ -260,9 +260,8 @@ def main():
             reference = reference._replace(given=pair_logps(model, pairs, tokenizer, training_args.max_length))
         if windows is not None:
             reference = reference._replace(text_logps=sequence_logps(model, windows.rows, pad).numpy())
-        if (
-            args.control_entropy and args.temperature > 0 and judge is not None and judge.gives_scores
-        ):  # others cost by the answer
+        is_free = judge is not None and judge.gives_scores  # others cost by the answer
+        if args.control_entropy and args.temperature > 0 and is_free:
             greedy = write_answers(model, tokenizer, "the reference greedy", prompts, args, training_args, 0, count=1)
             reference = reference._replace(greedy=greedy)
 

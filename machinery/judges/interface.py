@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..common.errors import UserError
 
 Prompt = str | list[dict]  # a text, or turns {"role": "user", "content": "..."}
+TRIED_ANSWER = "I do not know."  # what a judge is tried on
 FIRST, SECOND, PARTLY, BY_TEXT = "the answer shown first", "the answer shown second", "in part", "the texts"
 
 

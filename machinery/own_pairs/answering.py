@@ -1,8 +1,10 @@
 """Several answers to each prompt, by the policy or by others; sampled once, and kept as they come.
 
-splits = prompts_by_split(args, tokenizer, seed, load_preferences, format_pair, pick_prompts)
-answers = several_answers(splits["train"], "demo/model", policy, tokenizer, args, training_args, sample_completions, load_any)
+splits, are_texts = prompts_by_split(args, seed, tokenizer, dpo_utils)
+answers = several_answers(splits["train"], "demo/model", policy, tokenizer, args, training_args, dpo_utils)
 answers[0][2].text, answers[0][2].is_finished          # the third answer to the first prompt
+
+`utils` is the module dpo_utils, which a room is handed and does not import.
 """
 
 import random

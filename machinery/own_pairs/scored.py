@@ -1,6 +1,6 @@
 """Scores of several answers to each prompt, and a file of both that is read as any other data.
 
-    judge = scoring_judge(args, training_args, prompts, are_texts, known_truth)       # tried on two answers before any long work
+    judge = scoring_judge(args, training_args, prompts, are_texts, known_truth)  # tried on two answers before any long work
     scores = score_answers(judge, prompts, answers, args)                  # by prompt, a number for each answer or None
     write_scored(folder, "train", prompts, answers, scores)
 
@@ -22,7 +22,7 @@ from ..common.intervals import mean_interval, with_interval
 from ..common.kept_files import complete_file
 from ..common.safe_text import say
 from ..judges.flags import judge_from_flags
-from ..judges.interface import Comparison, Judge, Verdict
+from ..judges.interface import TRIED_ANSWER, Comparison, Judge, Verdict
 from .answering import Sampled
 from .flags import DELTA
 
@@ -31,7 +31,6 @@ AS_WRITTEN = {
     "dataset_format": "auto", "columns": None, "verdict": None, "encoding": "utf-8", "config": None,
     "train_split": "train", "test_split": "test",
 }  # fmt: skip
-TRIED_ANSWER = "I do not know."  # what a judge is tried on
 AT_A_TIME = 64  # answers that are scored, then kept
 
 
