@@ -101,9 +101,10 @@ def answer_prompts(args, training_args, name: str, policy, tokenizer, folder: st
     judge = scored.scoring_judge(args, training_args, splits["train"], are_texts, known_truth)
     claim_output_dir(training_args, folder)
     folder = Path(training_args.output_dir) / "answers"
+    answers = answering.several_answers(splits, name, policy, tokenizer, args, training_args, dpo_utils)
     for split, prompts in splits.items():
-        answers = answering.several_answers(prompts, name, policy, tokenizer, args, training_args, dpo_utils)
-        scored.write_scored(folder, split, prompts, answers, scored.score_answers(judge, prompts, answers, args))
+        scores = scored.score_answers(judge, prompts, answers[split], args)
+        scored.write_scored(folder, split, prompts, answers[split], scores)
     args.source, args.data_kwargs = str(folder), args.data_kwargs | scored.AS_WRITTEN
     return scored.asked_again(judge, args)
 

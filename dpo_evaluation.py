@@ -57,6 +57,7 @@ from dpo_utils import (
 )
 from machinery.answers.kept import from_the_first, sample_kept
 from machinery.answers.prompts import load_prompts
+from machinery.answers.server import ServerArguments
 from machinery.answers.sources import sources_from_flags
 from machinery.answers.texts import read_texts, text_losses, text_windows
 from machinery.command.flag_help import EVALUATION_FLAGS
@@ -84,7 +85,7 @@ MOST_DEMO_TOKENS = 96  # of a reply in the demo, where nothing else is said
 
 
 @dataclass
-class EvaluationArguments(TutorialArguments, JudgeArguments):
+class EvaluationArguments(TutorialArguments, JudgeArguments, ServerArguments):
     models: list[str] = HfArg(default_factory=list, help="several models: one table, and each against each other")
     reference: str | None = HfArg(default=None, help="the model they started from (default: what their run has noted)")
     num_samples: int = HfArg(default=4, help="answers a prompt and model")
@@ -97,10 +98,6 @@ class EvaluationArguments(TutorialArguments, JudgeArguments):
     answers_from: list[str] = HfArg(
         default_factory=list, help="files of prompts with answers: their models need not be loaded"
     )
-    answers_url: str | None = HfArg(
-        default=None, help="an OpenAI-compatible server that answers; its key is read from DPO_ANSWERS_API_KEY"
-    )
-    answers_model: str | None = HfArg(default=None, help="the name of the model there")
     texts: str | None = HfArg(default=None, help="texts (.txt, or rows with text): the loss per token on them")
 
 

@@ -12,7 +12,6 @@ A batch is drawn with a seed of its own, so it comes out the same whatever was s
 import hashlib
 import inspect
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -25,11 +24,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 
 from ..common import chat
-from ..common.kept_files import forget_oldest, going_on_without, is_as_signed, signed
+from ..common.kept_files import forget_oldest, going_on_without
+from ..common.kept_lines import KeptLines
 from ..common.safe_text import say
 from ..common.token_rows import hash_weights
-
-logger = logging.getLogger("dpo")
 
 FOLDER = Path("runs/.cache/answers")
 MOST_BYTES = 2_000_000_000
@@ -48,11 +46,14 @@ class KeptAnswers:
     def __init__(self, owner: str, folder: Path = FOLDER):
         """owner: all that decides its answers, besides what is in a key."""
         self.file = folder / f"{digest_of(owner)[:32]}.jsonl"
-        self._found, self._is_said = self._read(), False
+        self._lines, self._is_said = KeptLines(self.file, "Answers"), False
+        with going_on_without("Answers", self.file):
+            forget_oldest(folder, f"{'[0-9a-f]' * 32}.jsonl", MOST_BYTES, but=self.file)
+        self._found = self._lines.read()
 
     def get(self, key: str):
         """What was put under this key, or None."""
-        found = self._found.get(key)
+        found = self._found.get(key, {}).get("answers")
         if found is not None and not self._is_said:
             say(f"Answers that were kept are used again; without {self.file} they are made anew.")
             self._is_said = True
@@ -60,34 +61,7 @@ class KeptAnswers:
 
     def put(self, key: str, answers) -> None:
         """Keep what JSON can write. A full disk ends no evaluation."""
-        with self._going_on(), open(self.file, "ab", buffering=0) as file:  # one write: others write to it, too
-            file.write(json.dumps(signed({"key": key, "answers": answers})).encode() + b"\n")
-
-    def _going_on(self):
-        return going_on_without("Answers", self.file)
-
-    def _read(self) -> dict:
-        text = ""
-        with self._going_on():
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            forget_oldest(self.file.parent, f"{'[0-9a-f]' * 32}.jsonl", MOST_BYTES, but=self.file)
-            with open(self.file, "a+", encoding="utf-8", errors="replace") as file:
-                file.seek(0)
-                text = file.read()
-                file.write("" if text.endswith("\n") or not text else "\n")  # a line that was cut off is ended
-        found, damaged = {}, 0
-        for line in filter(None, text.split("\n")):
-            try:
-                entry = json.loads(line)
-                is_sound = is_as_signed(entry)
-                if is_sound:
-                    found[entry["key"]] = entry["answers"]
-            except (ValueError, LookupError, TypeError, AttributeError):
-                is_sound = False
-            damaged += not is_sound
-        if damaged:
-            logger.warning(f"{damaged} of the answers in {self.file} are damaged. They are made anew.")
-        return found
+        self._lines.put(key, answers=answers)
 
 
 def kept_for(model, tokenizer) -> KeptAnswers:

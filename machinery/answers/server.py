@@ -9,16 +9,39 @@ evaluation with a sentence. What has come is kept, so the same command asks for 
 
 import asyncio
 import json
+from dataclasses import dataclass
 
 from tqdm.auto import tqdm
+from transformers.hf_argparser import HfArg
 
 from ..common.errors import UserError
-from ..common.http_client import GIVE_UP_AFTER, ChatClient, Failed
+from ..common.http_client import GIVE_UP_AFTER, ChatClient, Failed, key_from_environment
 from ..readings.texts import as_turns
 from .kept import FOLDER, KeptAnswers, digest_of, from_all, share_of
 
 KEY_NAME = "DPO_ANSWERS_API_KEY"
 AT_A_TIME = 8
+
+
+@dataclass
+class ServerArguments:
+    """Who answers, where it is no model that is loaded here."""
+
+    answers_url: str | None = HfArg(
+        default=None, help="an OpenAI-compatible server that answers; its key is read from DPO_ANSWERS_API_KEY"
+    )
+    answers_model: str | None = HfArg(default=None, help="the name of the model there")
+
+
+def check_server_flags(args) -> None:
+    """Raises UserError where one of the two is missing."""
+    if (args.answers_url is None) != (args.answers_model is None):
+        raise UserError("--answers_url and --answers_model go together: a server, and the name of a model there.")
+
+
+def server_from_flags(args, name: str | None = None) -> "AnswerServer":
+    """The model of --answers_model, or another one there. Raises UserError."""
+    return AnswerServer(args.answers_url, name or args.answers_model, key_from_environment(KEY_NAME))
 
 
 class AnswerServer:

@@ -14,11 +14,10 @@ from accelerate import PartialState
 
 from ..common.chat import as_text
 from ..common.errors import UserError
-from ..common.http_client import key_from_environment
 from ..common.safe_text import say
 from ..comparing.side_by_side import newest_trained, run_facts, train_basic
 from ..models.adapters import base_of
-from .server import KEY_NAME, AnswerServer
+from .server import AnswerServer, check_server_flags, server_from_flags
 from .written import Answer, WrittenAnswers, read_written
 
 TASKS = "hellaswag,arc_challenge,gsm8k"  # of lm-evaluation-harness: common sense, school science, arithmetic
@@ -120,8 +119,7 @@ def sources_from_flags(args, training_args, model_args) -> Sources:
     """
     if args.dataset_streaming:
         raise UserError("--dataset_streaming: the held-out pairs are read more than once; leave it out.")
-    if (args.answers_url is None) != (args.answers_model is None):
-        raise UserError("--answers_url and --answers_model go together: a server, and the name of a model there.")
+    check_server_flags(args)
     files = read_written(args.answers_from, args.encoding)
     served = [args.answers_model] if args.answers_model else []
     names = args.models or ([model_args.model_name_or_path] if args.is_model_given else [])
@@ -150,7 +148,7 @@ def sources_from_flags(args, training_args, model_args) -> Sources:
     if served and reference not in files and not Path(reference).exists():
         say(f"The reference {reference} is no folder here, so it is asked at {args.answers_url}, too.")
         served = [*served, reference]
-    servers = {name: AnswerServer(args.answers_url, name, key_from_environment(KEY_NAME)) for name in served}
+    servers = {name: server_from_flags(args, name) for name in served}
     sources = Sources(names, reference, dataset, _wanted(files, [reference, *names], args.answers_from), servers)
     local = {"the reference": reference, "what is evaluated": names[0]}
     training_args.reads |= {what: name for what, name in local.items() if sources.is_local(name)}

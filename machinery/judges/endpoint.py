@@ -11,7 +11,6 @@ notebook, which has an event loop of its own: `await asyncio.to_thread(judge.jud
 import asyncio
 import hashlib
 import json
-import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -19,11 +18,9 @@ from tqdm.auto import tqdm
 
 from ..common.chat import as_text
 from ..common.http_client import GIVE_UP_AFTER, ChatClient, Failed
-from ..common.kept_files import going_on_without, is_as_signed, signed
+from ..common.kept_lines import KeptLines
 from .interface import BY_TEXT, FIRST, PARTLY, SECOND, Comparison, Judge, JudgeError, Verdict
 from .question import Question, read_verdict, why_unclear
-
-logger = logging.getLogger("dpo")
 
 WINS = {"A": 0.0, "B": 1.0, "tie": 0.5}  # of the second answer, by the verdict on the two
 AT_A_TIME = 8
@@ -68,7 +65,7 @@ class EndpointJudge(Judge):
         timeout = 60.0 + most_tokens / 10 if timeout is None else timeout
         self.client = ChatClient(url, model, key, error=JudgeError, attempts=attempts, timeout=timeout, wait=wait)
         self.name = f"{model} at {self.client.url.host}"
-        self.cache, self.budget, self.concurrency = Path(cache), budget, concurrency
+        self.cache, self.budget, self.concurrency = KeptLines(cache, "The judge's answers"), budget, concurrency
         self.question, self.most_tokens, self.most_answers = question or Question(), most_tokens, most_answers
         self.requests = 0  # made so far
 
@@ -134,7 +131,7 @@ class EndpointJudge(Judge):
                 failure, pause = error, self.client.pause(attempt, error)
                 continue
             is_cut = reply.finish_reason == "length"
-            self._keep(digest, reply.text, is_cut)
+            self.cache.put(digest, answer=reply.text, is_cut=is_cut)
             if not is_cut and read_verdict(reply.text):
                 return reply.text
             failure = Failed(f"no clear verdict in its answer: {why_unclear(reply.text, is_cut, self.most_tokens)}")
@@ -151,38 +148,10 @@ class EndpointJudge(Judge):
             json.dumps([str(self.client.url), self.client.model, self.question.text, *texts]).encode()
         ).hexdigest()
 
-    def _going_on(self):
-        return going_on_without("The judge's answers", self.cache)
-
-    def _keep(self, digest: str, answer: str, is_cut: bool) -> None:
-        entry = signed({"key": digest, "answer": answer, "is_cut": is_cut})
-        with self._going_on(), open(self.cache, "ab", buffering=0) as cache:  # one write: others write to it, too
-            cache.write(json.dumps(entry).encode() + b"\n")
-
     def _read_cache(self) -> dict[str, str]:
-        """Answers with a verdict by digest. What is damaged is said, and asked again; a line that was cut off is ended."""
-        text = ""
-        with self._going_on():
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.cache, "a+", encoding="utf-8", errors="replace") as file:
-                file.seek(0)
-                text = file.read()
-                file.write("" if text.endswith("\n") or not text else "\n")
-        answers, damaged = {}, 0
-        for line in filter(None, text.split("\n")):
-            try:
-                entry = json.loads(line)
-                is_sound = is_as_signed(entry)
-                if is_sound and not entry.get("is_cut") and read_verdict(entry["answer"]):
-                    answers[entry["key"]] = entry["answer"]
-            except (ValueError, LookupError, TypeError, AttributeError):
-                is_sound = False
-            damaged += not is_sound
-        if damaged:
-            logger.warning(
-                f"{damaged} of the judge's answers in {self.cache} are damaged. What they said is asked again."
-            )
-        return answers
+        """Answers with a verdict by digest."""
+        kept = {digest: entry for digest, entry in self.cache.read().items() if not entry.get("is_cut")}
+        return {digest: entry["answer"] for digest, entry in kept.items() if read_verdict(entry["answer"])}
 
     def _verdict(self, comparison: Comparison, answers: dict[str, str], failed: dict[str, str]) -> Verdict:
         if comparison.first == comparison.second:

@@ -1,8 +1,8 @@
 """Several answers to each prompt, by the policy or by others; sampled once, and kept as they come.
 
 splits, are_texts = prompts_by_split(args, seed, tokenizer, dpo_utils)
-answers = several_answers(splits["train"], "demo/model", policy, tokenizer, args, training_args, dpo_utils)
-answers[0][2].text, answers[0][2].is_finished          # the third answer to the first prompt
+answers = several_answers(splits, "demo/model", policy, tokenizer, args, training_args, dpo_utils)
+answers["train"][0][2].text, answers["train"][0][2].is_finished          # the third answer to the first prompt
 
 `utils` is the module dpo_utils, which a room is handed and does not import.
 """
@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 from ..answers.kept import sample_kept
 from ..answers.prompts import all_prompts
-from ..answers.server import KEY_NAME, AnswerServer
+from ..answers.server import server_from_flags
 from ..common.chat import most_tokens
 from ..common.errors import UserError
-from ..common.http_client import key_from_environment
 from ..models.adapters import base_of
 
 
@@ -48,32 +47,40 @@ def prompts_by_split(args, seed: int, tokenizer, utils) -> tuple[dict[str, list]
     return splits | {"train": [prompts[number] for number in drawn]}, are_texts
 
 
-def several_answers(prompts: list, name: str, policy, tokenizer, args, training_args, utils) -> list[list[Sampled]]:
-    """By prompt, --sample_answers answers of each who answers: the policy, or --sample_from and --answers_url.
+def several_answers(
+    splits: dict[str, list], name: str, policy, tokenizer, args, training_args, utils
+) -> dict[str, list[list[Sampled]]]:
+    """For each prompt of each split, --sample_answers answers of each who answers: the policy, or --sample_from, or a server.
 
     name: of the policy. Raises UserError.
     """
     for who in args.sample_from:
         base_of(who)  # refuses what cannot be loaded: better now than after the first has answered
-    how = dict(temperature=args.temperature, seed=training_args.seed)
-    most, parts = args.max_new_tokens or most_tokens(prompts), []
+    most = {split: args.max_new_tokens or most_tokens(prompts) for split, prompts in splits.items()}
+    how, count = dict(temperature=args.temperature, seed=training_args.seed), args.sample_answers
+    batch_size, found = training_args.per_device_eval_batch_size, {split: [] for split in splits}
     for who in args.sample_from or [name] * (args.answers_url is None):
         model, own = (policy, tokenizer) if who == name else utils.load_any(who, **args.model_kwargs)
         model.to(training_args.device)
         own.chat_template = own.chat_template or tokenizer.chat_template
-        repeated = [prompt for prompt in prompts for _ in range(args.sample_answers)]
-        how_many = dict(batch_size=training_args.per_device_eval_batch_size, max_new_tokens=most)
-        flat = sample_kept(utils.sample_completions, model, own, repeated, progress=f"{who} answers", **how, **how_many)
-        found = iter(Sampled(text, who, is_finished) for text, _, _, is_finished, _ in flat)
-        parts.append([[next(found) for _ in range(args.sample_answers)] for _ in prompts])
+        for split, prompts in splits.items():
+            repeated = [prompt for prompt in prompts for _ in range(count)]
+            how_many = dict(batch_size=batch_size, max_new_tokens=most[split], progress=f"{who} answers, {split}")
+            flat = sample_kept(utils.sample_completions, model, own, repeated, **how, **how_many)
+            texts = [Sampled(text, who, is_finished) for text, _, _, is_finished, _ in flat]
+            found[split].append([texts[start : start + count] for start in range(0, len(texts), count)])
     if args.answers_url:
-        parts.append(_of_a_server(prompts, args, max_tokens=most, **how))
-    return [[answer for row in rows for answer in row] for rows in zip(*parts, strict=True)]
+        for split, prompts in splits.items():
+            found[split].append(_of_a_server(prompts, args, max_tokens=most[split], **how))
+    return {
+        split: [[answer for row in rows for answer in row] for rows in zip(*parts, strict=True)]
+        for split, parts in found.items()
+    }
 
 
 def _of_a_server(prompts: list, args, **settings) -> list[list[Sampled]]:
     """None to a prompt that the server has refused."""
-    server = AnswerServer(args.answers_url, args.answers_model, key_from_environment(KEY_NAME))
+    server = server_from_flags(args)
     asked = server.ask(prompts, args.sample_answers, progress=f"{server.name} answers", **settings)
     failed = [row for row in asked if isinstance(row, str)]
     if len(failed) == len(asked):

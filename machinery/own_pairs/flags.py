@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers.hf_argparser import HfArg
 
+from ..answers.server import ServerArguments, check_server_flags
 from ..common.errors import UserError
 from ..judges.flags import JudgeArguments
 
@@ -21,7 +22,7 @@ RARE = (  # only --help_all shows them
 
 
 @dataclass
-class SamplingArguments(JudgeArguments):
+class SamplingArguments(JudgeArguments, ServerArguments):
     """Who answers prompts that have no pairs, who scores the answers, and how often that is done."""
 
     sample_answers: int = HfArg(
@@ -36,10 +37,6 @@ class SamplingArguments(JudgeArguments):
         default=None, help="answer so many of the prompts, drawn by the seed (default: all)"
     )
     skip_prompts: int = HfArg(default=0, help="leave out the first so many of that order, as later rounds do")
-    answers_url: str | None = HfArg(
-        default=None, help="an OpenAI-compatible server that answers; its key is read from DPO_ANSWERS_API_KEY"
-    )
-    answers_model: str | None = HfArg(default=None, help="the name of the model there")
     rounds: int | None = HfArg(default=None, help="do all of it so many times, each time from the model just trained")
     reference: str | None = HfArg(
         default=None, help="the model that the policy is held to (default: the one that is trained, as it is now)"
@@ -72,8 +69,7 @@ def check_flags(args) -> None:
         raise UserError(f"--sample_answers {args.sample_answers}: a pair takes two answers to a prompt at least.")
     if args.dataset_streaming:
         raise UserError("--sample_answers reads all prompts, so it goes without --dataset_streaming.")
-    if (args.answers_url is None) != (args.answers_model is None):
-        raise UserError("--answers_url and --answers_model go together: a server, and the name of a model there.")
+    check_server_flags(args)
     if not 0 < args.temperature < math.inf:
         raise UserError("--temperature must be a number above 0: at 0 the likeliest answer comes every time.")
     if args.judge == DELTA and answering != 2:

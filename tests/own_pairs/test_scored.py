@@ -137,17 +137,19 @@ def test_several_models_answer_the_same_prompts(base_model_folder, base_tokenize
     base_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no model"):  # before anybody has answered
-        several_answers(PROMPTS, "", None, None, arguments(sample_from=["x", str(tmp_path / "empty")]), None, None)
+        several_answers({}, "", None, None, arguments(sample_from=["x", str(tmp_path / "empty")]), None, None)
     args = arguments(sample_from=[str(base_model_folder), "a/policy"], sample_answers=2)
     model, _ = dpo_utils.load_model(str(base_model_folder))
     training_args = SimpleNamespace(seed=3, device="cpu", per_device_eval_batch_size=3)
-    answers = several_answers(PROMPTS, "a/policy", model, base_tokenizer, args, training_args, dpo_utils)
+    splits = {"train": PROMPTS, "test": PROMPTS[:1]}
+    found = several_answers(splits, "a/policy", model, base_tokenizer, args, training_args, dpo_utils)
+    assert [len(row) for row in found["test"]] == [4]
+    answers = found["train"]
     assert [[answer.model for answer in row] for row in answers] == [
         [str(base_model_folder)] * 2 + ["a/policy"] * 2
     ] * 2
     assert len({answer.text for row in answers for answer in row}) == 4  # one model under two names draws the same
-    again = several_answers(PROMPTS, "a/policy", model, base_tokenizer, args, training_args, dpo_utils)
-    assert again == answers
+    assert several_answers(splits, "a/policy", model, base_tokenizer, args, training_args, dpo_utils) == found
 
 
 def test_the_judge_is_tried_before_any_answer_is_sampled(tmp_path):
