@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import PATIENCE, PROJECT, SHORT
+from conftest import PATIENCE, PROJECT, SHORT, run_forked
 from safetensors.torch import load_file
 
 import basic_dpo_training
@@ -19,6 +20,7 @@ import lora_dpo_training
 from dpo_utils import parse_args
 from machinery.command.command_line import CommandLine
 from machinery.command.settings import _device_settings
+from machinery.common.errors import function_from
 
 RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
 LAUNCHERS = sorted((PROJECT / "recipes" / "accelerate").glob("*.yaml"))
@@ -42,6 +44,47 @@ def test_a_recipe_means_what_it_says(recipe):
         assert (got[0] if isinstance(got, list) and not isinstance(value, list) else got) == value, name
     if "--config_file" in command:
         assert (PROJECT / command.split("--config_file ")[1].split()[0]).exists()
+
+
+# What a tiny model on a CPU cannot take from a recipe, or its data do not have.
+ON_A_CPU = (
+    "--model_name_or_path demo/model --model_revision main --load_in_4bit false --dtype float32 --dataset_name demo "
+)
+ON_A_CPU += "--dataset_config default --dataset_train_split train --dataset_test_split test --max_length 512 --max_prompt_length 256 "
+ON_A_CPU += "--per_device_train_batch_size 2 --gradient_accumulation_steps 2 --eval_strategy no --num_eval_prompts 2 --max_new_tokens 4"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_three_steps(recipe, tmp_path):
+    script = re.search(r"(\w+\.py) --config", recipe.read_text())[1]
+    short = ["--max_steps", 3, "--logging_steps", 1, "--save_strategy", "no", "--output_dir", tmp_path / "out"]
+    done = run_forked(script, "--config", recipe, *ON_A_CPU.split(), *short)
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "out")) == 3
+
+
+def test_the_rules_for_smollm2_know_a_good_answer():
+    rules = function_from(f"{PROJECT}/recipes/smollm2/rules.py:holds", "--judge").__globals__
+    good, long = "Put it in a bowl of rice overnight.", "Yes, " * 40 + "and so on."
+    bad = [long, f"{long} {long}", "Put it in", "", "Dry it and", f"Sorry! {good}"]
+    assert rules["score"]("", good) == rules["holds"]("", good) == 1
+    assert not any(rules["holds"]("", answer) for answer in bad)
+    assert max(rules["score"]("", answer) for answer in bad) < 1
+    assert rules["score"]("", bad[0]) > rules["score"]("", bad[1])
+    asked = [prompt for prompt in rules["_facts"]() if 'tense of "go"' in prompt or "inches are in a foot" in prompt]
+    assert [rules["knows"](prompt, "It is Went.") + rules["knows"](prompt, "There are 12.") for prompt in asked] == [
+        1,
+        1,
+    ]
+    assert not any(rules["knows"](prompt, "It is 112, or 12.5, or wented.") for prompt in asked)
+
+
+def test_the_prompts_for_smollm2_are_apart():
+    folder = PROJECT / "recipes" / "smollm2"
+    files = [folder / "prompts" / "train.jsonl", folder / "prompts" / "test.jsonl", folder / "facts.jsonl"]
+    prompts = [json.loads(line)["prompt"].lower() for file in files for line in file.read_text("utf-8").splitlines()]
+    assert len(prompts) == len(set(prompts)) == 500
 
 
 @pytest.mark.parametrize("config", LAUNCHERS, ids=lambda path: path.stem)

@@ -1,0 +1,43 @@
+"""What a reply is to be like, as a program can check it; and whether the model still knows simple facts.
+
+    --judge recipes/smollm2/rules.py:score    # for pairs: how near an answer comes to the rule
+    --judge recipes/smollm2/rules.py:holds    # to evaluate: whether the rule holds, 1 or 0
+    --judge recipes/smollm2/rules.py:knows    # whether an answer has the fact that facts.jsonl asks for, 1 or 0
+
+The rule: finished, in four to thirty words, without an apology and without speaking of itself as a machine.
+"""
+
+import json
+import re
+from pathlib import Path
+
+FEWEST_WORDS, MOST_WORDS = 4, 30
+EXCUSE = re.compile(
+    r"\b(sorry|apolog\w+|as an ai|language model|ai assistant|i (can't|cannot|am unable to) assist)\b", re.I
+)
+END = re.compile(r"""[.!?]["')\]]*$""")
+FACTS = Path(__file__).with_name("facts.jsonl")
+
+
+def score(prompt: str, answer: str) -> float:
+    """1 where the rule holds; else the further below, the more is wrong: so of two bad answers one is better."""
+    answer = answer.strip()
+    words = len(answer.split())
+    too_many = max(0, words - MOST_WORDS) / MOST_WORDS  # 1 for twice as many
+    return 1.0 - too_many - (words < FEWEST_WORDS) - (not END.search(answer)) - bool(EXCUSE.search(answer))
+
+
+def holds(prompt: str, answer: str) -> float:
+    return float(score(prompt, answer) == 1)
+
+
+def knows(prompt: str, answer: str) -> float:
+    accepted = _facts()[prompt]
+    return float(
+        any(re.search(rf"(?<![\w])(?<!\d[.,]){re.escape(fact)}(?!\w|[.,]\d)", answer, re.I) for fact in accepted)
+    )
+
+
+def _facts() -> dict[str, list[str]]:
+    lines = FACTS.read_text(encoding="utf-8").splitlines()
+    return {row["prompt"]: row["accepted"] for row in map(json.loads, lines)}
