@@ -9,13 +9,13 @@ write answers to the same held-out prompts, a judge compares them, and every num
 
       What the models write
                                                         reference               runs/basic
-      score of the judge                                2.38 [2.27, 2.50]       5.19 [5.07, 5.31]
-      win rate against the reference, ties half                                 0.89 [0.87, 0.91]
-      KL from the reference, nats a reply                                       3.54 [3.03, 4.05]
+      score of the judge                                2.38 [2.27, 2.50]       5.43 [5.32, 5.55]
+      win rate against the reference, ties half                                 0.92 [0.90, 0.93]
+      KL from the reference, nats a reply                                       3.04 [2.86, 3.22]
 
       runs/basic against demo/model: BETTER
-        Win rate of runs/basic against demo/model: 0.89 [0.87, 0.91] on 200 prompts, ties half (paired test: p below 0.001).
-        At matched entropy: 0.84 [0.82, 0.87] (p below 0.001); greedily, the likeliest token each time: 1.00 [0.98, 1.00] (p
+        Win rate of runs/basic against demo/model: 0.92 [0.90, 0.93] on 200 prompts, ties half (paired test: p below 0.001).
+        At matched entropy: 0.87 [0.85, 0.89] (p below 0.001); greedily, the likeliest token each time: 1.00 [0.98, 1.00] (p
         below 0.001).
 
 and in report.html the same with figures and all answers side by side.

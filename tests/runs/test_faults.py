@@ -229,7 +229,7 @@ def other_model(tmp_path):
     ("changed", "words"),
     [
         (("--seed", 0), ["--seed is 0, and was 42"]),
-        (("--beta", 0.2, "--learning_rate", 1e-5), ["--beta is 0.2, and was 0.1", "--learning_rate is 1e-05, and was 0.0005"]),
+        (("--beta", 0.2, "--learning_rate", 1e-5), ["--beta is 0.2, and was 0.1", "--learning_rate is 1e-05, and was 0.001"]),
         (("--gradient_accumulation_steps", 2), ["the number of pairs a step is 8, and was 4"]),
         (("--dataset_name", "demo"), ["the training pairs are others (2048 now, 32 then)"]),
     ],
