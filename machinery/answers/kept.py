@@ -24,8 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 
 from ..common import chat
-from ..common.kept_files import forget_oldest, going_on_without
-from ..common.kept_lines import KeptLines
+from ..common.kept_files import KeptLines, forget_oldest, going_on_without
 from ..common.safe_text import say
 from ..common.token_rows import hash_weights
 

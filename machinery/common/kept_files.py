@@ -7,6 +7,7 @@ with going_on_without("The answers", folder):           # a full disk ends no ru
 seal(path)                                              # its checksum, beside it
 forget_damaged([path])                                  # what is not as it was sealed is made anew
 line = json.dumps(signed({"key": 1}))                   # small things carry their checksum themselves
+KeptLines(Path("answers.jsonl"), "Answers").put("a key", text="Yes.")  # many of them in one file, as they come
 forget_oldest(Path("runs/.cache"), "*.safetensors", most_bytes=10**9)
 """
 
@@ -203,6 +204,49 @@ def is_as_signed(entry: dict) -> bool:
     """Whether an entry read from JSON is what was signed. Raises AttributeError for what is no dictionary."""
     rest = {name: value for name, value in entry.items() if name != "checksum"}
     return signed(rest)["checksum"] == entry.get("checksum")
+
+
+class KeptLines:
+    """A file of JSON lines that grows as answers come, so that none is sampled or paid for twice.
+
+    Of a key that was put twice the last counts. Several processes may write to one file.
+    """
+
+    def __init__(self, file: Path, what: str):
+        """what: its lines hold, for messages."""
+        self.file, self.what = Path(file), what
+
+    def put(self, key: str, **values) -> None:
+        """Add a line of what JSON can write."""
+        line = json.dumps(signed({"key": key} | values)).encode() + b"\n"
+        with self._going_on(), open(self.file, "ab", buffering=0) as file:  # one write: others write to it, too
+            file.write(line)
+
+    def read(self) -> dict[str, dict]:
+        """The values of each key, as far as they are sound. A line that was cut off is ended."""
+        text = ""
+        with self._going_on():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.file, "a+", encoding="utf-8", errors="replace") as file:
+                file.seek(0)
+                text = file.read()
+                file.write("" if text.endswith("\n") or not text else "\n")
+        found, damaged = {}, 0
+        for line in filter(None, text.split("\n")):
+            try:
+                entry = json.loads(line)
+                is_sound = is_as_signed(entry)
+                if is_sound:
+                    found[entry["key"]] = entry
+            except (ValueError, LookupError, TypeError, AttributeError):
+                is_sound = False
+            damaged += not is_sound
+        if damaged:
+            logger.warning(f"{self.what} in {self.file}: {damaged} of them are damaged, and are asked for again.")
+        return found
+
+    def _going_on(self):
+        return going_on_without(self.what, self.file)
 
 
 def size_on_disk(path: Path) -> int:

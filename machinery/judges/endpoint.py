@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..common.chat import as_text
 from ..common.http_client import GIVE_UP_AFTER, ChatClient, Failed
-from ..common.kept_lines import KeptLines
+from ..common.kept_files import KeptLines
 from .interface import BY_TEXT, FIRST, PARTLY, SECOND, Comparison, Judge, JudgeError, Verdict
 from .question import Question, read_verdict, why_unclear
 

@@ -530,7 +530,7 @@ def test_an_endpoint_judges_all_answers_is_asked_ones_own_question_and_nothing_t
     rows = [json.loads(line) for line in (tmp_path / "b" / "generations.jsonl").read_text().splitlines()]
     differing = [row for row in rows if row["reason"] != "the answers are the same"]
     assert [row["win"] for row in rows] == [0.5] * 24  # all answers, and not the first alone
-    assert metrics["asked_in_both_orders"] == len(differing) > 6
+    assert metrics["asked_in_both_orders"] == len(differing) > 3
     assert not set(answered) & set(fake_server.asked[6:])
     assert {(body["max_tokens"], body["messages"][0]["content"][:8]) for body in asked} == {(77, "Kinder?\n")}
     assert metrics["order_decided"] == 1
