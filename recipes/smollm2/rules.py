@@ -9,6 +9,7 @@ The rule: finished, in four to thirty words, without an apology and without spea
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 FEWEST_WORDS, MOST_WORDS = 4, 30
@@ -28,16 +29,19 @@ def score(prompt: str, answer: str) -> float:
 
 
 def holds(prompt: str, answer: str) -> float:
+    """1 where the whole rule holds, else 0."""
     return float(score(prompt, answer) == 1)
 
 
 def knows(prompt: str, answer: str) -> float:
+    """1 where an accepted word stands in the answer by itself (12 is not in 112, nor in 12.5), else 0."""
     accepted = _facts()[prompt]
     return float(
         any(re.search(rf"(?<![\w])(?<!\d[.,]){re.escape(fact)}(?!\w|[.,]\d)", answer, re.I) for fact in accepted)
     )
 
 
+@cache
 def _facts() -> dict[str, list[str]]:
     lines = FACTS.read_text(encoding="utf-8").splitlines()
     return {row["prompt"]: row["accepted"] for row in map(json.loads, lines)}
