@@ -102,9 +102,7 @@ def answer_prompts(args, training_args, name: str, policy, tokenizer, folder: st
     claim_output_dir(training_args, folder)
     folder = Path(training_args.output_dir) / "answers"
     answers = answering.several_answers(splits, name, policy, tokenizer, args, training_args, dpo_utils)
-    for split, prompts in splits.items():
-        scores = scored.score_answers(judge, prompts, answers[split], args)
-        scored.write_scored(folder, split, prompts, answers[split], scores)
+    scored.score_and_write(judge, splits, answers, folder, args)
     args.source, args.data_kwargs = str(folder), args.data_kwargs | scored.AS_WRITTEN
     return scored.asked_again(judge, args)
 

@@ -13,15 +13,12 @@ import argparse
 import json
 import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-
-from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from machinery.comparing.grid import RUNS_AT_A_TIME, alone, markdown, run_child
+from machinery.comparing.grid import alone, as_they_end, markdown, run_child
 
 OUT = PROJECT / "runs" / "own_pairs"
 RESULTS = PROJECT / "benchmarks" / "results" / "own_pairs.json"
@@ -60,17 +57,10 @@ def main() -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not options.show:
         jobs = [(case, seed) for case in options.cases for seed in options.seeds]
-        with ThreadPoolExecutor(RUNS_AT_A_TIME) as pool, tqdm(total=len(jobs), desc="runs") as bar:
-            futures = {pool.submit(run, *job): job for job in jobs}
-            for future in as_completed(futures):
-                case, seed = futures[future]
-                try:
-                    found.setdefault(case, {})[str(seed)] = future.result()
-                    RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-                except RuntimeError as error:  # the others go on
-                    bar.write(str(error))
-                bar.update()
-    last = {CASES[case][0]: [seeds[seed][-1] for seed in sorted(seeds)] for case, seeds in found.items() if seeds}
+        for (case, seed), rounds in as_they_end(run, jobs):
+            found.setdefault(case, {})[str(seed)] = rounds
+            RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    last = {CASES[case][0]: [seeds[seed][-1] for seed in sorted(seeds)] for case, seeds in found.items()}
     print(markdown({label: last[label] for label, _ in CASES.values() if label in last}, COLUMNS))
     if "rounds" in found:
         count = max(map(len, found["rounds"].values()))
@@ -89,7 +79,7 @@ def run(case: str, seed: int) -> list[dict]:
     command += ["--sample_answers", "4", "--seed", str(seed), "--output_dir", str(folder), "--show", "0"]
     code, errors = run_child(command, alone() | {"OMP_NUM_THREADS": "1"}, is_quiet=True)
     if code:
-        raise RuntimeError(f"{shlex.join(command)} ended with {code}: {errors.strip().splitlines()[-1:]}")
+        raise SystemExit(f"{shlex.join(command)} ended with {code}: {errors.strip().splitlines()[-1:]}")
     rounds = json.loads((folder / "rounds.json").read_text())["rounds"]
     kept = [*COLUMNS, "true_reward_before", "greedy_reward_before", "score_after", "kl_last", "pairs_train", "kl"]
     return [{name: metrics[name] for name in kept if name in metrics} for metrics in rounds]

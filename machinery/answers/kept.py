@@ -45,8 +45,8 @@ class KeptAnswers:
     def __init__(self, owner: str, folder: Path = FOLDER):
         """owner: all that decides its answers, besides what is in a key."""
         self.file = folder / f"{digest_of(owner)[:32]}.jsonl"
-        self._lines, self._is_said = KeptLines(self.file, "Answers"), False
-        with going_on_without("Answers", self.file):
+        self._lines, self._is_said = KeptLines(self.file, "The answers"), False
+        with going_on_without("The answers", self.file):
             forget_oldest(folder, f"{'[0-9a-f]' * 32}.jsonl", MOST_BYTES, but=self.file)
         self._found = self._lines.read()
 

@@ -7,7 +7,7 @@ with going_on_without("The answers", folder):           # a full disk ends no ru
 seal(path)                                              # its checksum, beside it
 forget_damaged([path])                                  # what is not as it was sealed is made anew
 line = json.dumps(signed({"key": 1}))                   # small things carry their checksum themselves
-KeptLines(Path("answers.jsonl"), "Answers").put("a key", text="Yes.")  # many of them in one file, as they come
+KeptLines(Path("answers.jsonl"), "The answers").put("a key", text="Yes.")  # many of them in one file, as they come
 forget_oldest(Path("runs/.cache"), "*.safetensors", most_bytes=10**9)
 """
 
@@ -242,7 +242,8 @@ class KeptLines:
                 is_sound = False
             damaged += not is_sound
         if damaged:
-            logger.warning(f"{self.what} in {self.file}: {damaged} of them are damaged, and are asked for again.")
+            what = self.what[:1].lower() + self.what[1:]
+            logger.warning(f"{damaged} of {what} in {self.file} are damaged, and are asked for again.")
         return found
 
     def _going_on(self):

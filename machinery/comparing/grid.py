@@ -15,8 +15,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,24 +44,28 @@ def run_grid(
     cases: {name: (script, its flags)}; "{seed}" in a flag is the seed. stamps: for a case, whatever else its result
     depends on: with another stamp it is run again. Raises UserError for a run that fails.
     """
-    jobs = [(case, seed) for seed in seeds for case in cases]
+
+    def do(case: str, seed: int) -> dict:
+        return run_once(*cases[case], seed, folder / f"{case}-seed{seed}", (stamps or {}).get(case, ""))
+
+    outcomes = dict(as_they_end(do, [(case, seed) for seed in seeds for case in cases]))
+    return {case: [outcomes[case, seed] for seed in seeds] for case in cases}
+
+
+def as_they_end(do: Callable, jobs: list[tuple]) -> Iterator[tuple]:
+    """Each job with what do(*job) returns, as many at a time as there are cores. One that fails ends the others."""
     with ThreadPoolExecutor(max_workers=RUNS_AT_A_TIME) as pool, tqdm(total=len(jobs), desc="runs") as bar:
-
-        def do(job: tuple[str, int]) -> dict:
-            case, seed = job
-            metrics = run_once(*cases[case], seed, folder / f"{case}-seed{seed}", (stamps or {}).get(case, ""))
-            bar.update()
-            return metrics
-
+        futures = {pool.submit(do, *job): job for job in jobs}
         try:
-            outcomes = list(pool.map(do, jobs))
+            for future in as_completed(futures):
+                outcome = future.result()
+                bar.update()
+                yield futures[future], outcome
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in list(_children):  # they end their step, and the threads that wait for them end with them
                 child.terminate()
             raise
-    # All cases of a seed stand together.
-    return {case: outcomes[place :: len(cases)] for place, case in enumerate(cases)}
 
 
 @contextmanager

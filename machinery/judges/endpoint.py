@@ -150,8 +150,8 @@ class EndpointJudge(Judge):
 
     def _read_cache(self) -> dict[str, str]:
         """Answers with a verdict by digest."""
-        kept = {digest: entry for digest, entry in self.cache.read().items() if not entry.get("is_cut")}
-        return {digest: entry["answer"] for digest, entry in kept.items() if read_verdict(entry["answer"])}
+        kept = {digest: entry.get("answer") for digest, entry in self.cache.read().items() if not entry.get("is_cut")}
+        return {digest: answer for digest, answer in kept.items() if isinstance(answer, str) and read_verdict(answer)}
 
     def _verdict(self, comparison: Comparison, answers: dict[str, str], failed: dict[str, str]) -> Verdict:
         if comparison.first == comparison.second:

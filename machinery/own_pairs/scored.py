@@ -1,8 +1,7 @@
 """Scores of several answers to each prompt, and a file of both that is read as any other data.
 
     judge = scoring_judge(args, training_args, prompts, are_texts, known_truth)  # tried on two answers before any long work
-    scores = score_answers(judge, prompts, answers, args)                  # by prompt, a number for each answer or None
-    write_scored(folder, "train", prompts, answers, scores)
+    score_and_write(judge, splits, answers, folder, args)                  # folder/train.jsonl, and one for each other split
 
 A row of the file: {"prompt": ..., "answers": [{"text": ..., "score": 1.0, "model": ..., "finish_reason": "stop"}, ...]}.
 """
@@ -62,6 +61,12 @@ def scoring_judge(args, training_args, prompts: list, are_texts: bool, known_tru
 def asked_again(judge: Judge | None, args) -> Judge | None:
     """The judge, where it scores at no cost that counts, and says something else than the demo's truth does."""
     return judge if judge is not None and judge.gives_scores and args.judge not in ("auto", "truth") else None
+
+
+def score_and_write(judge: Judge, splits: dict, answers: dict, folder: Path, args) -> None:
+    """Score the answers to the prompts of each split, and write them to a file of its name in the folder."""
+    for split, prompts in splits.items():
+        write_scored(folder, split, prompts, answers[split], score_answers(judge, prompts, answers[split], args))
 
 
 def score_answers(judge: Judge, prompts: list, answers: list[list[Sampled]], args) -> list[list[float | None]]:

@@ -380,7 +380,7 @@ def test_a_flipped_bit_in_a_kept_answer_is_said_and_that_answer_asked_again(endp
         caplog.clear()
         assert make(concurrency=1).judge(PAIRS) == expected
         assert 1 <= len(endpoint.seen) - asked <= 2  # a broken line end makes one line of two
-        assert "The judge's answers in" in caplog.text
+        assert "of the judge's answers" in caplog.text
         assert "damaged" in caplog.text
 
 

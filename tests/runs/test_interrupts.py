@@ -198,7 +198,7 @@ def test_a_signal_at_any_moment_of_a_training_loses_nothing(moment, folder, whol
 
 
 HOW_MANY = pytest.mark.parametrize(
-    "kills", [pytest.param(10, marks=pytest.mark.thorough), pytest.param(100, marks=pytest.mark.slow)]
+    "kills", [pytest.param(16, marks=pytest.mark.thorough), pytest.param(100, marks=pytest.mark.slow)]
 )
 
 

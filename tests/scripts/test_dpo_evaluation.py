@@ -37,7 +37,9 @@ FEW = ("--num_eval_prompts", 12, "--num_samples", 2, "--max_new_tokens", 24)
 def trained(tmp_path_factory):
     """A run of a few steps, long enough to be another model."""
     folder = tmp_path_factory.mktemp("runs") / "basic"
-    done = run_forked("basic_dpo_training.py", *SHORT, "--learning_rate", "2e-3", "--output_dir", folder)
+    done = run_forked(
+        "basic_dpo_training.py", *SHORT, "--learning_rate", "2e-3", "--adam_epsilon", "1e-4", "--output_dir", folder
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -530,7 +532,7 @@ def test_an_endpoint_judges_all_answers_is_asked_ones_own_question_and_nothing_t
     rows = [json.loads(line) for line in (tmp_path / "b" / "generations.jsonl").read_text().splitlines()]
     differing = [row for row in rows if row["reason"] != "the answers are the same"]
     assert [row["win"] for row in rows] == [0.5] * 24  # all answers, and not the first alone
-    assert metrics["asked_in_both_orders"] == len(differing) > 3
+    assert metrics["asked_in_both_orders"] == len(differing) > 6
     assert not set(answered) & set(fake_server.asked[6:])
     assert {(body["max_tokens"], body["messages"][0]["content"][:8]) for body in asked} == {(77, "Kinder?\n")}
     assert metrics["order_decided"] == 1
