@@ -12,6 +12,7 @@ from trl import DPOConfig
 
 from ..common.errors import UserError
 from .losses import name_of, only_in_trl, uses_reference
+from .sealed_maps import nothing_kept
 
 
 class CustomLoss:
@@ -37,7 +38,8 @@ class CustomLoss:
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if self.needs_reference:
             return super()._precompute_ref_logps(dataset, name, batch_size)
-        return dataset.map(lambda row: {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})
+        with nothing_kept():
+            return dataset.map(lambda row: {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})
 
     def _compute_loss(self, model, inputs, return_outputs):
         """TRL's method runs the model, logs every metric and computes a loss, all in one.

@@ -31,7 +31,6 @@ import trl
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from datasets.fingerprint import Hasher
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -39,7 +38,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 
 from ..common.kept_files import checksum, complete_file, forget_oldest, going_on_without
 from ..common.token_rows import hash_rows, hash_weights, row_lengths
-from .sealed_maps import made_with_seals, nothing_kept, sealed_maps
+from .sealed_maps import made_with_seals, nothing_kept, one_file_for_all
 
 logger = logging.getLogger("dpo")
 
@@ -131,14 +130,14 @@ class CachedReference:
         missing = (wanted & kept[0].isnan()).nonzero().squeeze(1)
         if len(missing):
             missing = missing[row_lengths(dataset)[missing].argsort(descending=True, stable=True)]
-            ordered = dataset.select(missing.tolist())  # the longest first: too little memory shows at once
-            # TRL keeps log-probs too, by rows and weights alone; so the settings become part of the rows' name.
-            ordered._fingerprint = Hasher.hash([ordered._fingerprint, settings])
+            with nothing_kept():  # else all processes would write one file of it at once
+                # the longest first: too little memory shows at once
+                ordered = dataset.select(missing.tolist()).flatten_indices()
             self._answers = []
-            try:
-                with nothing_kept() if self.args.world_size == 1 else sealed_maps(ordered):
+            try:  # TRL would keep them too, by rows and weights alone
+                with nothing_kept() if self.args.world_size == 1 else one_file_for_all(dataset):
                     done = super()._precompute_ref_logps(ordered, name, batch_size)
-                answers = [torch.tensor(done[column]) for column in COLUMNS]
+                    answers = [torch.tensor(done[column]) for column in COLUMNS]
             except BaseException:  # what was answered before a signal or a want of memory need not be asked again
                 if key is not None and self.args.world_size == 1 and self._answers:
                     answers = [torch.cat(parts) for parts in zip(*self._answers, strict=True)]

@@ -8,12 +8,15 @@ temporary one.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import datasets
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from datasets.fingerprint import get_temporary_cache_files_directory
 from filelock import FileLock
 
 from ..common.kept_files import forget_damaged, going_on_without, seal
@@ -47,11 +50,8 @@ def made_with_seals(dataset: Dataset, make: Callable[[], Dataset]) -> Dataset:
 def sealed_maps(dataset: Dataset) -> Iterator[None]:
     """Each file in which a map of this data set, or of one made from it, is kept is compared with its seal, or sealed.
 
-    The first of several processes does that. Raises OSError.
+    The first of several processes does that; what it has not made, each makes for itself. Raises OSError.
     """
-    if not PartialState().is_main_process:
-        yield
-        return
     find, found, intact = Dataset._get_cache_file_path, [], []
 
     def find_sound(self, fingerprint: str) -> str:
@@ -62,15 +62,35 @@ def sealed_maps(dataset: Dataset) -> Iterator[None]:
             intact.extend(_files(path))
         return path
 
+    def find_made(self, fingerprint: str) -> str:
+        path = Path(find(self, fingerprint))
+        return str(path if path.exists() else Path(get_temporary_cache_files_directory(), path.name))
+
+    if not PartialState().is_main_process:
+        with _found_by(find_made):
+            yield
+        return
     lock = Path(dataset.cache_files[0]["filename"]).parent / f"{dataset._fingerprint}.map.lock"
     with FileLock(lock) if dataset.cache_files else nullcontext():  # between another run's writing and sealing
-        Dataset._get_cache_file_path = find_sound
-        try:
+        with _found_by(find_sound):
             yield
-        finally:
-            Dataset._get_cache_file_path = find
         for file in (file for path in found for file in _files(path) if file not in intact):
             seal(file)
+
+
+@contextmanager
+def one_file_for_all(dataset: Dataset) -> Iterator[None]:
+    """What the first of several processes keeps of one map, all others read; nobody else knows the file, and it goes.
+
+    By themselves they would look where each keeps its own data, which is not one place where a cache cannot be written.
+    """
+    [path] = broadcast_object_list([dataset._get_cache_file_path(uuid4().hex)])
+    with _found_by(lambda self, fingerprint: path):
+        yield
+    PartialState().wait_for_everyone()  # until all have read it
+    if PartialState().is_main_process:
+        with suppress(OSError):  # Windows keeps what is open
+            Path(path).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -83,6 +103,17 @@ def nothing_kept() -> Iterator[None]:
     finally:
         if was_enabled:
             datasets.enable_caching()
+
+
+@contextmanager
+def _found_by(find: Callable[[Dataset, str], str]) -> Iterator[None]:
+    """The `datasets` library asks this function where a map with a fingerprint is kept."""
+    before = Dataset._get_cache_file_path
+    Dataset._get_cache_file_path = find
+    try:
+        yield
+    finally:
+        Dataset._get_cache_file_path = before
 
 
 def _files(path: str) -> list[Path]:

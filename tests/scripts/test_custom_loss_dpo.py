@@ -396,6 +396,7 @@ def test_an_adapter_trains_with_a_formula_of_one_s_own(call, tmp_path):
 
 @pytest.mark.thorough
 def test_two_processes_train_as_one(tmp_path):
+    """Where data sets cannot be kept, too: each process then has its own, and still reads the same log-probs."""
     options = [
         *SHORT,
         "--beside",
@@ -406,8 +407,13 @@ def test_two_processes_train_as_one(tmp_path):
         "1",
     ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
+    unkept = {"HF_DATASETS_CACHE": __file__}
     histories = []
-    for start, size, name in (([sys.executable], 4, "one"), (launch, 2, "two")):
+    for start, size, name, more in (
+        ([sys.executable], 4, "one", {}),
+        (launch, 2, "two", {}),
+        (launch, 2, "un", unkept),
+    ):
         command = [
             *start,
             "custom_loss_dpo.py",
@@ -420,11 +426,15 @@ def test_two_processes_train_as_one(tmp_path):
             tmp_path / f"cache of {name}",
         ]
         done = subprocess.run(list(map(str, command)), cwd=PROJECT, capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=PATIENCE)  # fmt: skip
+                              env=os.environ | {"OMP_NUM_THREADS": "1"} | more, timeout=PATIENCE)  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert ("Formatted pairs cannot be kept" in done.stderr) == bool(more), done.stderr
         state = json.loads((tmp_path / name / "trainer_state.json").read_text())
         histories.append([logs["loss"] for logs in state["log_history"] if "loss" in logs])
+    kept = Path(os.environ["HF_DATASETS_CACHE"]) / "dpo_pairs"
+    assert all(Path(f"{file}.sum").exists() for file in kept.glob("*.arrow"))  # no run's own file is left
     assert histories[0] == pytest.approx(histories[1], rel=1e-4)
+    assert histories[0] == pytest.approx(histories[2], rel=1e-4)
 
 
 @pytest.mark.thorough
