@@ -78,7 +78,7 @@ def estimate_memory(trainer) -> dict[str, int]:
         per_pair = kept_for_backward(trainer, [longest], checkpointing=True)
     # the backward pass works on one layer at a time: its gradients, or what of it is computed again
     per_pair += in_full // trainer.model.config.get_text_config().num_hidden_layers
-    standing = memory.memory_in_use() - memory.START - counted["weights"] - counted["reference"]
+    standing = memory.memory_in_use() - memory.before_all() - counted["weights"] - counted["reference"]
     runtime = 0 if memory.uses_gpu() else max(0, standing)
     at_once = trainer.args.per_device_train_batch_size
     if budget := getattr(trainer.args, "max_tokens_per_batch", None):
@@ -115,6 +115,7 @@ def choose_checkpointing(trainer) -> str:
             by_process = gather_object([(needed, memory.free_bytes())])
             worst_needed, worst_free = max(by_process, key=lambda pair: pair[0] / pair[1])
             is_short = worst_needed > 0.9 * worst_free
+            trainer.estimated_peak_bytes = None if is_short else sum(estimate.values()) + memory.before_all()
             why = f": about {worst_needed / 1e9:.1f} GB more would be needed without it, {worst_free / 1e9:.1f} GB are free"
         if is_short:
             args.gradient_checkpointing = args.activation_checkpointing = True
@@ -131,7 +132,7 @@ def measure_memory(trainer) -> dict[str, int]:
     counted = _count(trainer)
     states = trainer.optimizer.state.values()
     counted["optimizer"] = sum(_bytes(value for value in state.values() if torch.is_tensor(value)) for state in states)
-    return counted | {"total": memory.peak_since_reset() - (0 if memory.uses_gpu() else memory.START)}
+    return counted | {"total": memory.peak_since_reset() - memory.before_all()}
 
 
 def memory_table(estimate: dict[str, int], measured: dict[str, int] | None = None) -> str:

@@ -74,6 +74,11 @@ def memory_in_use() -> int:
     return torch.cuda.memory_allocated() if uses_gpu() else psutil.Process().memory_info().rss
 
 
+def before_all() -> int:
+    """What Python and its libraries held before there was a model; on a GPU nothing."""
+    return 0 if uses_gpu() else START
+
+
 def suit_allocator(model: nn.Module, large: float = 50e6) -> None:
     """On a CPU under glibc, let freed memory go back to the system with a large model, and stay with a small one.
 

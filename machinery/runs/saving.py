@@ -74,6 +74,7 @@ def _facts_of_training(trainer) -> dict:
     logged = list(reversed(trainer.state.log_history))
     held_out = next((logs for logs in logged if "eval_loss" in logs), {})
     summary = next((logs for logs in logged if "train_runtime" in logs), {})
+    estimated = getattr(trainer, "estimated_peak_bytes", None)  # where checkpointing was to be chosen
     return {
         "beta": trainer.args.beta,
         "loss_type": " + ".join(trainer.args.loss_type),
@@ -86,6 +87,7 @@ def _facts_of_training(trainer) -> dict:
         "train_seconds": summary.get("train_runtime"),
         "train_pairs_per_second": summary.get("train_samples_per_second"),
         "peak_memory_bytes": peak_memory_bytes(),
+        **({"peak_memory_bytes_estimated": estimated} if estimated else {}),
         "eval_loss": held_out.get("eval_loss"),
         "reward_accuracy": held_out.get("eval_rewards/accuracies"),
         "reward_margin": held_out.get("eval_rewards/margins"),

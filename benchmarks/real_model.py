@@ -1,0 +1,263 @@
+"""A real model trained to its end: three stories, each from data to verdict by commands that a reader can type.
+
+    python benchmarks/real_model.py --pairs instruction-data-with-preference.json      # all: hours on two cores
+    python benchmarks/real_model.py --pairs ... --stories own --seeds 0 1
+    python benchmarks/real_model.py --show                                             # what was measured then
+    python benchmarks/real_model.py --commands own                                     # and by which commands
+
+The model is HuggingFaceTB/SmolLM2-135M-Instruct, from the hub or its cache; the pairs are a book's, by
+https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/04_preference-tuning-with-dpo/ and the name above.
+Each seed has a folder of its own in runs/real_model, where the commands run one after the other; one that is finished is
+not repeated. What they measured goes to benchmarks/results/real_model.json.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks.speed import machine
+from machinery.comparing.grid import markdown, spread
+
+OUT = PROJECT / "runs" / "real_model"
+RESULTS = PROJECT / "benchmarks" / "results" / "real_model.json"
+LINKED = ("recipes", "README.md", *(path.name for path in PROJECT.glob("*.py")))  # what commands name
+PAIRS = "instruction-data-with-preference.json"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+RULES = "recipes/smollm2/rules.py"
+SAMPLE = f"python custom_dataset_dpo.py --check_only --dataset_name recipes/smollm2/prompts/train.jsonl --sample_answers 4 --judge {RULES}:score --max_new_tokens 96"
+TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
+JUDGE = f"python dpo_evaluation.py --reference {MODEL} --max_new_tokens 96"
+HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --texts README.md"
+KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1"
+PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
+# Each command writes to --output_dir. What a later one reads, an earlier one of its story has written.
+STORIES = {
+    "given": [
+        f"{TRAIN} --output_dir runs/lora",
+        "python basic_dpo_training.py --config recipes/smollm2/cpu.yaml --learning_rate 1e-5 --num_train_epochs 1 --output_dir runs/full",
+        f"{JUDGE} --models runs/lora runs/full {KNOWS} --texts README.md --output_dir runs/given-facts",
+    ],
+    "beside_trl": [
+        f"python custom_dataset_dpo.py --check_only --dataset_name {PAIRS} --held_out_share 0 --save_cleaned pairs/train.jsonl --output_dir runs/pairs",
+        f"trl dpo --model_name_or_path {MODEL} --dataset_name pairs {PLAIN} --save_steps 10 --output_dir runs/trl",
+        f"python basic_dpo_training.py --model_name_or_path {MODEL} --dataset_name pairs {PLAIN} --no_precompute_ref_log_probs --num_eval_prompts 4 --output_dir runs/ours",
+    ],
+    "own": [
+        f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
+        f"{TRAIN} --dataset_name round-1.jsonl --merge --output_dir runs/round-1",
+        f"{SAMPLE} --model_name_or_path runs/round-1/merged --save_cleaned round-2.jsonl --output_dir runs/answers-2",
+        f"{TRAIN} --dataset_name round-2.jsonl --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
+        f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {HOLDS} --output_dir runs/own-rule",
+        f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {KNOWS} --output_dir runs/own-facts",
+    ],
+    "too_far": [
+        f"{TRAIN} --dataset_name round-1.jsonl --learning_rate 2e-3 --merge --output_dir runs/too-far",
+        f"{JUDGE} --models runs/too-far/merged {HOLDS} --output_dir runs/too-far-rule",
+        f"{JUDGE} --models runs/too-far/merged {KNOWS} --output_dir runs/too-far-facts",
+    ],
+}
+
+
+def main() -> None:
+    """Run what is missing, write, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path, help=f"where {PAIRS} is; only the stories given and beside_trl read it")
+    parser.add_argument("--stories", nargs="+", choices=STORIES, default=list(STORIES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--show", action="store_true", help="measure nothing, show what was measured")
+    parser.add_argument("--commands", choices=STORIES, help="print the commands of a story")
+    options = parser.parse_args()
+    if options.commands:
+        print("\n".join(STORIES[options.commands]))
+        return
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not options.show:
+        for seed in options.seeds:
+            for story in options.stories:
+                for name, measured in run_story(story, seed, options.pairs):
+                    found.setdefault(story, {}).setdefault(str(seed), {})[name] = measured
+                    RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    show(found)
+
+
+def run_story(story: str, seed: int, pairs: Path | None):
+    """Run the commands of a story, one after the other; yields the name of each output folder and what was measured."""
+    folder = OUT / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in LINKED:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(PROJECT / name)
+    if pairs is not None:
+        (folder / PAIRS).unlink(missing_ok=True)
+        (folder / PAIRS).symlink_to(pairs.resolve())
+    done_file = folder / "done.json"
+    done = json.loads(done_file.read_text()) if done_file.exists() else {}
+    for command in STORIES[story]:
+        words = shlex.split(command)
+        out = Path(words[-1])
+        if done.get(out.name, {}).get("command") != command:
+            program = words[1:] if words[0] == "python" else [_trl_script(), *words[2:]]
+            if (folder / out).exists() and words[0] == "python":
+                program.append("--overwrite_output_dir")  # of a run that was killed
+            log = folder / f"{out.name}.log"
+            print(f"{datetime.now():%H:%M} seed {seed}: {command}", flush=True)
+            started = time.perf_counter()
+            with log.open("w") as output:
+                whole = [sys.executable, *program, "--seed", str(seed)]
+                code = subprocess.run(whole, cwd=folder, stdout=output, stderr=subprocess.STDOUT).returncode
+            if code:
+                raise SystemExit(f"{command} ended with {code}, see {log}")
+            seconds = time.perf_counter() - started
+            done[out.name] = {"command": command, "seconds": seconds, "machine": machine()} | measured(folder / out)
+            done_file.write_text(json.dumps(done))
+        yield out.name, done[out.name]
+
+
+def _trl_script() -> str:
+    import trl.scripts.dpo
+
+    return trl.scripts.dpo.__file__
+
+
+def measured(folder: Path) -> dict:
+    """What a command has left in its folder: figures, warnings, and the logs of a training."""
+    found = {}
+    if (folder / "metrics.json").exists():
+        found["metrics"] = json.loads((folder / "metrics.json").read_text())
+    if (folder / "warnings.jsonl").exists():
+        found["warnings"] = [json.loads(line)["warning"] for line in (folder / "warnings.jsonl").open()]
+    if states := sorted(folder.rglob("trainer_state.json")):  # TRL's script leaves it in a checkpoint only
+        names = {"step", "loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"}
+        logs = [logs for logs in json.loads(states[0].read_text())["log_history"] if "loss" in logs]
+        found["logs"] = [{name: logs[name] for name in names if name in logs} for logs in logs]
+    return found
+
+
+def show(found: dict) -> None:
+    """Print what was measured: means over the seeds, lowest and highest in round brackets; 95% intervals in square ones."""
+    for story, tables in (("given", given), ("beside_trl", beside_trl), ("own", own), ("too_far", too_far)):
+        if story in found:
+            whole = {seed: runs for seed, runs in found[story].items() if len(runs) == len(STORIES[story])}
+            print("\n\n".join(tables(whole)) + "\n")
+    print(costs(found))
+
+
+def given(seeds: dict) -> list[str]:
+    """What the training on given pairs did: to held-out pairs, to facts, to a text that has nothing to do with them."""
+    columns = {"reward_accuracy": "held-out accuracy", "reward_margin": "margin", "chosen": "chosen, nats"}
+    columns |= {"rejected": "rejected, nats", "kl": "KL, nats a reply"}
+    rows = {}
+    for label, name in (("an adapter, three epochs", "lora"), ("all weights, one epoch", "full")):
+        metrics = [runs[name]["metrics"] for runs in seeds.values()]
+        changes = [{part: m[f"{part}_logp_change"] for part in ("chosen", "rejected")} for m in metrics]
+        rows[label] = [m | change for m, change in zip(metrics, changes, strict=True)]
+    names = {"an adapter, three epochs": "runs/lora", "all weights, one epoch": "runs/full"}
+    return [markdown(rows, columns, "trained"), _prices(seeds, "given-facts", names)]
+
+
+def beside_trl(seeds: dict) -> list[str]:
+    """The losses of the first steps by TRL's own script and by ours."""
+    [runs, *_] = seeds.values()
+    theirs, ours = ([logs["loss"] for logs in runs[name]["logs"]] for name in ("trl", "ours"))
+    lines = ["| step | `trl dpo` | the basic script |", "|---|---|---|"]
+    for step, pair in enumerate(zip(theirs, ours, strict=True), start=1):
+        lines.append(f"| {step} | {pair[0]:.6f} | {pair[1]:.6f} |")
+    return ["\n".join(lines)]
+
+
+def own(seeds: dict) -> list[str]:
+    """What two rounds of the model's own pairs did to held-out prompts."""
+    names = {"round 1": "runs/round-1/merged", "round 2": "runs/round-2/merged"}
+    return [*_by_rule(seeds, "own-rule", names), _prices(seeds, "own-facts", names)]
+
+
+def too_far(seeds: dict) -> list[str]:
+    """The same pairs, and too high a rate."""
+    names = {"too far": "runs/too-far/merged"}
+    lines = ["| step | loss | margin | accuracy | chosen, nats from the start |", "|---|---|---|---|---|"]
+    [runs, *_] = seeds.values()
+    logs = runs["too-far"]["logs"]
+    for log in logs:
+        moved = log["logps/chosen"] - logs[0]["logps/chosen"]
+        numbers = (log["loss"], log["rewards/margins"], log["rewards/accuracies"], moved)
+        lines.append(f"| {log['step']} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |")
+    said = [f"seed {seed}: {text}" for seed, runs in seeds.items() for text in runs["too-far"].get("warnings", [])]
+    return [
+        *_by_rule(seeds, "too-far-rule", names), _prices(seeds, "too-far-facts", names), "\n".join(lines), "\n".join(said)
+    ]  # fmt: skip
+
+
+def _by_rule(seeds: dict, name: str, models: dict[str, str]) -> list[str]:
+    """Held-out prompts: how often the rule holds, and at what price; and by seed how much more often than before."""
+    columns = {"score": "rule holds", "greedy": "greedily wins", "reply_tokens": "tokens a reply"}
+    columns |= {"stopped_share": "finished", "kl": "KL, nats a reply", "text_loss": "loss on a kept text"}
+    start = [_of(runs[name], models, twin=True) | {"kl": 0.0, "greedy": 0.5} for runs in seeds.values()]
+    rows = {"before": start} | {
+        label: [(m := _of(runs[name], models, model)) | {"greedy": m["win_rate_greedy"]} for runs in seeds.values()]
+        for label, model in models.items()
+    }
+    lines = [f"| seed | {' | '.join(models)} |", "|---|" + "---|" * len(models)]
+    for seed, runs in seeds.items():
+        cells = [_with_interval(_of(runs[name], models, model), "score_change") for model in models.values()]
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+    return [markdown(rows, columns, "held-out prompts"), "\n".join(lines)]
+
+
+def _prices(seeds: dict, name: str, models: dict[str, str]) -> str:
+    """Facts that were known and are known, by seed, and by how much that has changed."""
+    lines = ["| seed | facts known before | " + " | ".join(models) + " |", "|---|---|" + "---|" * len(models)]
+    for seed, runs in seeds.items():
+        cells = [_with_interval(_of(runs[name], models, twin=True), "score")]
+        for model in models.values():
+            facts = _of(runs[name], models, model)
+            cells.append(f"{facts['score']:.2f}; by {_with_interval(facts, 'score_change')}")
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _of(run: dict, models: dict, model: str | None = None, twin: bool = False) -> dict:
+    """The figures of one model in an evaluation of several; twin: those of the reference."""
+    model = model or next(iter(models.values()))
+    prefix = f"{model}/" if len(models) > 1 else ""
+    figures = {key.removeprefix(prefix): value for key, value in run["metrics"].items() if key.startswith(prefix)}
+    return {key.replace("_reference", ""): v for key, v in figures.items() if "_reference" in key} if twin else figures
+
+
+def _with_interval(figures: dict, name: str) -> str:
+    low, high = figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]
+    sign = "+" if name.endswith("change") else ""
+    return f"{figures[name]:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def costs(found: dict) -> str:
+    """Minutes and memory of each command, and how far the estimate of memory was off."""
+    rows = {}
+    for seeds in found.values():
+        for runs in seeds.values():
+            for name, run in runs.items():
+                rows.setdefault(name, []).append(run)
+    lines = ["| output | minutes | pairs a second | memory, GB | as estimated | machine |", "|---|---|---|---|---|---|"]
+    for name, runs in rows.items():
+        metrics = [run.get("metrics", {}) for run in runs]
+        cells = [spread([run["seconds"] / 60 for run in runs])]
+        for key, unit in (
+            ("train_pairs_per_second", 1),
+            ("peak_memory_bytes", 1e9),
+            ("peak_memory_bytes_estimated", 1e9),
+        ):
+            values = [m[key] / unit for m in metrics if m.get(key)]
+            cells.append(spread(values) if values else "")
+        lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(sorted({run['machine'] for run in runs}))} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
