@@ -24,6 +24,9 @@ from typing import Literal, NamedTuple
 
 # TRL reports its use to the hub. Here nothing is sent unless the user asks for it (HF_HUB_DISABLE_TELEMETRY=0).
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Where the hub cannot be reached PEFT cannot look whether a vocabulary has grown. None grows here: what does not fit its
+# tokenizer is refused.
+warnings.filterwarnings("ignore", message=r"Could not find a config file in .* the vocabulary was not modified")
 # TRL 1.16 itself uses these old names of Transformers, so the advice to change them is not for the reader.
 warnings.filterwarnings("ignore", message=r"`\w*gradient_checkpointing\w*` is deprecated", category=FutureWarning)
 

@@ -82,14 +82,14 @@ def cleaned_files(name: str, split: str, train: str) -> tuple[Path, Path]:
     if whole.suffix != ".jsonl":  # a name with other dots keeps them
         whole = whole.with_name(whole.name.removesuffix(".json") + ".jsonl")
     path = whole if split == train else whole.with_suffix(f".{split}.jsonl")
-    beside = path.with_suffix(".dropped.jsonl")
+    beside = path.parent / "__dropped__" / path.name  # where `datasets` does not look, if it is given the folder
     for file in (path, beside):
         if file.exists():
             raise UserError(f"--save_cleaned: {file} is there already.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--save_cleaned: {path.parent} cannot be made: {error.strerror}.") from error
+        raise UserError(f"--save_cleaned: {beside.parent} cannot be made: {error.strerror}.") from error
     return path, beside
 
 

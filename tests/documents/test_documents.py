@@ -49,7 +49,7 @@ OF_LM_EVAL = {"--model", "--model_args", "--tasks", "--batch_size", "--output_pa
 FOREIGN_FLAGS = {"--config_file", "--hypothesis"} | OF_LM_EVAL  # accelerate launch; pytest's --hypothesis-profile
 MISTAKEN_FLAGS = {"--bata", "--evaluation_strategy"}  # shown with the error that they give
 # Files that runs write: they are named in the pages, and not there in a fresh copy.
-WRITTEN_BY_RUNS = {"generation_config.json", "base_model.json", "blind.csv", "metrics.csv", "generations.csv", "cleaned.jsonl", "cleaned.dropped.jsonl", "completions.md",
+WRITTEN_BY_RUNS = {"generation_config.json", "base_model.json", "blind.csv", "metrics.csv", "generations.csv", "cleaned.jsonl", "completions.md",
                    "data_report.json", "data_report.png", "generations.jsonl", "judge_answers.jsonl", "manifest.json", "metrics.json", "report.html",
                    "trainer_state.json", "training_curves.png", "warnings.jsonl", "results.json", "train.jsonl", "round-1.jsonl", "round-2.jsonl", "rounds.json"}  # fmt: skip
 EXAMPLES = {

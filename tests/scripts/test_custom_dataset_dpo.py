@@ -78,7 +78,7 @@ def test_what_is_saved_adds_up_and_is_read_again(call, tmp_path, data_file):
     words = ("--check_only", "--output_dir", tmp_path / "out")
     assert call("custom_dataset_dpo", *words, "--dataset_name", data_file, "--save_cleaned", cleaned)[0] == 0
     pairs = [json.loads(line) for line in cleaned.read_text().splitlines()]
-    dropped = [json.loads(line) for line in (tmp_path / "cleaned.dropped.jsonl").read_text().splitlines()]
+    dropped = [json.loads(line) for line in (tmp_path / "__dropped__" / "cleaned.jsonl").read_text().splitlines()]
     assert len(pairs) + len(dropped) == 41
     assert pairs[3] == {"prompt": "what is it? 3", "chosen": "a cat, no, a dog.", "rejected": "the mat 3", "rows": [3]}
     assert dropped == [{"row": 40, "where": f"{data_file}, line 41", "reason": "duplicate", "data": ROWS[0]}]
@@ -94,13 +94,15 @@ def test_cleaned_pairs_are_read_by_trl_itself(tmp_path, base_model_folder, data_
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    cleaned = tmp_path / "cleaned.jsonl"
+    """From their folder, too, as `trl dpo --dataset_name` takes it: what was dropped lies there and is no data file."""
+    cleaned = tmp_path / "pairs" / "train.jsonl"
     call("custom_dataset_dpo", "--check_only", "--output_dir", tmp_path / "out", "--dataset_name", data_file,
          "--save_cleaned", cleaned)  # fmt: skip
+    assert len(list(cleaned.parent.iterdir())) == 2
     trainer = DPOTrainer(
         AutoModelForCausalLM.from_pretrained(base_model_folder),
         args=DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1),
-        train_dataset=load_dataset("json", data_files=str(cleaned), split="train"),
+        train_dataset=load_dataset(str(cleaned.parent), split="train"),
         processing_class=AutoTokenizer.from_pretrained(base_model_folder),
     )
     assert trainer.train().training_loss > 0

@@ -22,15 +22,15 @@ from machinery.command.command_line import CommandLine
 from machinery.command.settings import _device_settings
 from machinery.common.errors import function_from
 
-RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
 LAUNCHERS = sorted((PROJECT / "recipes" / "accelerate").glob("*.yaml"))
+RECIPES = sorted({*(PROJECT / "recipes").rglob("*.yaml")} - {*LAUNCHERS})
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_means_what_it_says(recipe):
     said = yaml.safe_load(recipe.read_text())
     command = next(line for line in recipe.read_text().splitlines() if "--config recipes/" in line)
-    assert f"--config recipes/{recipe.name}" in command
+    assert f"--config {recipe.relative_to(PROJECT)}" in command
     how = {}
     script = basic_dpo_training
     if "lora_dpo_training.py" in command:
