@@ -468,9 +468,12 @@ def sequence_kls(
     with at_hand(reference, policy) as of_reference:
 
         def of_the_steps(logps, batch):
-            ref_logps = of_reference(batch).to(logps.device)
+            of_rows = zip(
+                logps, of_reference(batch).to(logps.device), strict=True
+            )  # one by one: the vocabulary is large
             # where neither gives a token any chance, as a mask of the vocabulary does, there is nothing to differ in
-            return (logps.exp() * (logps - ref_logps)).nan_to_num(0.0, posinf=torch.inf).sum(-1)
+            kls = [(row.exp() * (row - ref)).nan_to_num(0.0, posinf=torch.inf).sum(-1) for row, ref in of_rows]
+            return torch.stack(kls)
 
         return sum_over_completions(policy, rows, pad_token_id, of_the_steps)
 

@@ -2,7 +2,8 @@
 
     python benchmarks/real_model.py --pairs instruction-data-with-preference.json      # all: hours on two cores
     python benchmarks/real_model.py --pairs ... --stories own --seeds 0 1
-    python benchmarks/real_model.py --show                                             # what was measured then
+    python benchmarks/real_model.py --show own                                         # what was measured then
+    python benchmarks/real_model.py --show costs                                       # in which time and memory
     python benchmarks/real_model.py --commands own                                     # and by which commands
 
 The model is HuggingFaceTB/SmolLM2-135M-Instruct, from the hub or its cache; the pairs are a book's, by
@@ -34,10 +35,18 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RULES = "recipes/smollm2/rules.py"
 SAMPLE = f"python custom_dataset_dpo.py --check_only --dataset_name recipes/smollm2/prompts/train.jsonl --sample_answers 4 --judge {RULES}:score --max_new_tokens 96"
 TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
-JUDGE = f"python dpo_evaluation.py --reference {MODEL} --max_new_tokens 96"
-HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --texts README.md"
-KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1"
+JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
+HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96 --texts README.md"
+KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0"
 PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
+LOGGED = ("step", "loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+LOGGED += (
+    "eval_loss",
+    "eval_rewards/margins",
+    "eval_rewards/accuracies",
+    "eval_rewards/chosen",
+    "eval_rewards/rejected",
+)
 # Each command writes to --output_dir. What a later one reads, an earlier one of its story has written.
 STORIES = {
     "given": [
@@ -48,20 +57,19 @@ STORIES = {
     "beside_trl": [
         f"python custom_dataset_dpo.py --check_only --dataset_name {PAIRS} --held_out_share 0 --save_cleaned pairs/train.jsonl --output_dir runs/pairs",
         f"trl dpo --model_name_or_path {MODEL} --dataset_name pairs {PLAIN} --save_steps 10 --output_dir runs/trl",
-        f"python basic_dpo_training.py --model_name_or_path {MODEL} --dataset_name pairs {PLAIN} --no_precompute_ref_log_probs --num_eval_prompts 4 --output_dir runs/ours",
+        f"python basic_dpo_training.py --model_name_or_path {MODEL} --dataset_name pairs {PLAIN} --keep_plain --no_precompute_ref_log_probs --num_eval_prompts 4 --output_dir runs/ours",
     ],
     "own": [
         f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
-        f"{TRAIN} --dataset_name round-1.jsonl --merge --output_dir runs/round-1",
+        f"{TRAIN} --dataset_name round-1.jsonl --learning_rate 1e-4 --merge --output_dir runs/round-1",
         f"{SAMPLE} --model_name_or_path runs/round-1/merged --save_cleaned round-2.jsonl --output_dir runs/answers-2",
-        f"{TRAIN} --dataset_name round-2.jsonl --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
+        f"{TRAIN} --dataset_name round-2.jsonl --learning_rate 1e-4 --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
         f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {HOLDS} --output_dir runs/own-rule",
         f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {KNOWS} --output_dir runs/own-facts",
     ],
     "too_far": [
-        f"{TRAIN} --dataset_name round-1.jsonl --learning_rate 2e-3 --merge --output_dir runs/too-far",
-        f"{JUDGE} --models runs/too-far/merged {HOLDS} --output_dir runs/too-far-rule",
-        f"{JUDGE} --models runs/too-far/merged {KNOWS} --output_dir runs/too-far-facts",
+        f"{TRAIN} --learning_rate 1e-4 --output_dir runs/too-far",
+        f"{JUDGE} --models runs/too-far {KNOWS} --texts README.md --output_dir runs/too-far-facts",
     ],
 }
 
@@ -72,7 +80,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help=f"where {PAIRS} is; only the stories given and beside_trl read it")
     parser.add_argument("--stories", nargs="+", choices=STORIES, default=list(STORIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--show", action="store_true", help="measure nothing, show what was measured")
+    parser.add_argument("--show", choices=[*STORIES, "costs"], help="measure nothing, show what was measured")
     parser.add_argument("--commands", choices=STORIES, help="print the commands of a story")
     options = parser.parse_args()
     if options.commands:
@@ -85,7 +93,11 @@ def main() -> None:
                 for name, measured in run_story(story, seed, options.pairs):
                     found.setdefault(story, {}).setdefault(str(seed), {})[name] = measured
                     RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    show(found)
+    for story in [options.show] if options.show else [*options.stories, "costs"]:
+        if story == "costs":
+            print(costs(found))
+        elif whole := {seed: runs for seed, runs in found[story].items() if len(runs) == len(STORIES[story])}:
+            print("\n\n".join(TABLES[story](whole)) + "\n")
 
 
 def run_story(story: str, seed: int, pairs: Path | None):
@@ -135,19 +147,9 @@ def measured(folder: Path) -> dict:
     if (folder / "warnings.jsonl").exists():
         found["warnings"] = [json.loads(line)["warning"] for line in (folder / "warnings.jsonl").open()]
     if states := sorted(folder.rglob("trainer_state.json")):  # TRL's script leaves it in a checkpoint only
-        names = {"step", "loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"}
-        logs = [logs for logs in json.loads(states[0].read_text())["log_history"] if "loss" in logs]
-        found["logs"] = [{name: logs[name] for name in names if name in logs} for logs in logs]
+        history = json.loads(states[0].read_text())["log_history"]
+        found["logs"] = [{name: logs[name] for name in LOGGED if name in logs} for logs in history]
     return found
-
-
-def show(found: dict) -> None:
-    """Print what was measured: means over the seeds, lowest and highest in round brackets; 95% intervals in square ones."""
-    for story, tables in (("given", given), ("beside_trl", beside_trl), ("own", own), ("too_far", too_far)):
-        if story in found:
-            whole = {seed: runs for seed, runs in found[story].items() if len(runs) == len(STORIES[story])}
-            print("\n\n".join(tables(whole)) + "\n")
-    print(costs(found))
 
 
 def given(seeds: dict) -> list[str]:
@@ -166,7 +168,7 @@ def given(seeds: dict) -> list[str]:
 def beside_trl(seeds: dict) -> list[str]:
     """The losses of the first steps by TRL's own script and by ours."""
     [runs, *_] = seeds.values()
-    theirs, ours = ([logs["loss"] for logs in runs[name]["logs"]] for name in ("trl", "ours"))
+    theirs, ours = ([logs["loss"] for logs in runs[name]["logs"] if "loss" in logs] for name in ("trl", "ours"))
     lines = ["| step | `trl dpo` | the basic script |", "|---|---|---|"]
     for step, pair in enumerate(zip(theirs, ours, strict=True), start=1):
         lines.append(f"| {step} | {pair[0]:.6f} | {pair[1]:.6f} |")
@@ -180,19 +182,22 @@ def own(seeds: dict) -> list[str]:
 
 
 def too_far(seeds: dict) -> list[str]:
-    """The same pairs, and too high a rate."""
-    names = {"too far": "runs/too-far/merged"}
-    lines = ["| step | loss | margin | accuracy | chosen, nats from the start |", "|---|---|---|---|---|"]
+    """The given pairs at too high a rate: what each measurement on held-out pairs showed, and what the watcher said."""
+    lines = [
+        "| step | held-out loss | accuracy | margin | chosen, nats | rejected, nats |",
+        "|---|---|---|---|---|---|",
+    ]
     [runs, *_] = seeds.values()
-    logs = runs["too-far"]["logs"]
-    for log in logs:
-        moved = log["logps/chosen"] - logs[0]["logps/chosen"]
-        numbers = (log["loss"], log["rewards/margins"], log["rewards/accuracies"], moved)
+    run = runs["too-far"]
+    for log in (log for log in run["logs"] if "eval_loss" in log):
+        moved = [log[f"eval_rewards/{part}"] / run["metrics"]["beta"] for part in ("chosen", "rejected")]
+        numbers = [log["eval_loss"], log["eval_rewards/accuracies"], log["eval_rewards/margins"], *moved]
         lines.append(f"| {log['step']} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |")
     said = [f"seed {seed}: {text}" for seed, runs in seeds.items() for text in runs["too-far"].get("warnings", [])]
-    return [
-        *_by_rule(seeds, "too-far-rule", names), _prices(seeds, "too-far-facts", names), "\n".join(lines), "\n".join(said)
-    ]  # fmt: skip
+    columns = {"kl": "KL, nats a reply", "reply_tokens_before": "tokens a reply before", "reply_tokens_after": "after"}
+    metrics = [runs["too-far"]["metrics"] for runs in seeds.values()]
+    prices = _prices(seeds, "too-far-facts", {"too far": "runs/too-far"})
+    return ["\n".join(lines), markdown({"too far": metrics}, columns, "trained"), prices, "\n".join(said)]
 
 
 def _by_rule(seeds: dict, name: str, models: dict[str, str]) -> list[str]:
@@ -218,7 +223,8 @@ def _prices(seeds: dict, name: str, models: dict[str, str]) -> str:
         cells = [_with_interval(_of(runs[name], models, twin=True), "score")]
         for model in models.values():
             facts = _of(runs[name], models, model)
-            cells.append(f"{facts['score']:.2f}; by {_with_interval(facts, 'score_change')}")
+            cell = f"{facts['score']:.2f}; by {_with_interval(facts, 'score_change')}"
+            cells.append(cell)
         lines.append(f"| {seed} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -238,7 +244,7 @@ def _with_interval(figures: dict, name: str) -> str:
 
 
 def costs(found: dict) -> str:
-    """Minutes and memory of each command, and how far the estimate of memory was off."""
+    """Minutes and memory of each command, and beside it the memory that was expected."""
     rows = {}
     for seeds in found.values():
         for runs in seeds.values():
@@ -258,6 +264,8 @@ def costs(found: dict) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(sorted({run['machine'] for run in runs}))} |")
     return "\n".join(lines)
 
+
+TABLES = {"given": given, "beside_trl": beside_trl, "own": own, "too_far": too_far}
 
 if __name__ == "__main__":
     main()

@@ -20,7 +20,7 @@ from trl.trainer.utils import use_adapter
 from .generation import own_precision
 from .sharded_weights import on_whole_weights
 
-MOST_LOGITS = 2**28  # that are held at once: a gigabyte in float32
+MOST_LOGITS = 2**26  # of a batch: a quarter of a gigabyte in float32, of which a comparison of two models holds three
 
 
 @torch.no_grad()
