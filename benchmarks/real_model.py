@@ -36,8 +36,8 @@ RULES = "recipes/smollm2/rules.py"
 SAMPLE = f"python custom_dataset_dpo.py --check_only --dataset_name recipes/smollm2/prompts/train.jsonl --sample_answers 4 --judge {RULES}:score --max_new_tokens 96"
 TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
 JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
-HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96 --texts README.md"
-KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0"
+HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96"
+KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0 --texts README.md"
 PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
 LOGGED = ("step", "loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 LOGGED += (
@@ -52,7 +52,7 @@ STORIES = {
     "given": [
         f"{TRAIN} --output_dir runs/lora",
         "python basic_dpo_training.py --config recipes/smollm2/cpu.yaml --learning_rate 1e-5 --num_train_epochs 1 --output_dir runs/full",
-        f"{JUDGE} --models runs/lora runs/full {KNOWS} --texts README.md --output_dir runs/given-facts",
+        f"{JUDGE} --models runs/lora runs/full {KNOWS} --output_dir runs/given-facts",
     ],
     "beside_trl": [
         f"python custom_dataset_dpo.py --check_only --dataset_name {PAIRS} --held_out_share 0 --save_cleaned pairs/train.jsonl --output_dir runs/pairs",
@@ -69,7 +69,7 @@ STORIES = {
     ],
     "too_far": [
         f"{TRAIN} --learning_rate 1e-4 --output_dir runs/too-far",
-        f"{JUDGE} --models runs/too-far {KNOWS} --texts README.md --output_dir runs/too-far-facts",
+        f"{JUDGE} --models runs/too-far {KNOWS} --output_dir runs/too-far-facts",
     ],
 }
 
@@ -147,7 +147,7 @@ def measured(folder: Path) -> dict:
     if (folder / "warnings.jsonl").exists():
         found["warnings"] = [json.loads(line)["warning"] for line in (folder / "warnings.jsonl").open()]
     if states := sorted(folder.rglob("trainer_state.json")):  # TRL's script leaves it in a checkpoint only
-        history = json.loads(states[0].read_text())["log_history"]
+        history = json.loads(states[-1].read_text())["log_history"]
         found["logs"] = [{name: logs[name] for name in LOGGED if name in logs} for logs in history]
     return found
 
@@ -203,7 +203,7 @@ def too_far(seeds: dict) -> list[str]:
 def _by_rule(seeds: dict, name: str, models: dict[str, str]) -> list[str]:
     """Held-out prompts: how often the rule holds, and at what price; and by seed how much more often than before."""
     columns = {"score": "rule holds", "greedy": "greedily wins", "reply_tokens": "tokens a reply"}
-    columns |= {"stopped_share": "finished", "kl": "KL, nats a reply", "text_loss": "loss on a kept text"}
+    columns |= {"stopped_share": "finished", "kl": "KL, nats a reply"}
     start = [_of(runs[name], models, twin=True) | {"kl": 0.0, "greedy": 0.5} for runs in seeds.values()]
     rows = {"before": start} | {
         label: [(m := _of(runs[name], models, model)) | {"greedy": m["win_rate_greedy"]} for runs in seeds.values()]
@@ -217,15 +217,15 @@ def _by_rule(seeds: dict, name: str, models: dict[str, str]) -> list[str]:
 
 
 def _prices(seeds: dict, name: str, models: dict[str, str]) -> str:
-    """Facts that were known and are known, by seed, and by how much that has changed."""
-    lines = ["| seed | facts known before | " + " | ".join(models) + " |", "|---|---|" + "---|" * len(models)]
+    """Facts that were known and are known, and how much less a text that has nothing to do with it all is expected."""
+    lines = ["| seed | model | facts known | change | change of the loss on a kept text |", "|---|---|---|---|---|"]
     for seed, runs in seeds.items():
-        cells = [_with_interval(_of(runs[name], models, twin=True), "score")]
-        for model in models.values():
-            facts = _of(runs[name], models, model)
-            cell = f"{facts['score']:.2f}; by {_with_interval(facts, 'score_change')}"
-            cells.append(cell)
-        lines.append(f"| {seed} | {' | '.join(cells)} |")
+        before = _with_interval(_of(runs[name], models, twin=True), "score")
+        lines.append(f"| {seed} | before | {before} | | |")
+        for label, model in models.items():
+            figures = _of(runs[name], models, model)
+            cells = [_with_interval(figures, key) for key in ("score", "score_change", "text_loss_change")]
+            lines.append(f"| {seed} | {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -18,6 +18,9 @@ from ..common.errors import UserError
 from ..models.adapters import base_of
 
 
+MOST_AT_ONCE = 64  # answers in a batch; more are hardly faster, and a kill costs a batch
+
+
 class Sampled(NamedTuple):
     """An answer, and who wrote it."""
 
@@ -58,14 +61,16 @@ def several_answers(
         base_of(who)  # refuses what cannot be loaded: better now than after the first has answered
     most = {split: args.max_new_tokens or most_tokens(prompts) for split, prompts in splits.items()}
     how, count = dict(temperature=args.temperature, seed=training_args.seed), args.sample_answers
-    batch_size, found = training_args.per_device_eval_batch_size, {split: [] for split in splits}
+    found = {split: [] for split in splits}
+    # A pair that is evaluated takes the logits of all its tokens, an answer that is sampled those of one at a time.
+    at_once = min(MOST_AT_ONCE, 8 * training_args.per_device_eval_batch_size)
     for who in args.sample_from or [name] * (args.answers_url is None):
         model, own = (policy, tokenizer) if who == name else utils.load_any(who, **args.model_kwargs)
         model.to(training_args.device)
         own.chat_template = own.chat_template or tokenizer.chat_template
         for split, prompts in splits.items():
             repeated = [prompt for prompt in prompts for _ in range(count)]
-            how_many = dict(batch_size=batch_size, max_new_tokens=most[split], progress=f"{who} answers, {split}")
+            how_many = dict(batch_size=at_once, max_new_tokens=most[split], progress=f"{who} answers, {split}")
             flat = sample_kept(utils.sample_completions, model, own, repeated, **how, **how_many)
             texts = [Sampled(text, who, is_finished) for text, _, _, is_finished, _ in flat]
             found[split].append([texts[start : start + count] for start in range(0, len(texts), count)])

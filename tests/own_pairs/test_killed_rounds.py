@@ -28,7 +28,7 @@ def score(prompt, answer):
 """
 WORDS = (
     "--sample_answers 3 --rounds 2 --max_steps 4 --save_steps 2 --per_device_train_batch_size 4 "
-    "--per_device_eval_batch_size 16 --num_eval_prompts 4 --max_new_tokens 24 --eval_strategy no --logging_steps 1 --show 0"
+    "--per_device_eval_batch_size 2 --num_eval_prompts 4 --max_new_tokens 24 --eval_strategy no --logging_steps 1 --show 0"
 ).split()
 
 
