@@ -17,7 +17,6 @@ from ..common.chat import most_tokens
 from ..common.errors import UserError
 from ..models.adapters import base_of
 
-
 MOST_AT_ONCE = 64  # answers in a batch; more are hardly faster, and a kill costs a batch
 
 
