@@ -1,4 +1,4 @@
-"""A real model trained to its end: three stories, each from data to verdict by commands that a reader can type.
+"""A real model trained to its end: four stories, each from data to verdict by commands that a reader can type.
 
     python benchmarks/real_model.py --pairs instruction-data-with-preference.json      # all: hours on two cores
     python benchmarks/real_model.py --pairs ... --stories own --seeds 0 1
@@ -90,13 +90,13 @@ def main() -> None:
     if not options.show:
         for seed in options.seeds:
             for story in options.stories:
-                for name, measured in run_story(story, seed, options.pairs):
-                    found.setdefault(story, {}).setdefault(str(seed), {})[name] = measured
+                for name, result in run_story(story, seed, options.pairs):
+                    found.setdefault(story, {}).setdefault(str(seed), {})[name] = result
                     RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     for story in [options.show] if options.show else [*options.stories, "costs"]:
         if story == "costs":
             print(costs(found))
-        elif whole := {seed: runs for seed, runs in found[story].items() if len(runs) == len(STORIES[story])}:
+        elif whole := {seed: runs for seed, runs in found.get(story, {}).items() if len(runs) == len(STORIES[story])}:
             print("\n\n".join(TABLES[story](whole)) + "\n")
 
 

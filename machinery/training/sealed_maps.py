@@ -8,7 +8,7 @@ temporary one.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -50,7 +50,7 @@ def made_with_seals(dataset: Dataset, make: Callable[[], Dataset]) -> Dataset:
 def sealed_maps(dataset: Dataset) -> Iterator[None]:
     """Each file in which a map of this data set, or of one made from it, is kept is compared with its seal, or sealed.
 
-    The first of several processes does that; what it has not made, each makes for itself. Raises OSError.
+    The first of several processes does that; what it has not made, each makes for itself. dataset: one with files. Raises OSError.
     """
     find, found, intact = Dataset._get_cache_file_path, [], []
 
@@ -71,7 +71,7 @@ def sealed_maps(dataset: Dataset) -> Iterator[None]:
             yield
         return
     lock = Path(dataset.cache_files[0]["filename"]).parent / f"{dataset._fingerprint}.map.lock"
-    with FileLock(lock) if dataset.cache_files else nullcontext():  # between another run's writing and sealing
+    with FileLock(lock):  # between another run's writing and sealing
         with _found_by(find_sound):
             yield
         for file in (file for path in found for file in _files(path) if file not in intact):

@@ -90,11 +90,11 @@ def test_what_is_saved_adds_up_and_is_read_again(call, tmp_path, data_file):
 
 
 def test_cleaned_pairs_are_read_by_trl_itself(tmp_path, base_model_folder, data_file, call):
+    """From their folder, as `trl dpo --dataset_name` takes it: what was dropped lies there and is no data file."""
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    """From their folder, too, as `trl dpo --dataset_name` takes it: what was dropped lies there and is no data file."""
     cleaned = tmp_path / "pairs" / "train.jsonl"
     call("custom_dataset_dpo", "--check_only", "--output_dir", tmp_path / "out", "--dataset_name", data_file,
          "--save_cleaned", cleaned)  # fmt: skip
