@@ -238,9 +238,10 @@ def _of(run: dict, models: dict, model: str | None = None, twin: bool = False) -
 
 
 def _with_interval(figures: dict, name: str) -> str:
-    low, high = figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]
-    sign = "+" if name.endswith("change") else ""
-    return f"{figures[name]:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+    """A mean and its interval, and no interval where every prompt gave the same; a change with its sign."""
+    numbers = [figures[key] for key in (name, f"{name}_ci_low", f"{name}_ci_high") if key in figures]
+    value, *ends = [f"{number:{'+' if name.endswith('change') else ''}.2f}" for number in numbers]
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def costs(found: dict) -> str:
