@@ -19,10 +19,14 @@ Try next:
     python basic_dpo_training.py --help                   # the flags that matter, and what each does
 """
 
+from torch.nn.functional import logsigmoid
+
 from demo.world import known_truth
 from dpo_utils import (
+    describe_logp,
     load_model,
     load_preferences,
+    pair_logps,
     parse_args,
     pick_prompts,
     report_change,
@@ -57,6 +61,25 @@ DEMO = dict(
     num_eval_prompts=200,
     max_new_tokens=96,
 )
+
+
+def show_loss(policy, reference, tokenizer, pair: dict, beta: float) -> None:
+    """The loss of one pair, by hand (Eq. 7, arXiv:2305.18290): what the trainer computes of every pair of a batch."""
+    policy_chosen_logps, policy_rejected_logps, *_ = pair_logps(policy, [pair], tokenizer)
+    ref_chosen_logps, ref_rejected_logps, *_ = pair_logps(reference, [pair], tokenizer)
+
+    chosen_reward = beta * (policy_chosen_logps - ref_chosen_logps)
+    rejected_reward = beta * (policy_rejected_logps - ref_rejected_logps)
+    margin = chosen_reward - rejected_reward
+    loss = -logsigmoid(margin)
+
+    say(f"""
+The loss of the pair above, by hand: its margin was 0, and its loss ln 2 = 0.693
+  log-prob of chosen   {describe_logp(policy, tokenizer, pair)}
+            policy  reference  reward = {beta:g} * (policy - reference)
+  chosen  {policy_chosen_logps.item():8.2f}   {ref_chosen_logps.item():8.2f}  {chosen_reward.item():+.3f}
+  rejected{policy_rejected_logps.item():8.2f}   {ref_rejected_logps.item():8.2f}  {rejected_reward.item():+.3f}
+  margin = {chosen_reward.item():+.3f} - {rejected_reward.item():+.3f} = {margin.item():+.3f}, loss = -log sigmoid(margin) = {loss.item():.3f}""")
 
 
 def main():
@@ -99,8 +122,10 @@ def main():
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = sample_at(temperatures, policy, tokenizer, prompts, **sampling, progress="replies after")
 
-    # Result: the same held-out prompts before and after.
+    # Result: what has become of the first pair, and the same held-out prompts before and after.
     reference = reference or load_model(name, **args.model_kwargs)[0]  # for the KL
+    if truth and training_args.loss_type == ["sigmoid"]:
+        show_loss(policy, reference, tokenizer, next(iter(train_pairs)), training_args.beta)
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth)
     about = dict(script="basic", model=name, reference=name, dataset=args.dataset_name)
     save_run(trainer, about, outcome, replies=(prompts, before[1], after[1]))

@@ -441,6 +441,19 @@ def pair_logps(
     return *logps.chunk(2), *lengths.chunk(2)
 
 
+def describe_logp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: dict, most: int = 5) -> str:
+    """In words what the log-probability of a formatted pair's chosen answer is made of: that of each of its tokens.
+
+    most: how many tokens are shown; the sum is that of all.
+    """
+    prompt, chosen, _ = pair_ids(row, tokenizer)
+    steps = [(prompt + chosen[:at], [token]) for at, token in enumerate(chosen)]  # each given all that stands before it
+    logps = sequence_logps(model, steps, tokenizer.pad_token_id)
+    words = [visible(tokenizer.decode(token)).strip() for _, token in steps[:most]]
+    shown = [f"{word} {logp:.2f}" for word, logp in zip(words, logps.tolist(), strict=False)]
+    return f"{', '.join(shown)}, ... ({len(chosen)} tokens): {logps.sum():.2f}"
+
+
 def sequence_kl(
     policy: PreTrainedModel, reference: PreTrainedModel | None, completions: list[Completion], pad_token_id: int
 ) -> tuple[float, float, float]:

@@ -14,6 +14,8 @@ from conftest import CONTRACT, PATIENCE, PROJECT, SHORT, run_forked, run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from docs.dpo_from_scratch import read_pairs, sequence_logps
+
 PAIRS = [
     {"prompt": f"what is it? {'it is ' * n}", "chosen": "a cat, no, a dog.", "rejected": "the mat" + " over" * n}
     for n in range(1, 9)
@@ -40,6 +42,25 @@ def test_it_shows_a_pair_the_reference_and_ln_2(demo_run):
     assert "Loss before training: 0.6931 = ln 2" in output
     assert "Reference: a frozen copy of demo/model" in output
     assert "<|im_end|><" in output  # the EOS is trained on
+
+
+def test_it_shows_the_loss_of_the_first_pair_by_hand(demo_run):
+    folder, output = demo_run
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    [(prompt, chosen, rejected), *_] = read_pairs(PROJECT / "demo" / "train.jsonl", tokenizer)
+    rows, rewards = [(prompt, chosen), (prompt, rejected)], []
+    with torch.no_grad():
+        policy, reference = (
+            sequence_logps(AutoModelForCausalLM.from_pretrained(where).eval(), rows)
+            for where in (folder, PROJECT / "demo" / "model")
+        )
+    by_hand = output[output.index("The loss of the pair above") :].splitlines()
+    for name, line, now, before in zip(("chosen", "rejected"), by_hand[3:5], policy, reference, strict=True):
+        assert line.split() == [name, f"{now:.2f}", f"{before:.2f}", f"{0.1 * (now - before):+.3f}"]
+        rewards.append(0.1 * (now - before))
+    loss = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1])
+    assert by_hand[5].endswith(f"loss = -log sigmoid(margin) = {loss:.3f}")
+    assert by_hand[1].endswith(f"({len(chosen)} tokens): {policy[0]:.2f}")
 
 
 def test_it_shows_replies_before_and_after_and_the_true_reward(demo_run):
