@@ -33,7 +33,6 @@ warnings.filterwarnings("ignore", message=r"`\w*gradient_checkpointing\w*` is de
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 
@@ -51,7 +50,7 @@ from machinery.common.chat import (
 )
 from machinery.common.errors import UserError
 from machinery.common.intervals import mean_interval, with_interval
-from machinery.common.safe_text import first_line, inert_record, make_libraries_inert, say, visible
+from machinery.common.safe_text import first_line, inert_record, make_libraries_inert, progress_bar, say, visible
 from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
 from machinery.evaluation.metrics import kl_interval
@@ -371,7 +370,7 @@ def sample_completions(
     was_training = model.training
     model.eval()
     devices = [] if model.device.type == "cpu" else [model.device]
-    bar = tqdm(total=len(rows), desc=progress, disable=progress is None, leave=False)
+    bar = progress_bar(total=len(rows), desc=progress, disable=progress is None)
     with torch.random.fork_rng(devices), own_precision(model), neutral_generation(model), bar:
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
@@ -436,7 +435,8 @@ def pair_logps(
         room = None if max_length is None else max(0, max_length - len(prompt))
         rows.append([(prompt[:max_length], answer[:room]) for answer in answers])
     flat = [answer for answers in zip(*rows, strict=True) for answer in answers]  # all chosen, then all rejected
-    logps = sequence_logps(model, flat, tokenizer.pad_token_id, progress="given answers")
+    progress = "given answers" if len(flat) > 64 else None
+    logps = sequence_logps(model, flat, tokenizer.pad_token_id, progress=progress)
     lengths = torch.tensor([len(answer) for _, answer in flat])
     return *logps.chunk(2), *lengths.chunk(2)
 
@@ -574,3 +574,8 @@ def report_change(
     say(f"Tokens a reply, {' and '.join(sampled)}: {', '.join(lengths)}")
     ends = ("", "_ci_low", "_ci_high")
     return {name + end: value for name, values in measured.items() for end, value in zip(ends, values, strict=True)}
+
+
+if __name__ == "__main__":
+    with lasting_outlets():
+        say(__doc__)  # it is to be read and imported; the scripts are to be run

@@ -33,7 +33,7 @@ LINKED = ("recipes", "README.md", *(path.name for path in PROJECT.glob("*.py")))
 PAIRS = "instruction-data-with-preference.json"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RULES = "recipes/smollm2/rules.py"
-SAMPLE = f"python custom_dataset_dpo.py --check_only --dataset_name recipes/smollm2/prompts/train.jsonl --sample_answers 4 --judge {RULES}:score --max_new_tokens 96"
+SAMPLE = f"python custom_dataset_dpo.py --check_only --dataset_name recipes/smollm2/prompts/train.jsonl --sample_answers 4 --judge {RULES}:score --max_new_tokens 96 --temperature 0.7"
 TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
 JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
 HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96"
@@ -61,9 +61,9 @@ STORIES = {
     ],
     "own": [
         f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
-        f"{TRAIN} --dataset_name round-1.jsonl --learning_rate 1e-4 --merge --output_dir runs/round-1",
+        f"{TRAIN} --dataset_name round-1.jsonl --merge --output_dir runs/round-1",
         f"{SAMPLE} --model_name_or_path runs/round-1/merged --save_cleaned round-2.jsonl --output_dir runs/answers-2",
-        f"{TRAIN} --dataset_name round-2.jsonl --learning_rate 1e-4 --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
+        f"{TRAIN} --dataset_name round-2.jsonl --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
         f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {HOLDS} --output_dir runs/own-rule",
         f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {KNOWS} --output_dir runs/own-facts",
     ],

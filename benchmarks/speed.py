@@ -443,7 +443,9 @@ def plot(report: dict, path: Path) -> None:
                     middle,
                     0.25,
                     yerr=bars,
-                    color=f"C{place}",
+                    color=("#000000", "#E69F00", "#0072B2")[place],  # Okabe and Ito's
+                    hatch=("", "//", "..")[place],
+                    edgecolor="white",
                     label=LABELS[name].replace("`", "") if number == 0 else None,
                 )
                 axes.text(x, max(speeds), f"{middle:.2f}", ha="center", va="bottom", fontsize=7)

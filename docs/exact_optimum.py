@@ -91,11 +91,12 @@ def draw(path, policies, best, reference, reward, beta):
     columns = {"reference": reference} | {f"{b:g}": optimum(reference, reward, b) for b in (10, 3, 1, 0.5, 0.2, 0.1)}
     columns["best answer"] = (reward == reward.max()).double()
     bottom = torch.zeros(len(columns))
-    for number, (name, colour) in enumerate(zip(ANSWERS, colours, strict=True)):
-        arrival.plot(policies[:, number], color=colour, label=f"{name}, reward {reward[number]:g}")
+    for number, (name, colour, marker) in enumerate(zip(ANSWERS, colours, "osD^v", strict=True)):
+        style = dict(color=colour, marker=marker, markevery=(10 * number, 50), markersize=5)
+        arrival.plot(policies[:, number], label=f"{name}, reward {reward[number]:g}", **style)
         arrival.axhline(best[number], color=colour, linestyle=":", linewidth=1)
         heights = torch.tensor([column[number] for column in columns.values()])
-        table.bar(list(columns), heights, bottom=bottom, color=colour)
+        table.bar(list(columns), heights, bottom=bottom, color=colour, edgecolor="white")
         bottom += heights
     arrival.set(xlim=(0, 300), xlabel="step", ylabel="probability")
     arrival.set_title(f"training arrives at the optimum (dotted), beta {beta:g}", fontsize=10)

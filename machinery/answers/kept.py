@@ -21,11 +21,10 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tqdm.auto import tqdm
 
 from ..common import chat
 from ..common.kept_files import KeptLines, forget_oldest, going_on_without
-from ..common.safe_text import say
+from ..common.safe_text import progress_bar, say
 from ..common.token_rows import hash_weights
 
 FOLDER = Path("runs/.cache/answers")
@@ -127,7 +126,7 @@ def sample_kept(
     order = sorted(range(len(prompts)), key=lambda number: (len(written[number]), number))  # like lengths together
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine, done = share_of(len(batches)), {}
-    for number in tqdm(mine, desc=progress, disable=progress is None or mine.start > 0, leave=False):
+    for number in progress_bar(mine, desc=progress, disable=progress is None or mine.start > 0):
         own_seed = int(digest_of(seed, number)[:8], 16)
         key = digest_of([written[n] for n in batches[number]], settings, own_seed, code)
         answers = kept.get(key)

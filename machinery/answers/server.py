@@ -11,11 +11,11 @@ import asyncio
 import json
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from ..common.errors import UserError
 from ..common.http_client import GIVE_UP_AFTER, ChatClient, Failed, key_from_environment
+from ..common.safe_text import progress_bar
 from ..readings.texts import as_turns
 from .kept import FOLDER, KeptAnswers, digest_of, from_all, share_of
 
@@ -90,7 +90,7 @@ class AnswerServer:
                     found[place, sample] = answer
                 bar.update()
 
-        with tqdm(total=len(wanted), desc=progress, disable=progress is None, leave=False) as bar:
+        with progress_bar(total=len(wanted), desc=progress, disable=progress is None) as bar:
             try:
                 async with self.client.connected() as http, asyncio.TaskGroup() as group:
                     for _ in range(AT_A_TIME):

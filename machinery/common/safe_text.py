@@ -3,6 +3,7 @@
 print(visible(reply))                                   # one line, control characters as \\n, \\x1b
 print(printable(message))                               # the same, with its lines as they are
 say("Held out:", 12, "pairs")                           # that, on the first of several processes
+for row in progress_bar(rows, "rows"): ...              # as tqdm; into a file whole lines, and few
 print(first_line(error))                                # what went wrong, in one line
 logger.addFilter(inert_record)                          # and for all that a logger says
 make_libraries_inert()                                  # and the libraries
@@ -12,9 +13,11 @@ page = completions_page(prompts, replies_before, replies_after)
 
 import logging
 import re
+import sys
 import warnings
 
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
 from .masking import without_known
 
@@ -37,6 +40,25 @@ def say(*words) -> None:
     """Print, on the first of several processes only, and nothing that a terminal would obey."""
     if PartialState().is_main_process:
         print(printable(" ".join(map(str, words))), flush=True)
+
+
+class _WholeLines:
+    """A file for bars that is no terminal: where those would be drawn over, and cleared, it gets lines."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress_bar(*args, **options) -> tqdm:
+    """tqdm's bar, which goes when it is done; where standard error is no terminal a line at first and every half a minute."""
+    if not sys.stderr.isatty():
+        lines = "{desc}: {n_fmt} of {total_fmt}, {elapsed}"
+        options |= dict(file=_WholeLines(), bar_format=lines, mininterval=30, maxinterval=60)
+    return tqdm(*args, leave=False, **options)
 
 
 def first_line(error: BaseException) -> str:

@@ -23,45 +23,55 @@ from matplotlib.transforms import Bbox
 from ..common.intervals import mean_interval
 
 TOKENS = 40  # of each answer in plot_shapes
+PANELS = 12  # of one figure of shapes: more could not be read on a page
+# Told apart by marker and line too; the colours are Okabe and Ito's, which differ to every eye (jfly.uni-koeln.de/color).
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00")
+MARKERS, DASHES = "osD^vPX", ("-", "--", "-.", ":")
+CHOSEN, REJECTED = dict(color="#0072B2", linestyle="-"), dict(color="#D55E00", linestyle="--")
 # Where a label may stand, in points from its point: the first of these that covers nothing
 PLACES = [(dx * far, dy * far) for far in (5, 14, 24, 36) for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
 
 
 def plot_frontier(report: dict, path: Path | str) -> None:
-    """True reward over KL from the reference: a curve a loss over beta, with 95% intervals over the seeds.
+    """True reward over KL from the reference: a curve a loss over beta, means over the seeds.
 
-    Beside them the untrained model, SFT on the chosen answers (where it is among the runs) and the best of n.
+    Beside them the untrained model, SFT on the chosen answers (where it is among the runs) and the best of n. Intervals
+    of few seeds would cover the figure; they stand in its table.
     """
     figure, axes = plt.subplots(figsize=(9, 6))
     losses = list(dict.fromkeys(run["loss"] for run in report["runs"]))
-    colours = plt.get_cmap("tab10" if len(losses) <= 10 else "tab20")
     labels = []
     for number, name in enumerate(losses):
         runs = sorted((run for run in report["runs"] if run["loss"] == name), key=lambda run: run["beta"] or 0)
-        is_curve, colour = len(runs) > 1, colours(number % colours.N)
-        kl, kl_bars = _means(runs, "kl")
-        rewards, reward_bars = _means(runs, "true_reward_after")
-        kl = [max(value, 0.01) for value in kl]
-        label = name if is_curve else None  # a single point has its name beside it
-        style = dict(fmt="D" if name == "sft" else "o-", markersize=4, linewidth=1.3, elinewidth=0.4, color=colour)
-        axes.errorbar(kl, rewards, xerr=kl_bars, yerr=reward_bars, label=label, **style)
+        kl = [max(value, 0.01) for value in _means(runs, "kl")[0]]
+        rewards, _ = _means(runs, "true_reward_after")
+        is_curve = len(runs) > 1
+        style = _style(number) if is_curve else dict(color="black", marker="D" if name == "sft" else "o", linestyle="")
+        axes.plot(kl, rewards, label=name if is_curve else None, **style)  # a single point has its name beside it
         for run, *point in zip(runs, kl, rewards, strict=True):
-            labels.append((f"{run['beta']:g}", *point, colour) if is_curve else (name, *point, "black"))
+            labels.append((f"{run['beta']:g}", *point, style["color"]) if is_curve else (name, *point, "black"))
     before = mean_interval(report["before"])[0]
     axes.axhline(before, color="grey", linewidth=0.8, linestyle=":", label="before training")
     best = {n: (entry["kl"], mean_interval(entry["true_reward"])[0]) for n, entry in report["best_of_n"].items()}
     if best:
-        axes.plot(*zip(*best.values(), strict=True), "k^--", markersize=5, label="best of n, by the truth")
-        labels += [(f"n={n}", *point, "black") for n, point in best.items()]
-    means, _ = _means(report["runs"], "true_reward_after")
-    axes.set_ylim(min(before, *means) - 0.4, max(means) + 0.7)  # an interval of three seeds can be wider than the scale
+        axes.plot(*zip(*best.values(), strict=True), "*--", color="grey", markersize=9, label="best of n, by the truth")
+        labels += [(f"n={n}", *point, "dimgrey") for n, point in best.items()]
     axes.set_xscale("log")
     scale = "log scale" + ("; the numbers at the points are beta" if len(report["runs"]) > len(losses) else "")
     x_label = f"KL from the reference, nats a reply ({scale})"
-    _describe(axes, x_label, "What is won, and how far from the reference", report, legend="lower right")
+    seeds = f"means of {len(report['seeds'])} seeds" if len(report["seeds"]) > 1 else "1 seed"
+    _describe(axes, x_label, f"What is won, and how far from the reference ({seeds})", legend="lower right")
+    axes.margins(y=0.12)
     figure.tight_layout()  # places are found on the finished page
     _place_labels(axes, labels)
     _save(figure, path)
+
+
+def _style(number: int) -> dict:
+    """How the curve of this number is drawn, unlike the others in colour, marker and mostly in dashes."""
+    places = (number % len(these) for these in (COLOURS, MARKERS, DASHES))
+    colour, marker, dashes = (these[place] for these, place in zip((COLOURS, MARKERS, DASHES), places, strict=True))
+    return dict(color=colour, marker=marker, linestyle=dashes, markersize=5, linewidth=1.3)
 
 
 def _place_labels(axes, labels: list[tuple]) -> None:
@@ -93,10 +103,12 @@ def plot_noise(report: dict, path: Path | str) -> None:
         means, bars = _means(runs, "true_reward_after")
         shares = [run["share"] + 0.004 * (number - len(losses) / 2) for run in runs]  # side by side, to be told apart
         label = name if beta is None else f"{name}, beta {beta:g}"  # sft has none
-        axes.errorbar(shares, means, yerr=bars, fmt="o-", markersize=4, elinewidth=0.7, label=label)
+        axes.errorbar(shares, means, yerr=bars, elinewidth=0.7, label=label, **_style(number))
     before = mean_interval(report["before"])[0]
     axes.axhline(before, color="grey", linewidth=0.8, linestyle=":", label="before training")
-    _describe(axes, "share of labels flipped, besides the 14% that are wrong anyway", "Wrong labels", report)
+    count = len(report["seeds"])
+    title = f"Wrong labels ({f'{count} seeds, 95% intervals' if count > 1 else '1 seed'})"
+    _describe(axes, "share of labels flipped, besides the 14% that are wrong anyway", title)
     _save(figure, path)
 
 
@@ -107,46 +119,59 @@ def _means(runs: list[dict], key: str) -> tuple[tuple[float, ...], tuple[float, 
     return means, None if all(map(math.isnan, halves)) else halves
 
 
-def _describe(axes, x_label: str, title: str, report: dict, legend: str = "best") -> None:
-    count = len(report["seeds"])
+def _describe(axes, x_label: str, title: str, legend: str = "best") -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel("true reward of held-out replies")
-    axes.set_title(f"{title} ({f'{count} seeds, 95% intervals' if count > 1 else '1 seed'})")
+    axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc=legend)
 
 
-def plot_shapes(losses: dict[str, Callable], betas: dict[str, float], path: Path | str) -> None:
+def plot_shapes(losses: dict[str, Callable], betas: dict[str, float], path: Path) -> None:
     """Each loss, and how hard it pulls on either answer, while chosen rises and rejected falls by the same amount.
 
-    losses: with their hyperparameters filled in. The pull is minus the gradient by the answer's log-prob: above 0 the
-    answer is made likelier. Both have 40 tokens and start at -1 a token.
+    losses: with their hyperparameters filled in; those behind the first twelve are drawn into a second file, shapes-2.png
+    beside shapes.png. The pull is minus the gradient by the answer's log-prob: above 0 the answer is made likelier. Both
+    have 40 tokens and start at -1 a token.
     """
-    columns = min(4, len(losses))
+    names = list(losses)
+    for page, start in enumerate(range(0, len(names), PANELS), start=1):
+        shown = {name: losses[name] for name in names[start : start + PANELS]}
+        _plot_page_of_shapes(shown, betas, path if page == 1 else path.with_stem(f"{path.stem}-{page}"))
+
+
+def _plot_page_of_shapes(losses: dict[str, Callable], betas: dict[str, float], path: Path) -> None:
+    columns = min(3, len(losses))
     lines = math.ceil(len(losses) / columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(3.1 * columns, 2.3 * lines), squeeze=False)
+    figure, grid = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.5 * lines + 0.6), squeeze=False)
     margin = torch.linspace(-60, 60, 481)  # chosen - rejected, in nats
     for axes, (name, loss) in zip(grid.flat, losses.items(), strict=False):
         values, for_chosen, for_rejected = loss_and_pull(loss, betas[name], margin)
-        axes.plot(margin, values, color="black", linewidth=1.4)
+        [of_loss] = axes.plot(margin, values, color="black", linewidth=1.6)
         has_beta = "beta" in inspect.signature(loss).parameters
-        axes.set_title(f"{name}, beta {betas[name]:g}" if has_beta else name, fontsize=9)
-        axes.tick_params(labelsize=6)
+        axes.set_title(f"{name}, beta {betas[name]:g}" if has_beta else name, fontsize=10)
         axes.axvline(0, color="grey", linewidth=0.5)
         pull = axes.twinx()
-        pull.plot(margin, for_chosen, color="tab:green", linewidth=1)
-        pull.plot(margin, for_rejected, color="tab:red", linewidth=1)
-        pull.tick_params(labelsize=6)
+        [of_chosen] = pull.plot(margin, for_chosen, linewidth=1.2, **CHOSEN)
+        [of_rejected] = pull.plot(margin, for_rejected, linewidth=1.2, **REJECTED)
+        for scale in (axes, pull):
+            scale.tick_params(labelsize=8)
+            scale.locator_params(axis="y", nbins=5)
         largest = max(for_chosen.abs().max(), for_rejected.abs().max()).item()
         pull.set_ylim(-1.15 * largest, 1.15 * largest)
     for axes in grid.flat[len(losses) :]:
         axes.axis("off")
-    figure.suptitle(
-        "black, left scale: loss; right scale: pull on the chosen (green) and the rejected (red) answer, above 0 upwards\n"
-        "over chosen - rejected in nats (log policy - log reference, half of it each)",
-        fontsize=9,
+    for axes in grid[-1]:
+        axes.set_xlabel("chosen - rejected, nats", fontsize=9)
+    words = (
+        "loss (left scale)",
+        "pull on the chosen answer (right scale)",
+        "pull on the rejected one, above 0 upwards",
     )
-    _save(figure, path)
+    figure.legend((of_loss, of_chosen, of_rejected), words, loc="upper center", ncols=3, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / figure.get_figheight()))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def loss_and_pull(loss: Callable, beta: float, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ store.py keeps it, formatting.py writes it in the tokenizer's form, report.py su
 UserError of one sentence. Nothing is printed: what is to be said comes back as notes.
 """
 
+import sys
 import tempfile
 from collections.abc import Callable
 from itertools import islice
@@ -17,12 +18,11 @@ from pathlib import Path
 import datasets
 from accelerate import PartialState
 from datasets import Dataset
-from tqdm.auto import tqdm
 from trl import get_dataset
 
 from ..common.errors import UserError
 from ..common.kept_files import size_on_disk
-from ..common.safe_text import first_line
+from ..common.safe_text import first_line, progress_bar
 from ..readings.convert import reading_of_function
 from ..readings.reading import KINDS, Reading, schemas
 from ..readings.recognise import belonging, doubt, recognise
@@ -62,7 +62,8 @@ def load_pairs(
     """
     # Bars for what takes seconds, none for what takes a moment.
     is_small = isinstance(source, str) and Path(source).exists() and size_on_disk(Path(source)) < 20e6
-    (datasets.disable_progress_bars if is_small else datasets.enable_progress_bars)()
+    is_quiet = is_small or not sys.stderr.isatty()
+    (datasets.disable_progress_bars if is_quiet else datasets.enable_progress_bars)()
     try:
         splits, others = find_splits(source, train_split, test_split, config, streaming, encoding)
         if streaming:
@@ -277,7 +278,7 @@ def _what_to_say(name: str, report: dict) -> list[str]:
 
 
 def _with_bar(rows: RowSource):
-    return tqdm(rows, f"reading {rows.name}", delay=2, leave=False, disable=not PartialState().is_main_process)
+    return progress_bar(rows, f"reading {rows.name}", delay=2, disable=not PartialState().is_main_process)
 
 
 def _refusing_unreadable(see: Callable[[dict], bool]) -> Callable[[dict], bool]:

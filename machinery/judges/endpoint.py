@@ -14,11 +14,10 @@ import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from ..common.chat import as_text
 from ..common.http_client import GIVE_UP_AFTER, ChatClient, Failed
 from ..common.kept_files import KeptLines
+from ..common.safe_text import progress_bar
 from .interface import BY_TEXT, FIRST, PARTLY, SECOND, Comparison, Judge, JudgeError, Verdict
 from .question import Question, read_verdict, why_unclear
 
@@ -102,7 +101,7 @@ class EndpointJudge(Judge):
                 bar.update()
 
         cached = sum(digest in answers for digest in orders)
-        with tqdm(total=len(orders), initial=cached, desc=progress, disable=progress is None, leave=False) as bar:
+        with progress_bar(total=len(orders), initial=cached, desc=progress, disable=progress is None) as bar:
             try:
                 async with self.client.connected() as http, asyncio.TaskGroup() as group:
                     for _ in range(self.concurrency):

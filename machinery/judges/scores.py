@@ -10,9 +10,8 @@ import math
 from collections.abc import Callable
 from numbers import Real
 
-from tqdm.auto import tqdm
-
 from ..common.errors import function_from, in_one_line
+from ..common.safe_text import progress_bar
 from .interface import Comparison, Judge, JudgeError, Prompt, Verdict
 
 Score = Callable[[list[Prompt], list[str]], list[float]]
@@ -38,7 +37,7 @@ class ScoreJudge(Judge):
         """One verdict a comparison, with both scores. Raises JudgeError where a score is no finite number."""
         prompts = [comparison.prompt for comparison in comparisons]
         sides = [[comparison.first for comparison in comparisons], [comparison.second for comparison in comparisons]]
-        bar = tqdm(sides, desc=progress, disable=progress is None, leave=False)
+        bar = progress_bar(sides, desc=progress, disable=progress is None)
         firsts, seconds = [self.scores(prompts, answers) for answers in bar]
         return [_by_score(*triple) for triple in zip(comparisons, firsts, seconds, strict=True)]
 

@@ -9,6 +9,7 @@ Weights are read from safetensors alone: a pickled file can run any code when it
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -54,7 +55,7 @@ def said_in_a_sentence(name: str) -> Iterator[None]:
 def look_at(name: str, **hub_kwargs) -> PreTrainedConfig:
     """The configuration of a model that can be loaded and trained. Raises UserError and ValueError for any other.
 
-    Loading shows a bar from here on, unless the model is small.
+    Loading shows a bar from here on, unless the model is small or nobody looks at it.
     """
     try:
         check_model_folder(name)
@@ -62,7 +63,8 @@ def look_at(name: str, **hub_kwargs) -> PreTrainedConfig:
         raise UserError(f"--model_name_or_path: {str(error).rstrip('.')}.") from error
     is_local = Path(name).is_dir()
     is_small = is_local and size_on_disk(Path(name)) < 1e9
-    (transformers_logging.disable_progress_bar if is_small else transformers_logging.enable_progress_bar)()
+    is_quiet = is_small or not sys.stderr.isatty()
+    (transformers_logging.disable_progress_bar if is_quiet else transformers_logging.enable_progress_bar)()
     if not is_local:  # a download takes its time
         config = AutoConfig.from_pretrained(name, **hub_kwargs)
         check_architecture(config)

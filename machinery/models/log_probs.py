@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from trl.trainer.utils import use_adapter
 
+from ..common.safe_text import progress_bar
 from .generation import own_precision
 from .sharded_weights import on_whole_weights
 
@@ -42,7 +42,7 @@ def sum_over_completions(
     model.eval()
     sums = torch.zeros(len(rows))
     batches = batches_by_length(rows, batch_size, MOST_LOGITS // model.config.get_text_config().vocab_size)
-    for numbers in tqdm(batches, desc=progress, disable=progress is None, leave=False):
+    for numbers in progress_bar(batches, desc=progress, disable=progress is None):
         width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
         input_ids = torch.full((len(numbers), width), pad_token_id)
         attention_mask = torch.zeros_like(input_ids)

@@ -13,13 +13,12 @@ from itertools import combinations
 from pathlib import Path
 
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
 from ..answers.kept import KeptAnswers, digest_of, from_the_first
 from ..common.errors import UserError
 from ..common.intervals import mean_interval, with_interval
 from ..common.kept_files import complete_file
-from ..common.safe_text import say
+from ..common.safe_text import progress_bar, say
 from ..judges.flags import judge_from_flags
 from ..judges.interface import TRIED_ANSWER, Comparison, Judge, Verdict
 from .answering import Sampled
@@ -90,7 +89,7 @@ def _given(judge: Judge, prompts: list, answers: list[list[Sampled]], args) -> l
     flat = [(prompt, answer.text) for prompt, row in zip(prompts, answers, strict=True) for answer in row]
     kept, found = _kept_for(judge, args), []
     starts = range(0, len(flat), AT_A_TIME)
-    for start in tqdm(starts, desc="scores", disable=len(flat) < 10 * AT_A_TIME, leave=False):
+    for start in progress_bar(starts, desc="scores", disable=len(flat) < 10 * AT_A_TIME):
         some = flat[start : start + AT_A_TIME]
         scores = kept.get(digest_of(some)) if kept else None
         if scores is None:

@@ -163,7 +163,7 @@ MOMENTS = {  # in the order in which a run comes to them
     "sampling before": lambda run: "replies before" in run.said(),
     "training": lambda run: "2/6  " in run.said(),
     "sampling after": lambda run: "replies after" in run.said(),
-    "measuring": lambda run: "replies after" in run.said() and "100%" in run.said().split("replies after")[-1],
+    "measuring": lambda run: "The same prompts before and after" in run.said(),
     "saving": lambda run: (run.out / ".unfinished").exists(),
 }
 
