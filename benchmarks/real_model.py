@@ -5,6 +5,7 @@
     python benchmarks/real_model.py --show own                                         # what was measured then
     python benchmarks/real_model.py --show costs                                       # in which time and memory
     python benchmarks/real_model.py --commands own                                     # and by which commands
+    python benchmarks/real_model.py --figure docs/figures/real_model.png               # the given pairs at two rates
 
 The model is HuggingFaceTB/SmolLM2-135M-Instruct, from the hub or its cache; the pairs are a book's, by
 https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/04_preference-tuning-with-dpo/ and the name above.
@@ -26,6 +27,7 @@ sys.path.insert(0, str(PROJECT))
 
 from benchmarks.speed import machine
 from machinery.comparing.grid import markdown, spread
+from machinery.watching.curves import plot_beside
 
 OUT = PROJECT / "runs" / "real_model"
 RESULTS = PROJECT / "benchmarks" / "results" / "real_model.json"
@@ -38,15 +40,9 @@ TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
 JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
 HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96"
 KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0 --texts README.md"
+PARTS = ("chosen", "rejected", "margins", "accuracies")
 PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
-LOGGED = ("step", "loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
-LOGGED += (
-    "eval_loss",
-    "eval_rewards/margins",
-    "eval_rewards/accuracies",
-    "eval_rewards/chosen",
-    "eval_rewards/rejected",
-)
+LOGGED = {"step", *(kind + name for kind in ("", "eval_") for name in ("loss", *(f"rewards/{part}" for part in PARTS)))}
 # Each command writes to --output_dir. What a later one reads, an earlier one of its story has written.
 STORIES = {
     "given": [
@@ -82,11 +78,16 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--show", choices=[*STORIES, "costs"], help="measure nothing, show what was measured")
     parser.add_argument("--commands", choices=STORIES, help="print the commands of a story")
+    parser.add_argument("--figure", type=Path, help="draw the given pairs' curves at both rates from what was measured")
     options = parser.parse_args()
     if options.commands:
         print("\n".join(STORIES[options.commands]))
         return
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.figure:
+        runs = {"rate 5e-5": found["given"]["0"]["lora"], "rate 1e-4": found["too_far"]["0"]["too-far"]}
+        plot_beside({label: run["logs"] for label, run in runs.items()}, options.figure)
+        return
     if not options.show:
         for seed in options.seeds:
             for story in options.stories:
@@ -148,7 +149,7 @@ def measured(folder: Path) -> dict:
         found["warnings"] = [json.loads(line)["warning"] for line in (folder / "warnings.jsonl").open()]
     if states := sorted(folder.rglob("trainer_state.json")):  # TRL's script leaves it in a checkpoint only
         history = json.loads(states[-1].read_text())["log_history"]
-        found["logs"] = [{name: logs[name] for name in LOGGED if name in logs} for logs in history]
+        found["logs"] = [{name: value for name, value in logs.items() if name in LOGGED} for logs in history]
     return found
 
 
