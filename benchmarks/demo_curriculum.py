@@ -2,6 +2,7 @@
 
     python benchmarks/demo_curriculum.py                       # all cases: about 15 minutes on two cores
     python benchmarks/demo_curriculum.py --cases dpo beta_1    # some of them
+    python benchmarks/demo_curriculum.py --relatives           # DPO as other papers change it
     python benchmarks/demo_curriculum.py --seeds 0 1 2 3 4     # more seeds
 
 Each run is a subprocess on one core, as many at a time as there are cores. Finished runs are kept in runs/curriculum
@@ -41,6 +42,14 @@ CASES = {
     "longer": ("60% of labels by length alone", "", "longer"),
     "alike": ("pairs one word apart", "", "alike"),
 }
+RELATIVES = {
+    "ld_dpo": ("LD-DPO, alpha 0.5", "--ld_alpha 0.5", None),
+    "wpo": ("WPO", "--use_weighting", None),
+    "js_divergence": ("f-DPO, Jensen-Shannon", "--f_divergence_type js_divergence", None),
+    "forward_kl": ("f-DPO, forward KL", "--f_divergence_type forward_kl", None),
+    "tr_dpo": ("TR-DPO, alpha 0.6, every 16 steps", "--sync_ref_model --ref_model_sync_steps 16", None),
+    "mpo": ("MPO", "--loss_type sigmoid bco_pair sft --loss_weights 0.8 0.2 1.0", None),
+}
 # of the README: what to look at, by case
 LESSONS = {
     "dpo": "the replies before and after",
@@ -67,14 +76,15 @@ def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--relatives", action="store_true", help="DPO and what other papers change of it, by flag")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
+    known = {"dpo": CASES["dpo"]} | RELATIVES if options.relatives else {case: CASES[case] for case in options.cases}
     cases = {}
-    for case in options.cases:
-        _, flags, how = CASES[case]
+    for case, (_, flags, how) in known.items():
         data = ["--dataset_name", str(OUT / f"data-{how}-seed{{seed}}")] if how else []
         cases[case] = ("basic_dpo_training.py", [*flags.split(), *data])
-    for how in {CASES[case][2] for case in options.cases} - {None}:
+    for how in {how for *_, how in known.values()} - {None}:
         for seed in options.seeds:
             SPOILT[how](OUT / f"data-{how}-seed{seed}", seed)
     results = run_grid(cases, options.seeds, OUT)
@@ -84,7 +94,7 @@ def main() -> None:
     untrained = f"before training | {{}}{sampled} | {greedily} | 0.50 | 0.50 | 0.00 | {garbled} | |"
     lessons = {f"`{' '.join(['python', cases[case][0], *cases[case][1]])}` | {look}": results[case]
                for case, look in LESSONS.items() if case in cases}  # fmt: skip
-    named = {CASES[case][0]: results[case] for case in cases}
+    named = {known[case][0]: results[case] for case in cases}
     head, line, *rows = markdown(lessons, WON, "command | what to look at").splitlines()
     print("\n".join([head, line + "---|", f"| {untrained.format('| ')}", *rows, ""]))
     head, line, *rows = markdown(named, WON).splitlines()
