@@ -3,8 +3,8 @@
     python basic_dpo_training.py
 
 trains the demo: a language model of one million parameters that answers a shop's customers, well and badly alike.
-Nothing is downloaded, and it takes about a minute on two CPU cores. At the end you see what was won, and its price
-(figures differ by seed and machine):
+Nothing is downloaded, and it takes one to two minutes on two CPU cores. At the end you see what was won, and its
+price (figures differ by seed and machine):
 
                   sampled             greedily
                   before    after     before    after     most

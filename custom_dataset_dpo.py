@@ -4,7 +4,7 @@
 
 takes a copy of the demo's pairs that was spoilt on purpose, in sixteen ways. Before training it reads every row and
 says which it cannot use and why; most failed DPO runs are data that nobody looked at. Then it trains as
-basic_dpo_training.py does, in about a minute on two CPU cores. You see (figures differ by seed and machine)
+basic_dpo_training.py does, in one to two minutes on two CPU cores. You see (figures differ by seed and machine)
 
     Data: demo/spoilt, train: 2,054 rows, 1,965 used in 1,965 pairs, 89 dropped (12 identical, 12 opposite_label, ...
     Verdict: Sound, once the dropped rows are out.

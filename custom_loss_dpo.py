@@ -2,9 +2,9 @@
 
     python custom_loss_dpo.py
 
-trains the demo twice, with `dpop` and with `sigmoid`, and puts them side by side: about two minutes on two CPU cores.
-A preference loss is a function of a few numbers a pair: the log-probs of the two answers under policy and reference,
-their lengths, and beta. You see (figures differ by seed and machine)
+trains the demo twice, with `dpop` and with `sigmoid`, and puts them side by side: two to three minutes on two CPU
+cores. A preference loss is a function of a few numbers a pair: the log-probs of the two answers under policy and
+reference, their lengths, and beta. You see (figures differ by seed and machine)
 
                             dpop                  sigmoid
       true reward           4.21 [3.96, 4.47]     5.55 [5.34, 5.77]

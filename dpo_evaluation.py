@@ -2,10 +2,10 @@
 
     python dpo_evaluation.py
 
-evaluates the newest run in runs/ against its own reference (trains the basic one first if there is none): about a
-minute on two CPU cores. The loss of a training cannot tell: it is about answers that are in a file. Here both models
-write answers to the same held-out prompts, a judge compares them, and every number comes with its interval. You see
-(figures differ by seed and machine)
+evaluates the newest run in runs/ against its own reference (trains the basic one first if there is none): one to
+two minutes on two CPU cores. The loss of a training cannot tell: it is about answers that are in a file. Here both
+models write answers to the same held-out prompts, a judge compares them, and every number comes with its interval. You
+see (figures differ by seed and machine)
 
       What the models write
                                                         reference               runs/basic

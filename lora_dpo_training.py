@@ -5,8 +5,8 @@
 A LoRA adapter adds to each frozen weight matrix W a product B A of two thin ones: W + (alpha / r) B A. Only A and B are
 trained, here 88,064 numbers beside the demo's million. B starts at zero, so at first the policy *is* the base; and the
 base with the adapter switched off *is* the reference. There is no second model even where the reference is run at
-every step, and only a few percent of the weights have gradients and optimizer states. It takes about a minute on two
-CPU cores. You see (figures differ by seed and machine)
+every step, and only a few percent of the weights have gradients and optimizer states. It takes one to two minutes
+on two CPU cores. You see (figures differ by seed and machine)
 
     Trained: 88,064 parameters, 7.9% of the model's
                   sampled             greedily
