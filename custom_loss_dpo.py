@@ -81,7 +81,7 @@ def sigmoid(beta, **pair):
 
 
 def hinge(beta, **pair):
-    """max(0, 1 - beta * (chosen - rejected)); arXiv:2309.06657 (RSO), which calls it hinge-norm.
+    """max(0, 1 - beta * (chosen - rejected)); arXiv:2309.06657 (RSO), Eq. 10, there hinge-norm.
 
     Sums. For: stopping dead at a margin of 1. SLiC-HF (arXiv:2305.10425) has a hinge too, without the reference.
     """
