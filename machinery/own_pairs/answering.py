@@ -15,6 +15,7 @@ from ..answers.prompts import all_prompts
 from ..answers.server import server_from_flags
 from ..common.chat import most_tokens
 from ..common.errors import UserError
+from ..data.store import cleaned_files
 from ..models.adapters import base_of
 
 MOST_AT_ONCE = 64  # answers in a batch; more are hardly faster, and a kill costs a batch
@@ -35,6 +36,8 @@ def prompts_by_split(args, seed: int, tokenizer, utils) -> tuple[dict[str, list]
     """
     rows, are_texts = all_prompts(args.source, tokenizer, utils.load_preferences, utils.format_pair, **args.data_kwargs)
     splits = {split: utils.pick_prompts(some, len(some)) for split, some in rows.items()}
+    for split in splits if args.save_cleaned else ():
+        cleaned_files(args.save_cleaned, split, "train")  # refused now, and not after all have answered
     if any(getattr(prompt, "thinks", False) for some in splits.values() for prompt in some):
         raise UserError(f"{args.dataset_name}: its answers begin with a thought, and --sample_answers samples none.")
     prompts = splits["train"]

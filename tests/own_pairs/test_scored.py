@@ -236,6 +236,17 @@ def test_check_only_samples_scores_saves_and_trains_nothing(tmp_path, call):
     assert rows and all(row["score_chosen"] > row["score_rejected"] for row in rows)
 
 
+def test_what_is_to_be_saved_where_a_file_is_is_refused_before_anybody_answers(tmp_path, call, monkeypatch):
+    (tmp_path / "__dropped__").mkdir()
+    (tmp_path / "__dropped__" / "pairs.jsonl").write_text("")
+    monkeypatch.setattr(dpo_utils, "sample_completions", None)
+    words = "--dataset_name demo --sample_answers 2 --num_prompts 20 --check_only".split()
+    words += ["--output_dir", tmp_path / "out", "--save_cleaned", tmp_path / "pairs.jsonl"]
+    code, _, error = call("custom_dataset_dpo", *words)
+    assert code == 2
+    assert f"--save_cleaned: {tmp_path / '__dropped__' / 'pairs.jsonl'} is there already." in error
+
+
 def test_the_policy_is_held_to_another_model_than_the_one_it_starts_from(tmp_path, call):
     first, tokenizer = dpo_utils.load_model("demo/model")
     for parameter in first.parameters():
