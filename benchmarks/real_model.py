@@ -57,9 +57,9 @@ STORIES = {
     ],
     "own": [
         f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
-        f"{TRAIN} --dataset_name round-1.jsonl --merge --output_dir runs/round-1",
+        f"{TRAIN} --dataset_name round-1.jsonl --learning_rate 1e-4 --merge --output_dir runs/round-1",
         f"{SAMPLE} --model_name_or_path runs/round-1/merged --save_cleaned round-2.jsonl --output_dir runs/answers-2",
-        f"{TRAIN} --dataset_name round-2.jsonl --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
+        f"{TRAIN} --dataset_name round-2.jsonl --learning_rate 1e-4 --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
         f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {HOLDS} --output_dir runs/own-rule",
         f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {KNOWS} --output_dir runs/own-facts",
     ],
