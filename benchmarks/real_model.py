@@ -15,6 +15,7 @@ not repeated. What they measured goes to benchmarks/results/real_model.json.
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw the given pairs' curves at both rates from what was measured")
     options = parser.parse_args()
     if options.commands:
-        print("\n".join(STORIES[options.commands]))
+        print("\n".join(map(in_lines, STORIES[options.commands])))
         return
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.figure:
@@ -99,6 +100,16 @@ def main() -> None:
             print(costs(found))
         elif whole := {seed: runs for seed, runs in found.get(story, {}).items() if len(runs) == len(STORIES[story])}:
             print("\n\n".join(TABLES[story](whole)) + "\n")
+
+
+def in_lines(command: str, width: int = 112) -> str:
+    """A command as a page shows it: lines that a shell puts together, each beginning with a flag."""
+    lines = [""]
+    for part in re.split(r" (?=--)", command):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("   ")
+        lines[-1] += f" {part}" if lines[-1] else part
+    return " \\\n".join(lines)
 
 
 def run_story(story: str, seed: int, pairs: Path | None):

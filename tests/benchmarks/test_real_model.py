@@ -1,6 +1,7 @@
 """The stories of a real model, on the demo's and for two steps: they run, go on after a stop, and are shown."""
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -50,3 +51,10 @@ def test_every_command_of_a_story_writes_where_a_later_one_reads():
         assert {word.removesuffix("/merged") for word in words if word.startswith("runs/")} <= made | {
             command.split()[-1] for command in real_model.STORIES[name]
         }
+
+
+def test_a_command_is_shown_in_lines_that_a_shell_puts_together():
+    for command in (command for commands in real_model.STORIES.values() for command in commands):
+        shown = real_model.in_lines(command)
+        assert shlex.split(shown.replace("\\\n", "")) == shlex.split(command)
+        assert max(map(len, shown.splitlines())) <= 120
