@@ -26,7 +26,7 @@ Try next:
 
     python docs/dpo_from_scratch.py --beta 1               # a dear move: KL about 1
     python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: loss and accuracy look well, the replies break
-    python basic_dpo_training.py                           # the same by TRL's trainer, twice as fast, with all around it
+    python basic_dpo_training.py                           # the same by TRL's trainer, with all that a real run needs
 """
 
 import argparse
