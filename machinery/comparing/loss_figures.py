@@ -69,9 +69,8 @@ def plot_frontier(report: dict, path: Path | str) -> None:
 
 def _style(number: int) -> dict:
     """How the curve of this number is drawn, unlike the others in colour, marker and mostly in dashes."""
-    places = (number % len(these) for these in (COLOURS, MARKERS, DASHES))
-    colour, marker, dashes = (these[place] for these, place in zip((COLOURS, MARKERS, DASHES), places, strict=True))
-    return dict(color=colour, marker=marker, linestyle=dashes, markersize=5, linewidth=1.3)
+    these = [these[number % len(these)] for these in (COLOURS, MARKERS, DASHES)]
+    return dict(zip(("color", "marker", "linestyle"), these, strict=True)) | dict(markersize=5, linewidth=1.3)
 
 
 def _place_labels(axes, labels: list[tuple]) -> None:
