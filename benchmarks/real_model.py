@@ -41,6 +41,9 @@ TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
 JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
 HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96"
 KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0 --texts README.md"
+KEEPING = (
+    "--learning_rate 1e-4 --loss_type sigmoid sft --loss_weights 1 1"  # the margin, and the chosen answers themselves
+)
 PARTS = ("chosen", "rejected", "margins", "accuracies")
 PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
 LOGGED = {"step", *(kind + name for kind in ("", "eval_") for name in ("loss", *(f"rewards/{part}" for part in PARTS)))}
@@ -58,9 +61,9 @@ STORIES = {
     ],
     "own": [
         f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
-        f"{TRAIN} --dataset_name round-1.jsonl --learning_rate 1e-4 --merge --output_dir runs/round-1",
+        f"{TRAIN} {KEEPING} --dataset_name round-1.jsonl --merge --output_dir runs/round-1",
         f"{SAMPLE} --model_name_or_path runs/round-1/merged --save_cleaned round-2.jsonl --output_dir runs/answers-2",
-        f"{TRAIN} --dataset_name round-2.jsonl --learning_rate 1e-4 --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
+        f"{TRAIN} {KEEPING} --dataset_name round-2.jsonl --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
         f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {HOLDS} --output_dir runs/own-rule",
         f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {KNOWS} --output_dir runs/own-facts",
     ],

@@ -38,10 +38,8 @@ def free_port() -> int:
 
 
 def arguments(**values):
-    made = SamplingArguments()
-    return SimpleNamespace(
-        **vars(made) | {"sample_answers": 2, "max_new_tokens": 4, "model_kwargs": {}, "data_kwargs": {}} | values
-    )
+    made = {"sample_answers": 2, "max_new_tokens": 4, "model_kwargs": {}, "data_kwargs": {}, "save_cleaned": None}
+    return SimpleNamespace(**vars(SamplingArguments()) | made | values)
 
 
 def test_a_judge_that_scores_is_asked_about_every_answer_and_nothing_twice(tmp_path):
