@@ -122,7 +122,7 @@ def main():
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = sample_at(temperatures, policy, tokenizer, prompts, **sampling, progress="replies after")
 
-    # Result: what has become of the first pair, and the same held-out prompts before and after.
+    # Result: the same held-out prompts before and after.
     reference = reference or load_model(name, **args.model_kwargs)[0]  # for the KL
     if truth and training_args.loss_type == ["sigmoid"]:
         show_loss(policy, reference, tokenizer, next(iter(train_pairs)), training_args.beta)

@@ -435,8 +435,7 @@ def pair_logps(
         room = None if max_length is None else max(0, max_length - len(prompt))
         rows.append([(prompt[:max_length], answer[:room]) for answer in answers])
     flat = [answer for answers in zip(*rows, strict=True) for answer in answers]  # all chosen, then all rejected
-    progress = "given answers" if len(flat) > 64 else None
-    logps = sequence_logps(model, flat, tokenizer.pad_token_id, progress=progress)
+    logps = sequence_logps(model, flat, tokenizer.pad_token_id, progress="given answers")
     lengths = torch.tensor([len(answer) for _, answer in flat])
     return *logps.chunk(2), *lengths.chunk(2)
 

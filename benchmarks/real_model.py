@@ -15,6 +15,7 @@ not repeated. What they measured goes to benchmarks/results/real_model.json.
 
 import argparse
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -27,6 +28,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from benchmarks.speed import machine
+from machinery.common.intervals import with_interval
 from machinery.comparing.grid import markdown, spread
 from machinery.watching.curves import plot_beside
 
@@ -41,9 +43,7 @@ TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
 JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
 HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96"
 KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0 --texts README.md"
-KEEPING = (
-    "--learning_rate 1e-4 --loss_type sigmoid sft --loss_weights 1 1"  # the margin, and the chosen answers themselves
-)
+KEEPING = "--learning_rate 1e-4 --loss_type sigmoid sft --loss_weights 1 1"  # the chosen answers count by themselves
 PARTS = ("chosen", "rejected", "margins", "accuracies")
 PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
 LOGGED = {"step", *(kind + name for kind in ("", "eval_") for name in ("loss", *(f"rewards/{part}" for part in PARTS)))}
@@ -254,9 +254,8 @@ def _of(run: dict, models: dict, model: str | None = None, twin: bool = False) -
 
 def _with_interval(figures: dict, name: str) -> str:
     """A mean and its interval, and no interval where every prompt gave the same; a change with its sign."""
-    numbers = [figures[key] for key in (name, f"{name}_ci_low", f"{name}_ci_high") if key in figures]
-    value, *ends = [f"{number:{'+' if name.endswith('change') else ''}.2f}" for number in numbers]
-    return f"{value} [{', '.join(ends)}]" if ends else value
+    measured = tuple(figures.get(name + end, math.nan) for end in ("", "_ci_low", "_ci_high"))
+    return with_interval(measured, sign="+" if name.endswith("change") else "")
 
 
 def costs(found: dict) -> str:

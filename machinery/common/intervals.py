@@ -38,9 +38,12 @@ def mean_interval(values, level: float = LEVEL) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def with_interval(measured: tuple[float, float, float], digits: int = 2) -> str:
-    """A mean and the ends of its interval, as in 0.88 [0.83, 0.92]; the mean alone where the ends are not known."""
-    mean, low, high = (f"{value:.{digits}f}" for value in measured)
+def with_interval(measured: tuple[float, float, float], digits: int = 2, sign: str = "") -> str:
+    """A mean and the ends of its interval, as in 0.88 [0.83, 0.92]; the mean alone where the ends are not known.
+
+    sign: "+" for a change, which is then shown with its sign.
+    """
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in measured)
     return mean if math.isnan(measured[1]) else f"{mean} [{low}, {high}]"
 
 

@@ -21,13 +21,13 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from ..common.intervals import mean_interval
+from ..watching.curves import CHOSEN, REJECTED
 
 TOKENS = 40  # of each answer in plot_shapes
 PANELS = 12  # of one figure of shapes: more could not be read on a page
 # Told apart by marker and line too; the colours are Okabe and Ito's, which differ to every eye (jfly.uni-koeln.de/color).
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00")
 MARKERS, DASHES = "osD^vPX", ("-", "--", "-.", ":")
-CHOSEN, REJECTED = dict(color="#0072B2", linestyle="-"), dict(color="#D55E00", linestyle="--")
 # Where a label may stand, in points from its point: the first of these that covers nothing
 PLACES = [(dx * far, dy * far) for far in (5, 14, 24, 36) for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
 
@@ -151,8 +151,8 @@ def _plot_page_of_shapes(losses: dict[str, Callable], betas: dict[str, float], p
         axes.set_title(f"{name}, beta {betas[name]:g}" if has_beta else name, fontsize=10)
         axes.axvline(0, color="grey", linewidth=0.5)
         pull = axes.twinx()
-        [of_chosen] = pull.plot(margin, for_chosen, linewidth=1.2, **CHOSEN)
-        [of_rejected] = pull.plot(margin, for_rejected, linewidth=1.2, **REJECTED)
+        [of_chosen] = pull.plot(margin, for_chosen, color=CHOSEN, linewidth=1.2)
+        [of_rejected] = pull.plot(margin, for_rejected, color=REJECTED, linestyle="--", linewidth=1.2)
         for scale in (axes, pull):
             scale.tick_params(labelsize=8)
             scale.locator_params(axis="y", nbins=5)

@@ -42,7 +42,7 @@ def sum_over_completions(
     model.eval()
     sums = torch.zeros(len(rows))
     batches = batches_by_length(rows, batch_size, MOST_LOGITS // model.config.get_text_config().vocab_size)
-    for numbers in progress_bar(batches, desc=progress, disable=progress is None):
+    for numbers in progress_bar(batches, desc=progress, disable=progress is None or len(batches) == 1):
         width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
         input_ids = torch.full((len(numbers), width), pad_token_id)
         attention_mask = torch.zeros_like(input_ids)

@@ -56,13 +56,12 @@ def _draw(axes, title: str, lines: list[tuple], log_history: list[dict]) -> None
             points = [(logs["step"], logs[logged]) for logs in log_history if logged in logs]
             if not points:
                 continue
-            is_held_out = where == "held-out"
-            style = dict(color=colour, marker=marker, markevery=max(1, len(points) // 10))
-            if is_held_out:  # dashed and hollow, or a line of its own where there is one a panel
+            style = dict(color=colour, marker=marker, markevery=max(1, len(points) // 10), linewidth=1.5, markersize=5)
+            if where == "held-out":  # dashed and hollow, and of another colour where a panel has one line only
                 style |= dict(linestyle="--", markerfacecolor="white")
                 style |= {} if label else dict(color=HELD_OUT, marker=ROUND)
-            words = [word for word in (label, where if is_held_out or not label else "") if word]
-            axes.plot(*zip(*points, strict=True), label=", ".join(words), linewidth=1.5, markersize=5, **style)
+            name = label if where == "training" else f"{label}, {where}"
+            axes.plot(*zip(*points, strict=True), label=name if label else where, **style)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     if len(lines) > 1:

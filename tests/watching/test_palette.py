@@ -25,7 +25,7 @@ PALETTES = {
     "chosen and rejected": [curves.CHOSEN, curves.REJECTED],
     "training and held-out": [curves.TRAINING, curves.HELD_OUT],
     "parts of a pair": [style["color"] for style in STYLES.values()],
-    "pulls": [loss_figures.CHOSEN["color"], loss_figures.REJECTED["color"], "black"],
+    "pulls": [loss_figures.CHOSEN, loss_figures.REJECTED, "black"],
     "losses": loss_figures.COLOURS[:5],  # of one figure
 }
 
