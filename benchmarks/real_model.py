@@ -1,4 +1,4 @@
-"""A real model trained to its end: four stories, each from data to verdict by commands that a reader can type.
+"""A real model trained to its end: five stories, each from data to verdict by commands that a reader can type.
 
     python benchmarks/real_model.py --pairs instruction-data-with-preference.json      # all: hours on two cores
     python benchmarks/real_model.py --pairs ... --stories own --seeds 0 1
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -43,16 +44,31 @@ TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
 JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
 HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96"
 KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0 --texts README.md"
-KEEPING = "--learning_rate 1e-4 --loss_type sigmoid sft --loss_weights 1 1"  # the chosen answers count by themselves
+KEEPING = "--learning_rate 1e-4 --num_train_epochs 3 --loss_type sigmoid sft --loss_weights 1 1"  # the chosen answers count by themselves
 PARTS = ("chosen", "rejected", "margins", "accuracies")
 PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
 LOGGED = {"step", *(kind + name for kind in ("", "eval_") for name in ("loss", *(f"rewards/{part}" for part in PARTS)))}
 # Each command writes to --output_dir. What a later one reads, an earlier one of its story has written.
+
+
+def rounds(flags: str, mark: str = "") -> list[str]:
+    """Two rounds of own pairs from the first answers on, and their evaluation; mark: before the names of the outputs."""
+    first, second = (f"runs/{mark}round-{number}" for number in (1, 2))
+    return [
+        f"{TRAIN} {flags} --dataset_name round-1.jsonl --merge --output_dir {first}",
+        f"{SAMPLE} --model_name_or_path {first}/merged --save_cleaned {mark}round-2.jsonl --output_dir runs/{mark}answers-2",
+        f"{TRAIN} {flags} --dataset_name {mark}round-2.jsonl --model_name_or_path {first}/merged --merge --output_dir {second}",
+        f"{JUDGE} --models {first}/merged {second}/merged {HOLDS} --output_dir runs/{mark}own-rule",
+        f"{JUDGE} --models {first}/merged {second}/merged {KNOWS} --output_dir runs/{mark}own-facts",
+    ]
+
+
 STORIES = {
     "given": [
         f"{TRAIN} --output_dir runs/lora",
-        "python basic_dpo_training.py --config recipes/smollm2/cpu.yaml --learning_rate 1e-5 --num_train_epochs 1 --output_dir runs/full",
-        f"{JUDGE} --models runs/lora runs/full {KNOWS} --output_dir runs/given-facts",
+        f"{TRAIN} --num_train_epochs 3 --output_dir runs/lora-3",
+        "python basic_dpo_training.py --config recipes/smollm2/cpu.yaml --learning_rate 1e-5 --output_dir runs/full",
+        f"{JUDGE} --models runs/lora runs/lora-3 runs/full {KNOWS} --output_dir runs/given-facts",
     ],
     "beside_trl": [
         f"python custom_dataset_dpo.py --check_only --dataset_name {PAIRS} --held_out_share 0 --save_cleaned pairs/train.jsonl --output_dir runs/pairs",
@@ -61,14 +77,11 @@ STORIES = {
     ],
     "own": [
         f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
-        f"{TRAIN} {KEEPING} --dataset_name round-1.jsonl --merge --output_dir runs/round-1",
-        f"{SAMPLE} --model_name_or_path runs/round-1/merged --save_cleaned round-2.jsonl --output_dir runs/answers-2",
-        f"{TRAIN} {KEEPING} --dataset_name round-2.jsonl --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
-        f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {HOLDS} --output_dir runs/own-rule",
-        f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {KNOWS} --output_dir runs/own-facts",
+        *rounds(KEEPING),
     ],
+    "own_plain": rounds("--learning_rate 1e-4 --num_train_epochs 3", mark="plain-"),  # from the same first answers
     "too_far": [
-        f"{TRAIN} --learning_rate 1e-4 --output_dir runs/too-far",
+        f"{TRAIN} --learning_rate 1e-4 --num_train_epochs 3 --output_dir runs/too-far",
         f"{JUDGE} --models runs/too-far {KNOWS} --output_dir runs/too-far-facts",
     ],
 }
@@ -89,7 +102,7 @@ def main() -> None:
         return
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.figure:
-        runs = {"rate 5e-5": found["given"]["0"]["lora"], "rate 1e-4": found["too_far"]["0"]["too-far"]}
+        runs = {"rate 5e-5": found["given"]["0"]["lora-3"], "rate 1e-4": found["too_far"]["0"]["too-far"]}
         plot_beside({label: run["logs"] for label, run in runs.items()}, options.figure)
         return
     if not options.show:
@@ -172,11 +185,12 @@ def given(seeds: dict) -> list[str]:
     columns = {"reward_accuracy": "held-out accuracy", "reward_margin": "margin", "chosen": "chosen, nats"}
     columns |= {"rejected": "rejected, nats", "kl": "KL, nats a reply"}
     rows = {}
-    for label, name in (("an adapter, three epochs", "lora"), ("all weights, one epoch", "full")):
+    names = {"an adapter": "lora", "the same, three epochs": "lora-3", "all weights": "full"}
+    for label, name in names.items():
         metrics = [runs[name]["metrics"] for runs in seeds.values()]
         changes = [{part: m[f"{part}_logp_change"] for part in ("chosen", "rejected")} for m in metrics]
         rows[label] = [m | change for m, change in zip(metrics, changes, strict=True)]
-    names = {"an adapter, three epochs": "runs/lora", "all weights, one epoch": "runs/full"}
+    names = {label: f"runs/{name}" for label, name in names.items()}
     return [markdown(rows, columns, "trained"), _prices(seeds, "given-facts", names)]
 
 
@@ -190,10 +204,10 @@ def beside_trl(seeds: dict) -> list[str]:
     return ["\n".join(lines)]
 
 
-def own(seeds: dict) -> list[str]:
-    """What two rounds of the model's own pairs did to held-out prompts."""
-    names = {"round 1": "runs/round-1/merged", "round 2": "runs/round-2/merged"}
-    return [*_by_rule(seeds, "own-rule", names), _prices(seeds, "own-facts", names)]
+def own(seeds: dict, mark: str = "") -> list[str]:
+    """What two rounds of the model's own pairs did to held-out prompts, and to facts."""
+    names = {f"round {number}": f"runs/{mark}round-{number}/merged" for number in (1, 2)}
+    return [*_by_rule(seeds, f"{mark}own-rule", names), _prices(seeds, f"{mark}own-facts", names)]
 
 
 def too_far(seeds: dict) -> list[str]:
@@ -280,7 +294,8 @@ def costs(found: dict) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"given": given, "beside_trl": beside_trl, "own": own, "too_far": too_far}
+own_plain = partial(own, mark="plain-")
+TABLES = {"given": given, "beside_trl": beside_trl, "own": own, "own_plain": own_plain, "too_far": too_far}
 
 if __name__ == "__main__":
     main()

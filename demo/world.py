@@ -301,7 +301,7 @@ def known_truth(prompts: list[str | list[Message]]) -> Truth | None:
         return None
     earned = json.loads((Path(__file__).parent / "model" / "temperatures.json").read_text())  # by demo/build.py
     best = max(earned, key=earned.get)
-    line = f"Untrained, the demo's base earns at most {earned[best]:.2f}, at temperature {best}."
+    line = f"Before training no temperature earns more than {earned[best]:.2f} (at {best})."
     return Truth(score_reply, QUALITIES, is_well_formed, line)
 
 

@@ -2,35 +2,38 @@
 
     python docs/dpo_from_scratch.py
 
-A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT). Which of
-two answers is the better one it learns last, from people's preferences. That was done by RLHF: train a second model, the
-reward model, to score answers as people would, then let the language model write, score what it wrote, and push up what
-scored well (PPO, a reinforcement learning method). Direct Preference Optimization (Rafailov et al., arXiv:2305.18290)
-reaches for the same optimum by one loss on the pairs themselves: no reward model, and nothing is written while training.
+A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT). Last it
+learns which of two answers people prefer. Reinforcement learning from human feedback (RLHF) takes a second model for that,
+the reward model, which scores answers as people would; then the language model writes, is scored, and is pushed by PPO to
+where the score less beta times the KL is highest. Direct Preference Optimization (Rafailov et al., arXiv:2305.18290)
+reaches for the same optimum by one loss on the pairs themselves: no reward model, and no text generated while training.
 
     policy      the model that is trained
-    reference   the same model as it was before, frozen: what the policy is measured against
+    reference   the same model as it was before, frozen: what the policy is measured against, so that a reward is what
+                training has changed and not how likely an answer was anyway
     reward      of an answer: beta * (log-prob under the policy - log-prob under the reference)
     margin      reward of the better answer, chosen, minus that of the worse one, rejected
     loss        -log sigmoid(margin): small where the margin is large
     accuracy    the share of pairs whose margin is above 0
-    beta        the price of leaving the reference: the higher, the nearer the policy stays to it
-    KL          how far it has gone: how much likelier what it writes is under the policy than under the reference
+    beta        the price of leaving the reference: where it is high, a small step makes the margin large and the loss
+                small, and the policy stays near; where it is low, it has to go far
+    KL          what was paid: how much likelier what the policy writes is to it than to the reference; 0 is no change
 
-This trains the demo, a model of a million parameters that answers a shop's customers, well and badly alike, on 2,048
-pairs in two or three minutes on two CPU cores. The first loss is 0.6931 = ln 2: the policy still is the reference, so
-every margin is 0 (none above it: accuracy 0), and -log sigmoid(0) = ln 2. At the end you see replies before and after,
-and the KL.
+This trains the demo, a model of a million parameters that answers a shop's customers, sometimes well, sometimes badly,
+on 2,048 pairs in two or three minutes on two CPU cores. The first loss is 0.6931 = ln 2: the policy still is the
+reference, so every margin is 0 (none above it: accuracy 0), and -log sigmoid(0) = ln 2. At the end you see replies
+before and after, and the KL.
 
 Try next:
 
-    python docs/dpo_from_scratch.py --beta 1               # a dear move: KL about 1
+    python docs/dpo_from_scratch.py --beta 1               # a costly move: KL about 1
     python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: loss and accuracy look well, the replies break
     python basic_dpo_training.py                           # the same by TRL's trainer, with all that a real run needs
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -44,6 +47,7 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"
 def read_pairs(path: Path, tokenizer) -> list[tuple[list[int], list[int], list[int]]]:
     """Each line of a file in tokens: prompt, chosen answer, rejected answer.
 
+    A line: {"prompt": [{"role": "user", "content": "..."}], "chosen": [{"role": "assistant", ...}], "rejected": [...]}.
     The chat template writes turns as the model has always seen them, <|im_start|>user ... <|im_end|>. The last token of
     an answer is the one that ends it: a model that is not trained on it never learns to stop.
     """
@@ -70,7 +74,7 @@ def batches(pairs: list, size: int) -> list[list]:
 def sequence_logps(model, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
     """log pi(answer | prompt) of each row (prompt, answer), shape (B,): the SUM over the answer's tokens."""
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)  # (B, L); 0 pads
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)  # (B, L); 0 pads, and counts nowhere
     is_answer, is_text = torch.zeros(2, len(rows), longest, dtype=torch.bool)
     for number, (prompt, answer) in enumerate(rows):
         end = len(prompt) + len(answer)
@@ -99,8 +103,9 @@ def dpo_loss(policy, reference, batch: list, beta: float) -> tuple[torch.Tensor,
 
 def train(policy, reference, found: list[list], beta: float, learning_rate: float):
     """One step a batch; yields loss, mean margin and accuracy of each batch, as they were before its step."""
+    # eps, 1e-8 as a rule: with that Adam takes full steps for tokens whose gradient is almost 0.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, eps=1e-3, weight_decay=0)
-    warmup = -(-len(found) // 10)  # the rate rises from 0 for a tenth of the steps, then falls to 0
+    warmup = math.ceil(len(found) / 10)  # the rate rises from 0 for a tenth of the steps, then falls to 0
     for step, batch in enumerate(found):
         share = min(step / warmup, (len(found) - step) / (len(found) - warmup))
         optimizer.param_groups[0]["lr"] = learning_rate * share
@@ -114,7 +119,10 @@ def train(policy, reference, found: list[list], beta: float, learning_rate: floa
 
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], tokenizer) -> list[tuple[list[int], list[int]]]:
-    """One reply to each prompt, as rows (prompt, answer): each token drawn with the probability that the model gives it."""
+    """One reply to each prompt, as rows (prompt, answer): each token drawn with the probability that the model gives it.
+
+    top_k=0: generate() would draw from the 50 likeliest tokens only, and the KL below is of the whole distribution.
+    """
     rows = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
@@ -133,6 +141,7 @@ def main():
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "model")
+    # eval(): no dropout, so that at the start policy and reference agree exactly.
     policy, reference = (AutoModelForCausalLM.from_pretrained(DEMO / "model").eval() for _ in range(2))
     pairs, held_out = (read_pairs(DEMO / name, tokenizer) for name in ("train.jsonl", "test.jsonl"))
     prompts = sorted((prompt for prompt, _, _ in held_out), key=len)[:48]  # short ones read well
