@@ -72,9 +72,7 @@ def test_a_question_of_another_world_is_refused():
 def test_the_truth_is_known_of_this_world_alone_and_says_what_the_best_temperature_earns():
     truth = known_truth([PROMPT, PROMPT])
     earned = json.loads(Path("demo/model/temperatures.json").read_text())
-    assert (
-        truth.score is score_reply and f"earns more than {max(earned.values()):.2f} (at " in truth.without_training
-    )
+    assert truth.score is score_reply and f"earns more than {max(earned.values()):.2f} (at " in truth.without_training
     assert known_truth([PROMPT, [{"role": "user", "content": "What is the capital of France?"}]]) is None
     assert known_truth([]) is None
 
