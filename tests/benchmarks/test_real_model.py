@@ -32,7 +32,7 @@ def test_a_story_is_told_once_and_shown(tmp_path, monkeypatch, capsys):
     real_model.main()
     first = capsys.readouterr().out
     assert first.count("python ") == len(commands)
-    assert "| all weights, one epoch |" in first
+    assert "| the same, three epochs |" in first and "| all weights |" in first
     real_model.main()
     assert "python " not in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["real_model.py", "--show", "given"])
