@@ -44,17 +44,18 @@ TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
 JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
 HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96"
 KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0 --texts README.md"
-KEEPING = "--learning_rate 1e-4 --num_train_epochs 3 --loss_type sigmoid sft --loss_weights 1 1"  # the chosen answers count by themselves
+FAR = "--learning_rate 1e-4 --num_train_epochs 3"  # twice the recipe's rate, for three times as long
+KEEPING = "--loss_type sigmoid sft --loss_weights 1 1"  # the chosen answers count by themselves too
 PARTS = ("chosen", "rejected", "margins", "accuracies")
 PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
 LOGGED = {"step", *(kind + name for kind in ("", "eval_") for name in ("loss", *(f"rewards/{part}" for part in PARTS)))}
-# Each command writes to --output_dir. What a later one reads, an earlier one of its story has written.
 
 
 def rounds(flags: str, mark: str = "") -> list[str]:
-    """Two rounds of own pairs from the first answers on, and their evaluation; mark: before the names of the outputs."""
+    """Two rounds of own pairs and their evaluation; mark: before the names of all outputs but the first answers."""
     first, second = (f"runs/{mark}round-{number}" for number in (1, 2))
     return [
+        f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
         f"{TRAIN} {flags} --dataset_name round-1.jsonl --merge --output_dir {first}",
         f"{SAMPLE} --model_name_or_path {first}/merged --save_cleaned {mark}round-2.jsonl --output_dir runs/{mark}answers-2",
         f"{TRAIN} {flags} --dataset_name {mark}round-2.jsonl --model_name_or_path {first}/merged --merge --output_dir {second}",
@@ -63,6 +64,7 @@ def rounds(flags: str, mark: str = "") -> list[str]:
     ]
 
 
+# Each command writes to --output_dir. What a later one reads, an earlier one of its story has written.
 STORIES = {
     "given": [
         f"{TRAIN} --output_dir runs/lora",
@@ -75,13 +77,10 @@ STORIES = {
         f"trl dpo --model_name_or_path {MODEL} --dataset_name pairs {PLAIN} --save_steps 10 --output_dir runs/trl",
         f"python basic_dpo_training.py --model_name_or_path {MODEL} --dataset_name pairs {PLAIN} --keep_plain --no_precompute_ref_log_probs --num_eval_prompts 4 --output_dir runs/ours",
     ],
-    "own": [
-        f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
-        *rounds(KEEPING),
-    ],
-    "own_plain": rounds("--learning_rate 1e-4 --num_train_epochs 3", mark="plain-"),  # from the same first answers
+    "own": rounds(f"{FAR} {KEEPING}"),
+    "own_plain": rounds(FAR, mark="plain-"),
     "too_far": [
-        f"{TRAIN} --learning_rate 1e-4 --num_train_epochs 3 --output_dir runs/too-far",
+        f"{TRAIN} {FAR} --output_dir runs/too-far",
         f"{JUDGE} --models runs/too-far {KNOWS} --output_dir runs/too-far-facts",
     ],
 }
@@ -190,8 +189,8 @@ def given(seeds: dict) -> list[str]:
         metrics = [runs[name]["metrics"] for runs in seeds.values()]
         changes = [{part: m[f"{part}_logp_change"] for part in ("chosen", "rejected")} for m in metrics]
         rows[label] = [m | change for m, change in zip(metrics, changes, strict=True)]
-    names = {label: f"runs/{name}" for label, name in names.items()}
-    return [markdown(rows, columns, "trained"), _prices(seeds, "given-facts", names)]
+    models = {label: f"runs/{name}" for label, name in names.items()}
+    return [markdown(rows, columns, "trained"), _prices(seeds, "given-facts", models)]
 
 
 def beside_trl(seeds: dict) -> list[str]:
@@ -294,8 +293,13 @@ def costs(found: dict) -> str:
     return "\n".join(lines)
 
 
-own_plain = partial(own, mark="plain-")
-TABLES = {"given": given, "beside_trl": beside_trl, "own": own, "own_plain": own_plain, "too_far": too_far}
+TABLES = {
+    "given": given,
+    "beside_trl": beside_trl,
+    "own": own,
+    "own_plain": partial(own, mark="plain-"),
+    "too_far": too_far,
+}
 
 if __name__ == "__main__":
     main()
