@@ -272,25 +272,21 @@ def _with_interval(figures: dict, name: str) -> str:
 
 
 def costs(found: dict) -> str:
-    """Minutes and memory of each command, and beside it the memory that was expected."""
-    rows = {}
-    for seeds in found.values():
-        for runs in seeds.values():
-            for name, run in runs.items():
-                rows.setdefault(name, []).append(run)
-    lines = ["| output | minutes | pairs a second | memory, GB | as estimated | machine |", "|---|---|---|---|---|---|"]
-    for name, runs in rows.items():
-        metrics = [run.get("metrics", {}) for run in runs]
+    """Minutes and memory of each command, and beside it the memory that the command had expected of its training."""
+    columns = {"peak_memory_bytes": 1e9, "memory_total_bytes": 1e9, "peak_memory_bytes_estimated": 1e9}
+    lines = ["| output | minutes | memory, GB | in training | as estimated |", "|---|---|---|---|---|"]
+    outputs, machines = {}, set()
+    for runs in (runs for seeds in found.values() for runs in seeds.values()):
+        for name, run in runs.items():
+            outputs.setdefault(name, []).append(run)
+            machines.add(run["machine"])
+    for name, runs in outputs.items():
         cells = [spread([run["seconds"] / 60 for run in runs])]
-        for key, unit in (
-            ("train_pairs_per_second", 1),
-            ("peak_memory_bytes", 1e9),
-            ("peak_memory_bytes_estimated", 1e9),
-        ):
-            values = [m[key] / unit for m in metrics if m.get(key)]
+        for key, unit in columns.items():
+            values = [run["metrics"][key] / unit for run in runs if run.get("metrics", {}).get(key)]
             cells.append(spread(values) if values else "")
-        lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(sorted({run['machine'] for run in runs}))} |")
-    return "\n".join(lines)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"on {', '.join(sorted(machines))}"])
 
 
 TABLES = {

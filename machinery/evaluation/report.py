@@ -118,7 +118,7 @@ class Report:
         """What was measured, as html_report takes tables: the reference's own figures stand in the first column."""
         written = f"{len(self.prompts)} prompts. In brackets 95% intervals over the prompts."
         given = (
-            f"{len(self.pairs)} {'held-out' if self.is_held_out else 'training'} pairs. A reward is beta * (log policy - "
+            f"{len(self.pairs)} {'held-out ' if self.is_held_out else ''}pairs. A reward is beta * (log policy - "
             "log reference), with each run's own beta, or --beta."
         )
         others = [result["model"] for result in self.results if "given" not in result]
@@ -175,7 +175,7 @@ class Report:
                     "another judge, or another question (--judge_prompt)."
                 )
         if not self.is_held_out:
-            yield "nothing was held out: these prompts may have been trained on."
+            yield "the data has no test split: for a model that was trained on these prompts, this says nothing of new ones."
         if "tools" in self.pairs.column_names and any(self.pairs["tools"]):
             yield "the pairs have tools, and the answers were sampled without them."
         for result in self.results:

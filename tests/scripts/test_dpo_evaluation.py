@@ -387,7 +387,7 @@ def test_pairs_of_ones_own_without_a_judge(call, tmp_path):
     assert "Each against each other" not in output  # a table of nothing
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["demo/model/beta"] == 0.5
     page = (tmp_path / "e" / "report.html").read_text()
-    assert "6 training pairs" in page
+    assert "6 pairs" in page and "The data has no test split" in page
     assert "Reward accuracy by category" in page
 
 
