@@ -104,7 +104,7 @@ def answer_prompts(args, training_args, name: str, policy, tokenizer, folder: st
     answers = answering.several_answers(splits, name, policy, tokenizer, args, training_args, dpo_utils)
     scored.score_and_write(judge, splits, answers, folder, args)
     args.source, args.data_kwargs = str(folder), args.data_kwargs | scored.AS_WRITTEN
-    return scored.asked_again(judge, args)
+    return scored.asked_again(judge, args), [*splits.values()][-1][: args.num_eval_prompts]
 
 
 def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW
@@ -138,7 +138,6 @@ def check_only(args, training_args, model_args):  # NEW
 
 def main():
     args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments, flags=DATA_FLAGS, rare=RARE)
-
     if args.rounds:  # NEW: each is a run of this script, from the model that the one before has trained
         return run_rounds(__file__, args, training_args, model_args, dpo_utils, DEMO)
     if args.check_only:  # NEW
@@ -154,10 +153,11 @@ def main():
     reference = load_model(reference_name, **args.model_kwargs)[0] if is_apart else None
 
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
-    who = (name, policy, tokenizer, "runs/custom_dataset")
-    judge = answer_prompts(args, training_args, *who) if args.sample_answers else None  # NEW
-    train_pairs, eval_pairs, reports = look_at_pairs(args, training_args, tokenizer, "runs/custom_dataset")  # NEW
-    prompts = pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
+    judge, prompts, folder = None, None, "runs/custom_dataset"
+    if args.sample_answers:  # NEW: held-out prompts count whether or not their answers make a pair
+        judge, prompts = answer_prompts(args, training_args, name, policy, tokenizer, folder)
+    train_pairs, eval_pairs, reports = look_at_pairs(args, training_args, tokenizer, folder)  # NEW
+    prompts = prompts or pick_prompts(eval_pairs or train_pairs, args.num_eval_prompts)
 
     # Trainer: TRL's, with each prompt computed once instead of twice. `trl.DPOTrainer` fits too, without
     # group_by_length.
@@ -189,12 +189,10 @@ def main():
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth, judge)
     about = dict(script="custom_dataset", model=name, reference=reference_name, dataset=args.dataset_name)
     save_run(trainer, about, outcome, replies=(prompts, before[1], after[1]))
-    say(
-        f"""
+    say(f"""
 What to look at   {training_args.output_dir}/{"data_report.png, " if reports else ""}training_curves.png, completions.md
 What to try next  --check_only --dataset_name YOUR_FILE; --keep_findings duplicate (trains on what was dropped)
-The model is in   {training_args.output_dir}"""
-    )
+The model is in   {training_args.output_dir}""")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from dpo_utils import (
     say,
     watch,
 )
+from machinery.command.flag_help import FEWER_FLAGS
 from machinery.comparing.loss_comparison import CompareArguments, compare
 from machinery.comparing.side_by_side import show_other_loss
 from machinery.models.adapters import describe_base, new_adapter
@@ -354,9 +355,8 @@ class LossArguments(CompareArguments, TutorialArguments):  # NEW: and those of -
 
 
 def main():
-    args, training_args, model_args = parse_args(
-        __doc__, DEMO, arguments=LossArguments, defaults=ADAPTERS, takes_adapters=True, losses=LOSSES, by_loss=BY_LOSS
-    )
+    how = dict(defaults=ADAPTERS, takes_adapters=True, losses=LOSSES, by_loss=BY_LOSS)
+    args, training_args, model_args = parse_args(__doc__, DEMO, arguments=LossArguments, flags=FEWER_FLAGS, **how)
     if args.compare:  # NEW
         return compare_losses(args, training_args, model_args)
 

@@ -60,12 +60,11 @@ def load_prompts(source, tokenizer, load_preferences: Callable, format_pair: Cal
 def all_prompts(
     source, tokenizer, load_preferences: Callable, format_pair: Callable, **how
 ) -> tuple[dict[str, Dataset], bool]:
-    """The prompts of every split, those to train on first, of pairs or of prompts alone: nothing is held out here; and
-    whether the source has them as texts.
+    """The prompts of every split, those to train on first, of pairs or of prompts alone; and whether the source has them as
+    texts. Where there is no test split, the same share of the prompts is held out each time.
 
     For the rest see `load_prompts`.
     """
-    how |= {"held_out_share": 0.0}
     if not prompts_alone(source, **how):
         train_pairs, eval_pairs, reports = load_preferences(source, tokenizer, **how)
         are_texts = not any(report["most_turns_in_a_prompt"] for report in reports.values())
@@ -74,6 +73,10 @@ def all_prompts(
     found = {split: _read(source, rows, how) for split, rows in splits.items()}
     notes = [_what_was_read(splits[split], *read) for split, read in found.items()]
     rows = {split: read[0] for split, read in found.items()}
+    if len(rows) == 1:
+        [alone] = rows.values()
+        train, held = _hold_out(alone, **how)
+        rows = {"train": train} | ({"test": held} if held else {})
     formed, said = _in_form(rows, source, tokenizer, format_pair, how)
     for note in notes + said:
         say(note)
@@ -81,19 +84,24 @@ def all_prompts(
     return dict(zip(("train", "test"), formed.values(), strict=False)), are_texts
 
 
+def _hold_out(rows: list[dict], held_out_share: float = 0.0, seed: int = 0, **_) -> tuple[list[dict], list[dict]]:
+    """Rows to train on, and a share of the prompts that is held out."""
+    texts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    parts = store.hold_out(list(range(len(rows))), [numbers[text] for text in texts], held_out_share, seed)
+    return tuple([rows[place] for place in part] for part in parts)
+
+
 def _load_alone(source, tokenizer, format_pair: Callable, **how) -> tuple[Dataset, bool, bool]:
     """The prompts of the test split, of a share that is held out, or of the whole file; see `load_prompts`."""
     splits = _splits(source, how)
     rows = list(splits.values())[-1]  # the test split, where there is one
     read = _read(source, rows, how)
-    found, is_held_out, share = read[0], len(splits) > 1, how.get("held_out_share", 0.0)
+    found, is_held_out = read[0], len(splits) > 1
     notes = [_what_was_read(rows, *read)]
-    if not is_held_out and share:
-        texts = [json.dumps(row["prompt"], sort_keys=True) for row in found]
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        places = list(range(len(found)))
-        held = store.hold_out(places, [numbers[text] for text in texts], share, how.get("seed", 0))[1]
-        found, is_held_out = [found[place] for place in held], bool(held)
+    if not is_held_out:
+        held = _hold_out(found, **how)[1]
+        found, is_held_out = held or found, bool(held)
     formed, said = _in_form({"": found}, rows.name, tokenizer, format_pair, how)
     for note in notes + said:
         say(note)

@@ -70,4 +70,9 @@ def show_scores(judge, prompts: list, before: dict, after: dict) -> dict[str, tu
         measured[win_rate] = rate([(b > a) + 0.5 * (b == a) for a, b in zip(old, new, strict=True)])
         figures = [with_interval(measured[key]) for key in (f"{name}_before", f"{name}_after", win_rate)]
         say(f"  {'sampled' if temperature else 'greedily':<12}{figures[0]:<22}{figures[1]:<22}{figures[2]}")
+    cut = [sum(not reply.is_finished for reply in replies[1]) for replies in (before, after)]
+    if any(cut):
+        say(
+            f"  {cut[0]} and {cut[1]} of the sampled replies were cut off by --max_new_tokens, and are scored as they are."
+        )
     return measured

@@ -37,7 +37,7 @@ class SamplingArguments(JudgeArguments, ServerArguments):
         default=None, help="answer so many of the prompts, drawn by the seed (default: all)"
     )
     skip_prompts: int = HfArg(default=0, help="leave out the first so many of that order, as later rounds do")
-    rounds: int | None = HfArg(default=None, help="do all of it so many times, each time from the model just trained")
+    rounds: int = HfArg(default=0, help="do all of it so many times, each time from the model just trained")
     reference: str | None = HfArg(
         default=None, help="the model that the policy is held to (default: the one that is trained, as it is now)"
     )
@@ -49,14 +49,18 @@ class SamplingArguments(JudgeArguments, ServerArguments):
 
 def check_flags(args) -> None:
     """Refuse what cannot be sampled or scored, and flags that would do nothing. Raises UserError."""
-    if args.rounds is not None and args.rounds < 1:
-        raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
+    if args.rounds < 0:
+        raise UserError(f"--rounds must be 1 or more, or 0 for none, not {args.rounds}.")
     for name, most in MOST.items():
         if (getattr(args, name) or 0) > most:
             raise UserError(f"--{name} {getattr(args, name)}: at most {most:,}.")
     if args.rounds and not args.sample_answers:
         raise UserError("--rounds needs --sample_answers: a second round on the same pairs is a second epoch.")
-    if args.first_reference and (args.rounds is None or args.reference):
+    if args.rounds and (args.check_only or args.save_cleaned):
+        raise UserError(
+            "--rounds trains, and each round's answers stay in its folder: leave out --check_only and --save_cleaned."
+        )
+    if args.first_reference and (not args.rounds or args.reference):
         raise UserError("--first_reference counts with --rounds, and names what --reference would name.")
     if not args.sample_answers:
         rest = ("sample_from", "num_prompts", "skip_prompts", "answers_url", "answers_model")

@@ -11,26 +11,28 @@ import math
 import os
 import sys
 from collections.abc import Collection
+from itertools import count
 from pathlib import Path
 
 from accelerate import PartialState
 
 from ..common.errors import UserError
 from ..common.intervals import with_interval
-from ..common.kept_files import checksum, complete_file
+from ..common.kept_files import checksum, complete_file, is_as_signed, signed
 from ..common.safe_text import say
 from ..comparing.grid import claimed, only, run_child, without
 from ..runs.checkpoints import checkpoints
 from .answering import prompts_by_split
 
-OF_ALL_ROUNDS = {"--rounds", "--first_reference", "--output_dir", "--overwrite_output_dir", "--resume_from_checkpoint"}
+OF_ALL_ROUNDS = {"--rounds", "--first_reference", "--output_dir", "--overwrite_output_dir"}
 OF_A_ROUND = {"--model_name_or_path", "--model_revision", "--skip_prompts"}
+ALONE = ["--rounds", "0", "--first_reference", "false"]  # for a round by itself, whatever a recipe says
 # What metrics.json calls it, and the table.
 COLUMNS = {
-    "true_reward_after": "true reward", "greedy_reward_after": "greedily",
-    "score_after": "score", "greedy_score_after": "greedily",
+    "true_reward_after": "true reward", "greedy_reward_after": "true reward, greedily",
+    "score_after": "score", "greedy_score_after": "score, greedily",
     "win_rate": "win rate over the last", "greedy_win_rate": "greedily",
-    "score_win_rate": "by the score", "greedy_score_win_rate": "greedily",
+    "score_win_rate": "win rate by the score", "greedy_score_win_rate": "by the score, greedily",
     "garbled_after": "garbled", "kl_last": "KL from the last", "kl_first": "KL from the first",
 }  # fmt: skip
 
@@ -43,35 +45,69 @@ def run_rounds(script: str, args, training_args, model_args, utils, settings: Co
     """
     if PartialState().num_processes > 1:
         raise UserError("--rounds starts each round as a process of its own: start one round at a time by accelerate.")
-    folder = Path(training_args.output_dir if training_args.is_output_dir_given else "runs/rounds")
+    if training_args.resume_from_checkpoint:
+        raise UserError("--rounds goes on by itself where it was stopped: leave out --resume_from_checkpoint.")
     first = last = model_args.model_name_or_path
     words = without(sys.argv[1:], OF_ALL_ROUNDS | OF_A_ROUND)
-    words = _as_flags(settings, args, training_args) + words  # what is said last, by the user, counts
+    words = _as_flags(settings, args, training_args) + words + ALONE  # what is said last, by the user, counts
     revision = only(sys.argv[1:], {"--model_revision"})
+    reads = _files_of(training_args.reads)
+
+    def made_by(number: int, last: str) -> dict:
+        own = [*words, "--model_name_or_path", last]
+        own += ["--reference", first] if args.first_reference and last != first else []
+        own += revision if last == first or args.first_reference else []  # which a folder does not have
+        if args.num_prompts:
+            own += ["--skip_prompts", str(args.skip_prompts + (number - 1) * args.num_prompts)]
+        return {"words": own, "from": _weights_of(last), "reads": reads}
+
+    folder = _folder_of(training_args, made_by(1, first))
     rows, prompts = [], []
     with claimed(folder):
         for number in range(1, args.rounds + 1):
-            out = folder / f"round-{number}"
-            own = [*words, "--model_name_or_path", last, *(revision if last == first else [])]
-            own += ["--reference", first] if args.first_reference and last != first else []
-            if args.num_prompts:
-                own += ["--skip_prompts", str(args.skip_prompts + (number - 1) * args.num_prompts)]
-            made_by = {"words": own, "from": _weights_of(last), "reads": _files_of(training_args.reads)}
-            metrics = _finished(out, made_by)
+            out, made = folder / f"round-{number}", made_by(number, last)
+            metrics = None if training_args.overwrite_output_dir else _finished(out, made)
             say(f"\n=== Round {number} of {args.rounds}, from {last}" + (": it is finished" if metrics else ""))
             if metrics is None:
-                metrics = _run(script, own, out, made_by)
+                metrics = _run(script, out, made, training_args.overwrite_output_dir)
             if "kl_first" not in metrics:
                 prompts = prompts or _held_out(first, args, training_args, utils)
                 for name, other in (("kl_last", last), ("kl_first", first)):
                     metrics |= _measured(name, _moved(str(out), other, prompts, args, training_args, utils))
-                _note(out, made_by | {"metrics": metrics})
+                _note(out, made | {"metrics": metrics})
             rows.append(metrics)
             last = str(out)
         with complete_file(folder / "rounds.json") as file:
             json.dump({"from": first, "rounds": rows}, file, indent=1)
     say("\n" + table(rows))
     say(f"\nWhat to look at   {folder}/rounds.json, and each round's own files\nThe model is in   {last}")
+
+
+def _folder_of(training_args, made_by: dict) -> Path:
+    """The user's, or runs/rounds, or with a number the first that is free or has rounds of the same command.
+
+    made_by: of the first round. Raises UserError where the user's has other rounds, or what the rounds are to read.
+    """
+    named = training_args.output_dir if training_args.is_output_dir_given else None
+    for number in count(1):
+        folder = Path(named or ("runs/rounds" if number == 1 else f"runs/rounds-{number}"))
+        given = [what for what, name in training_args.reads.items() if _is_in(folder, Path(name))]
+        is_free = not (folder / "round-1").exists() or (named and training_args.overwrite_output_dir)
+        if not given and (is_free or _is_of(_noted(folder / "round-1"), made_by)):
+            return folder
+        if named and given:
+            raise UserError(
+                f"--output_dir {folder} is where {given[0]} is, and rounds are written there: name another."
+            )
+        if named:
+            raise UserError(
+                f"--output_dir {folder} has rounds of another command, of other data or of another judge: name another "
+                "folder, or replace them by --overwrite_output_dir."
+            )
+
+
+def _is_in(folder: Path, given: Path) -> bool:
+    return given.exists() and given.resolve().is_relative_to(folder.resolve())
 
 
 def _as_flags(names: Collection[str], *holders) -> list[str]:
@@ -112,15 +148,16 @@ def table(rounds: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _run(script: str, words: list[str], out: Path, made_by: dict) -> dict:
+def _run(script: str, out: Path, made_by: dict, anew: bool) -> dict:
     """The metrics of a round that is run now, or goes on from a checkpoint that it has written itself."""
-    note = out.with_suffix(".json")
-    began = note.stat().st_mtime if _is_of(_noted(out), made_by) else math.inf
-    how = ["--resume_from_checkpoint"]
+    began = math.inf
+    if not anew and _is_of(_noted(out), made_by):
+        began = out.with_suffix(".json").stat().st_mtime
+    how = ["--resume_from_checkpoint", "newest", "--overwrite_output_dir", "false"]
     if not any(checkpoint.stat().st_mtime >= began for checkpoint in checkpoints(out)):
         how = ["--overwrite_output_dir"]
         _note(out, made_by)
-    code, _ = run_child([sys.executable, script, *words, "--output_dir", str(out), *how], dict(os.environ))
+    code, _ = run_child([sys.executable, script, *made_by["words"], "--output_dir", str(out), *how], dict(os.environ))
     if code:
         raise UserError(f"{out} ended with {code}, see above. The same command goes on from there")
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -147,21 +184,24 @@ def _weights_of(model: str) -> str | None:
 
 
 def _files_of(reads: dict[str, str]) -> dict[str, list[int]]:
-    """Sizes and times of the files that a run is given: data, and a judge of the user's."""
-    files = [Path(name) for name in reads.values() if Path(name).is_file()]
+    """Sizes and times of the files that a run is given, data and a judge of the user's; of folders what lies in them."""
+    given = [Path(name) for name in reads.values() if os.path.exists(name)]
+    files = [part for path in given for part in (sorted(path.glob("*")) if path.is_dir() else [path]) if part.is_file()]
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def _noted(out: Path) -> dict | None:
+    """What is noted of a round; None where nothing is, or not what was written."""
     try:
-        return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        noted = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+        return noted if is_as_signed(noted) else None
+    except (OSError, ValueError, AttributeError):
         return None
 
 
 def _note(out: Path, facts: dict) -> None:
     with complete_file(out.with_suffix(".json")) as file:
-        json.dump(facts, file)
+        json.dump(signed(facts), file)
 
 
 def _measured(name: str, interval: tuple[float, float, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from statistics import pstdev
 
 from accelerate import PartialState
 
@@ -71,8 +72,8 @@ def score_and_write(judge: Judge, splits: dict, answers: dict, folder: Path, arg
 def score_answers(judge: Judge, prompts: list, answers: list[list[Sampled]], args) -> list[list[float | None]]:
     """By prompt, a number for each answer, higher is better; None where the judge had none.
 
-    Of a judge that only compares, every two answers to a prompt are compared, and an answer's number is how many of the
-    others it beats, ties half. The first of several processes asks the judge.
+    Of a judge that only compares, every two answers to a prompt are compared, and an answer's number is the share of the
+    others that it beats, ties half. The first of several processes asks the judge.
     """
     scores = None
     if PartialState().is_main_process:
@@ -128,33 +129,44 @@ def _compared(judge: Judge, prompts: list, answers: list[list[Sampled]], args) -
     missing = sum(verdict.win is None for verdict in verdicts)
     if missing:
         reason = next(verdict.reason for verdict in verdicts if verdict.win is None)
-        say(f"{missing:,} of them have no verdict ({reason}), and the answers in them no score.")
-    return [[sum(won) if len(won) == len(row) - 1 else None for won in row] for row in wins]
+        say(f"{missing:,} of them have no verdict ({reason}): an answer's score is its share of the others.")
+    return [[sum(won) / len(won) if won else None for won in row] for row in wins]
 
 
 def write_scored(folder: Path, split: str, prompts: list, answers: list[list[Sampled]], scores: list[list]) -> None:
-    """Write folder/split.jsonl, and say what is in it.
+    """Write folder/split.jsonl, and say what is in it. Raises UserError where it makes no pair.
 
-    An answer that was cut off counts as worse than every whole one: it has no end, and chosen it would teach to stop in
-    the middle of a sentence.
+    An answer that was cut off counts as worse than every whole one, by a standard deviation of all scores at least: it has
+    no end, and chosen it would teach to stop in the middle of a sentence.
     """
+    step, file = _one_deviation(answers, scores), folder / f"{split}.jsonl"
+    ranked = [_below(row, numbers, step) for row, numbers in zip(answers, scores, strict=True)]
     if PartialState().is_main_process:
-        _write(folder, split, prompts, answers, scores)
+        _write(file, prompts, answers, ranked)
     PartialState().wait_for_everyone()  # all read the file
+    means = [sum(known) / len(known) for row in scores if (known := [score for score in row if score is not None])]
+    flat = [answer for row in answers for answer in row]
+    cut = sum(not answer.is_finished for answer in flat)
+    of_them = f"; {cut:,} were cut off by --max_new_tokens, and count as worse than whole ones" if cut else ""
+    mean = f", {with_interval(mean_interval(means))} on average" if means and math.isfinite(means[0]) else ""
+    say(f"Answers: {file}: {len(flat):,} to {len(prompts):,} prompts, scored{mean}{of_them}.")
+    if not any(sum(score is not None for score in row) > 1 for row in ranked):
+        way_out = ": raise --max_new_tokens." if cut else "."
+        raise UserError(f"{file}: no prompt has two scored answers, one of them whole, so there is no pair{way_out}")
 
 
-def _write(folder: Path, split: str, prompts: list, answers: list[list[Sampled]], scores: list[list]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with complete_file(folder / f"{split}.jsonl") as file:
+def _write(file: Path, prompts: list, answers: list[list[Sampled]], scores: list[list[float | None]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with complete_file(file) as lines:
         for prompt, row, numbers in zip(prompts, answers, scores, strict=True):
             found = [
                 {
-                    "text": a.text,
+                    "text": answer.text,
                     "score": score,
-                    "model": a.model,
-                    "finish_reason": "stop" if a.is_finished else "length",
+                    "model": answer.model,
+                    "finish_reason": "stop" if answer.is_finished else "length",
                 }
-                for a, score in zip(row, _below(row, numbers), strict=True)
+                for answer, score in zip(row, numbers, strict=True)
                 if score is not None
             ]
             extras = {
@@ -162,20 +174,21 @@ def _write(folder: Path, split: str, prompts: list, answers: list[list[Sampled]]
                 "chat_template_kwargs": getattr(prompt, "template_kwargs", None),
             }
             asked = {"prompt": prompt} | {name: value for name, value in extras.items() if value}
-            file.write(json.dumps(asked | {"answers": found}) + "\n")
-    means = [sum(known) / len(known) for row in scores if (known := [score for score in row if score is not None])]
-    flat = [answer for row in answers for answer in row]
-    cut = sum(not answer.is_finished for answer in flat)
-    of_them = f"; {cut:,} were cut off by --max_new_tokens, and count as worse than whole ones" if cut else ""
-    mean = f", {with_interval(mean_interval(means))} on average" if means and math.isfinite(means[0]) else ""
-    say(f"Answers: {folder / f'{split}.jsonl'}: {len(flat):,} to {len(prompts):,} prompts, scored{mean}{of_them}.")
+            lines.write(json.dumps(asked | {"answers": found}) + "\n")
 
 
-def _below(row: list[Sampled], scores: list[float | None]) -> list[float | None]:
+def _one_deviation(answers: list[list[Sampled]], scores: list[list[float | None]]) -> float:
+    """The standard deviation of the scores of whole answers: what counts as one step on this judge's scale."""
+    pairs = ((a, n) for row, numbers in zip(answers, scores, strict=True) for a, n in zip(row, numbers, strict=True))
+    whole = [number for answer, number in pairs if answer.is_finished and number is not None]
+    return (pstdev(whole) if whole else 0.0) or 1.0
+
+
+def _below(row: list[Sampled], scores: list[float | None], step: float) -> list[float | None]:
     whole = [score for answer, score in zip(row, scores, strict=True) if answer.is_finished and score is not None]
     if not whole:
         return [None] * len(row)  # and none of them can be chosen
     return [
-        score if answer.is_finished or score is None else min(score, min(whole) - 1)
+        score if answer.is_finished or score is None else min(score, min(whole) - step)
         for answer, score in zip(row, scores, strict=True)
     ]

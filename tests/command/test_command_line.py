@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from conftest import SCRIPTS_ON_DEMO
 
 import basic_dpo_training
 from dpo_utils import parse_args
@@ -81,6 +82,12 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path):
         parsed("--output_dir", str(tmp_path))
     parsed("--output_dir", str(tmp_path), "--overwrite_output_dir")
     parsed("--output_dir", str(tmp_path), "--resume_from_checkpoint")
+
+
+@pytest.mark.parametrize("script", SCRIPTS_ON_DEMO)
+def test_help_fits_on_a_page_or_two(script, call):
+    code, output, _ = call(script, "--help")
+    assert code == 0 and len(output.splitlines()) <= 66
 
 
 def test_help_says_what_the_flags_do(capsys):

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from statistics import pstdev
 from types import SimpleNamespace
 
 import pytest
@@ -78,7 +79,7 @@ class Compares(Judge):
 def test_a_judge_that_compares_scores_an_answer_by_the_others_it_beats(capsys):
     judge = Compares()
     scores = score_answers(judge, PROMPTS, ANSWERS, arguments())
-    assert scores == [[None, None, None], [1.5, 0.0, 1.5]]  # one that has no verdict leaves the others without theirs
+    assert scores == [[0.0, 1.0, None], [0.75, 0.0, 0.75]]  # of one that has no verdict the others still have theirs
     assert len(judge.asked) == 6
     said = capsys.readouterr().out
     assert "compares 6 pairs of answers" in said and "2 of them have no verdict (refused)" in said
@@ -98,14 +99,16 @@ def test_what_is_written_is_read_as_pairs_and_an_answer_that_was_cut_off_is_neve
         ("Because.", "It is so since it"),
         ("Me.", "You."),
     ]
-    assert (found[0]["score_chosen"], found[0]["score_rejected"]) == (2.0, 0.0)
+    one_step = pstdev([1.0, 2.0, 0.0, 1.0, 0.0])  # of this judge's scores
+    assert (found[0]["score_chosen"], found[0]["score_rejected"]) == (2.0, 1.0 - one_step)
     written = read_written([str(tmp_path / "answers" / "train.jsonl")])
     assert [answer["finish_reason"] for answer in written["m"].to(PROMPTS[0])] == ["stop", "stop", "length"]
 
 
 def test_where_no_answer_was_finished_there_is_no_pair(tmp_path):
     cut = [[Sampled("It is", "m", False), Sampled("So it", "m", False)]]
-    write_scored(tmp_path, "train", PROMPTS[:1], cut, [[1.0, 2.0]])
+    with pytest.raises(UserError, match=r"train.jsonl: no prompt has two scored answers.* raise --max_new_tokens"):
+        write_scored(tmp_path, "train", PROMPTS[:1], cut, [[1.0, 2.0]])
     assert json.loads((tmp_path / "train.jsonl").read_text())["answers"] == []
 
 
@@ -121,6 +124,20 @@ def test_prompts_are_drawn_by_the_seed_and_later_rounds_get_others(tmp_path):
     args = arguments(source=str(path), dataset_name=str(path), num_prompts=None, skip_prompts=50)
     with pytest.raises(UserError, match="leaves none of 50 prompts"):
         prompts_by_split(args, 7, None, dpo_utils)
+
+
+def test_the_same_prompts_are_held_out_in_every_round(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"What is {n}?"}) + "\n" for n in range(50)))
+    trained, held = set(), set()
+    for skip in (0, 20, 40):
+        how = {"held_out_share": 0.1, "seed": 3}
+        args = arguments(source=str(path), dataset_name=str(path), num_prompts=20, skip_prompts=skip, data_kwargs=how)
+        splits, _ = prompts_by_split(args, 7, None, dpo_utils)
+        trained |= set(map(str, splits["train"]))
+        held.add(tuple(map(str, splits["test"])))
+    [held] = held
+    assert len(held) == 5 and len(trained) == 45 and not trained & set(held)
 
 
 def test_pairs_count_for_their_prompts_and_splits_stay_apart(base_tokenizer):
@@ -167,7 +184,10 @@ def test_the_judge_is_tried_before_any_answer_is_sampled(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"rounds": 0, "sample_answers": 2}, "--rounds must be at least 1"),
+        ({"rounds": -1, "sample_answers": 2}, "--rounds must be 1 or more"),
+        ({"rounds": 2, "sample_answers": 2, "check_only": True}, "leave out --check_only and --save_cleaned"),
+        ({"rounds": 2, "sample_answers": 2, "save_cleaned": "kept.jsonl"}, "leave out --check_only and --save_cleaned"),
+        ({"rounds": 2, "sample_answers": 2, "resume_from_checkpoint": True}, "leave out --resume_from_checkpoint"),
         ({"rounds": 2}, "a second round on the same pairs is a second epoch"),
         ({"first_reference": True, "sample_answers": 2}, "--first_reference counts with --rounds"),
         ({"judge": "truth", "num_prompts": 3}, "--num_prompts and --judge counts with --sample_answers only"),
@@ -201,12 +221,13 @@ def test_from_prompts_to_a_trained_model_by_one_command_and_again_in_its_place(t
         "--judge",
         f"{tmp_path}/rules.py:score",
     ]
-    words += ["--output_dir", tmp_path / "out", *SHORT]
+    words += ["--output_dir", tmp_path / "out", *SHORT, "--max_new_tokens", 64]
     for more in ((), ("--overwrite_output_dir",)):
         code, output, error = call("custom_dataset_dpo", *words, *more)
         assert code == 0, error
         rows = [json.loads(line) for line in (tmp_path / "out" / "answers" / "train.jsonl").read_text().splitlines()]
-        assert len(rows) == 24 and {len(row["answers"]) for row in rows} <= {0, 2}
+        held = [json.loads(line) for line in (tmp_path / "out" / "answers" / "test.jsonl").read_text().splitlines()]
+        assert (len(rows), len(held)) == (22, 2) and {len(row["answers"]) for row in rows} <= {0, 2}
         made = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert made["score_before"] > 0 and made["score_win_rate_ci_low"] <= made["score_win_rate"]
     assert "Score of" in output and "read as prompt, answers = answers[].text" in output
