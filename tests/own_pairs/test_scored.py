@@ -1,12 +1,16 @@
 """Answers to each prompt, their scores, and the file of both: what any judge makes of them, and what is read back."""
 
 import json
+import re
 import socket
 from statistics import pstdev
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import PROJECT, SHORT, fork_server
+from fake_server import FakeServer
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import dpo_utils
 from demo.world import known_truth
@@ -15,6 +19,7 @@ from machinery.answers import kept as kept_module
 from machinery.answers.written import read_written
 from machinery.common.errors import UserError
 from machinery.judges.interface import Judge, Verdict
+from machinery.judges.reward_model import load_reward_model
 from machinery.judges.scores import ScoreJudge, function_judge
 from machinery.own_pairs.answering import Sampled, prompts_by_split, several_answers
 from machinery.own_pairs.flags import SamplingArguments
@@ -279,6 +284,79 @@ def test_the_policy_is_held_to_another_model_than_the_one_it_starts_from(tmp_pat
     assert "not ln 2: the policy starts from another model than its reference" in output
     made = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert made["reference"] == str(tmp_path / "first") and made["kl"] > 0.001
+
+
+def prefers_the_later_seed(body) -> tuple[int, dict] | None:
+    """What a server says as the model "judge": the answer with the larger number at its end is better."""
+    if body["model"] != "judge":
+        return None
+    question = body["messages"][-1]["content"]
+    a, b = (int(re.search(rf"<answer {letter} \w+>\n.* (\d+)\n", question)[1]) for letter in "AB")
+    content = f"By its number.\nVerdict: {'A' if a > b else 'B'}"
+    return 200, {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]}
+
+
+def test_a_server_answers_and_a_language_model_judges_and_neither_is_asked_twice(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the judge keeps its answers
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"What is {n}?"}) + "\n" for n in range(6)))
+    server = FakeServer()
+    server.act = prefers_the_later_seed
+    words = [
+        "--dataset_name",
+        "prompts.jsonl",
+        "--sample_answers",
+        3,
+        "--answers_url",
+        server.url,
+        "--answers_model",
+        "m",
+    ]
+    words += ["--judge_url", server.url, "--judge_model", "judge", "--check_only", "--held_out_share", 0]
+    try:
+        code, output, error = call("custom_dataset_dpo", *words, "--output_dir", "a", "--save_cleaned", "pairs.jsonl")
+        assert code == 0, error
+        asked = len(server.asked)
+        assert asked == 6 * 3 + 6 * 3 * 2  # three answers, and three pairs of them in both orders
+        assert call("custom_dataset_dpo", *words, "--output_dir", "b")[0] == 0
+    finally:
+        server.stop()
+    assert len(server.asked) == asked
+    assert "compares 18 pairs of answers" in output
+    for pair in map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines()):
+        chosen, rejected = (int(pair[part][0]["content"].split()[-1]) for part in ("chosen", "rejected"))
+        assert chosen == rejected + 2 and (pair["score_chosen"], pair["score_rejected"]) == (1.0, 0.0)
+
+
+def test_a_reward_model_scores_what_the_policy_says(tmp_path, call, base_tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_labels=1)
+    config = LlamaConfig(vocab_size=len(base_tokenizer), pad_token_id=0, **sizes)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "rewards")
+    base_tokenizer.save_pretrained(tmp_path / "rewards")
+    words = ["--dataset_name", PROJECT / "demo", "--model_name_or_path", PROJECT / "demo" / "model", "--check_only"]
+    words += [
+        "--sample_answers",
+        2,
+        "--num_prompts",
+        8,
+        "--max_new_tokens",
+        48,
+        "--judge_model",
+        "rewards",
+        "--output_dir",
+        "out",
+        "--save_cleaned",
+        "pairs.jsonl",
+    ]
+    code, _, error = call("custom_dataset_dpo", *words)
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "out" / "answers" / "train.jsonl").read_text().splitlines()]
+    flat = [(row["prompt"], answer) for row in rows for answer in row["answers"] if answer["finish_reason"] == "stop"]
+    score = load_reward_model("rewards", "cpu")
+    expected = score([prompt for prompt, _ in flat], [answer["text"] for _, answer in flat])
+    assert [answer["score"] for _, answer in flat] == pytest.approx(expected, abs=1e-5)
+    assert len({answer["score"] for _, answer in flat}) > 1
 
 
 @pytest.mark.thorough
