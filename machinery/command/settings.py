@@ -10,6 +10,7 @@ silence and spoil the run, is a UserError here.
 import os
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from multiprocessing import get_start_method
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ..common.safe_text import say
 from ..hardware.precision import prefers_bf16
 from ..models.adapters import base_of_adapter, check_adapter
 from ..runs.checkpoints import is_checkpoint
-from ..runs.folder import why_not
+from ..runs.folder import is_to_go_on, why_not
 from ..runs.ownership import is_written
 from ..training.losses import TRL_LOSSES, check_names
 from ..training.token_budget import COUPLED
@@ -141,7 +142,8 @@ def _device_settings(values: dict) -> dict:
 
 
 READS = (
-    "config model_name_or_path adapter reference models sample_from dataset_name judge_model judge_prompt answers answers_from texts"
+    "config model_name_or_path adapter reference models sample_from dataset_name judge_model judge_prompt answers answers_from texts "
+    "accelerator_config fsdp_config deepspeed"
 ).split()
 OWN_CODE = ("loss_file", "judge")  # file.py:function
 
@@ -151,7 +153,12 @@ def _reads(values: dict, mixture: DatasetMixtureConfig) -> dict[str, str]:
     named = [(f"--{flag}", values.get(flag)) for flag in READS]
     named += [(f"--{flag}", (values.get(flag) or "").rpartition(":")[0]) for flag in OWN_CODE]
     named += [("datasets:", part) for one in mixture.datasets for part in (one.path, one.data_dir, one.data_files)]
-    return {f"{what} {name}": name for what, names in named for name in _strings(names) if name}
+    reads = {f"{what} {name}": name for what, names in named for name in _strings(names) if name}
+    for what, name in list(reads.items()):
+        with suppress(UserError, OSError):  # whoever loads it says what is wrong
+            if (Path(name) / "adapter_config.json").is_file() and (base := base_of_adapter(Path(name))):
+                reads[f"the base of {what}"] = base
+    return reads
 
 
 def _strings(value) -> list[str]:
@@ -265,8 +272,9 @@ def _check(args, training_args, losses: Collection[str], needs_data: bool) -> No
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--output_dir {folder} is a file.")
         is_first = PartialState().is_main_process  # which may be in the folder already when the others look
-        resume, replace = training_args.resume_from_checkpoint, training_args.overwrite_output_dir
-        if is_first and (refusal := why_not(folder, replace, bool(resume), training_args.reads)):
+        goes_on = is_to_go_on(folder, training_args.resume_from_checkpoint)
+        replace, reads = training_args.overwrite_output_dir, training_args.reads
+        if is_first and (refusal := why_not(folder, replace, goes_on, reads)):
             raise UserError(f"--output_dir {refusal}.")
     cleaned = getattr(args, "save_cleaned", None)
     if cleaned and training_args.is_output_dir_given and is_written(Path(training_args.output_dir), Path(cleaned)):

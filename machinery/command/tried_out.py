@@ -13,6 +13,7 @@ import inspect
 import json
 import math
 import re
+from pathlib import Path
 from typing import get_type_hints
 
 import torch
@@ -24,6 +25,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from ..common.bounds import check_file
+from ..common.errors import UserError
 from ..common.masking import leaves
 from ..common.safe_text import first_line
 from ..models.checks import FROM_SAFETENSORS
@@ -33,6 +36,7 @@ IN_JSON = (
     "liger_kernel_config"
 ).split()
 IN_FILES = "accelerator_config fsdp_config deepspeed".split()  # or JSON on the command line
+MOST_BYTES = 2**20
 # What Transformers 5.23 reads of --fsdp_config; it passes over anything else in silence.
 OF_FSDP = (
     "min_num_params transformer_layer_cls_to_wrap xla xla_fsdp_v2 xla_fsdp_grad_ckpt xla_fsdp_settings version cpu_offload "
@@ -93,8 +97,10 @@ def _dictionary(flag: str, value) -> dict | None:
     text = str(value)
     if is_file:
         try:
-            with open(text, encoding="utf-8") as file:
-                text = file.read()
+            check_file(Path(text), MOST_BYTES)
+            text = Path(text).read_text(encoding="utf-8")
+        except UserError as error:  # which names the file
+            raise ValueError(f"--{flag} {str(error).rstrip('.')}") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is no text"
             raise ValueError(f"--{flag} {value} cannot be read: {reason}") from error

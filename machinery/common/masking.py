@@ -17,8 +17,10 @@ WORDS = "key auth pwd pat cookie".split()
 ENDINGS = tuple("token secret secrets password passwd passphrase apikey credential credentials authorization".split())
 NO_SECRETS = re.compile(r".*(pad|eos|bos|unk|sep|cls|mask|image|audio|video|start|end|stop|mean)_token(_\w+)?")
 KEYWORD = re.compile(r"""(?<![\w.-])([\w.-]+)\\*["']?\s*[:=]\s*""")  # as in JSON, YAML, Python, a flag or an address
+# In YAML behind an anchor or a tag, as a list or a block of lines; quoted; to where a bracket is closed; or one word.
 VALUE = re.compile(
-    r"""(\\*)(["']).*?(?:(?<!\\)\1\2|$)|[\[{]|(?:(?:bearer|basic|token)\s+)?[^\s,;&"'\]})]+""",
+    r"""(?:[&!]\S*\s+)*(?:-\s[^\n]*(?:\n\s*-\s[^\n]*)*|[|>][-+\d]*(?:\n[ \t]+[^\n]*)+"""
+    r"""|(\\*)(["']).*?(?:(?<!\\)\1\2|$)|[\[{]|(?:(?:bearer|basic|token)\s+)?[^\s,;&"'\]})]+)""",
     re.IGNORECASE | re.DOTALL,
 )
 IN_ADDRESS = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")  # a user's name and password, or a token in their place
@@ -83,7 +85,7 @@ def _secret_values(text: str) -> Iterator[tuple[int, int]]:
         if not names_secret(keyword[1]) or not (value := VALUE.match(text, place)):
             continue
         start, place = place, value.end()
-        if value[0] in ("{", "["):  # to where it is closed, or to the end
+        if value[0].endswith(("{", "[")):  # to where it is closed, or to the end
             depth = 1
             while depth and place < len(text):
                 depth += (text[place] in "{[") - (text[place] in "}]")
@@ -110,6 +112,8 @@ def _in_text(text: str) -> Iterator[str]:
     except (ValueError, RecursionError):
         for start, end in _secret_values(text):
             yield text[start:end].strip("\\\"'[]{} ")
+            if "\n" in text[start:end]:  # a list or a block of YAML
+                yield from (line.strip("\\\"'[]{}-|> ") for line in text[start:end].splitlines())
 
 
 def _in_values(values) -> Iterator[str]:

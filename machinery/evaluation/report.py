@@ -25,7 +25,7 @@ import numpy as np
 
 from ..common.chat import as_text
 from ..common.intervals import holm, mean_interval, paired_test
-from ..common.kept_files import complete_file, dispensable
+from ..common.kept_files import complete_file, complete_files, dispensable
 from ..common.masking import masked, without_secrets
 from ..common.safe_text import defused, say
 from ..judges.interface import Judge, Verdict
@@ -215,16 +215,17 @@ class Report:
             "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),
         }
         generations = list(self.generations())
-        with dispensable(folder / "report.html") as page:
-            write_report(page, self.page(generations, made))
-        with dispensable(folder / "generations.jsonl") as path, complete_file(path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in generations)
-        for name, rows in (("generations.csv", _as_rows(generations)), ("metrics.csv", self.metrics_rows())):
-            with dispensable(folder / name) as path, complete_file(path, "wb") as file:
-                # A spreadsheet knows UTF-8 by its mark; half a character cannot be written, and a NUL not be read.
-                text = StringIO(newline="")
-                csv.writer(text).writerows([defused(cell) for cell in row] for row in rows)
-                file.write(text.getvalue().replace("\0", "\\x00").encode("utf-8-sig", "backslashreplace"))
+        with complete_files(folder) as unfinished:
+            with dispensable(unfinished / "report.html") as page:
+                write_report(page, self.page(generations, made))
+            with dispensable(unfinished / "generations.jsonl") as path, open(path, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in generations)
+            for name, rows in (("generations.csv", _as_rows(generations)), ("metrics.csv", self.metrics_rows())):
+                with dispensable(unfinished / name) as path:
+                    # A spreadsheet knows UTF-8 by its mark; half a character cannot be written, and a NUL not be read.
+                    text = StringIO(newline="")
+                    csv.writer(text).writerows([defused(cell) for cell in row] for row in rows)
+                    path.write_bytes(text.getvalue().replace("\0", "\\x00").encode("utf-8-sig", "backslashreplace"))
         with complete_file(folder / "metrics.json") as file:
             json.dump(self.metrics() | made, file, indent=2, allow_nan=False)
         written = [name for name in FILES if (folder / name).exists()]

@@ -11,7 +11,9 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from ..common.bounds import check_file
 from ..common.chat import as_text
+from ..common.errors import UserError
 from ..common.safe_text import defused
 from .interface import Comparison, Judge, JudgeError, Verdict
 
@@ -53,6 +55,7 @@ def read_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison]) ->
     where the table was written for other answers than these.
     """
     try:
+        check_file(key_path)
         key = json.loads(key_path.read_text(encoding="utf-8"))
         written_for = key["answers"]
         places = {str(row): (entry["comparison"], entry["swapped"]) for row, entry in enumerate(key["rows"], start=1)}
@@ -65,6 +68,7 @@ def read_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison]) ->
     verdicts = [Verdict(None, "not judged: left empty", None)] * len(places)
     seen = {}
     try:
+        check_file(path)
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             header = file.readline()
             separator = max(",;\t", key=header.count)
@@ -90,6 +94,8 @@ def read_blind_csv(path: Path, key_path: Path, comparisons: list[Comparison]) ->
                     raise JudgeError(
                         f"{where}, number {number}: '{verdict}' is no verdict; write 1, 2 or tie, or nothing"
                     )
+    except UserError as error:
+        raise JudgeError(str(error)) from error
     except (OSError, csv.Error) as error:
         raise JudgeError(f"{path} cannot be read as a table: {error}") from error
     return verdicts

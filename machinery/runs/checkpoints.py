@@ -25,9 +25,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from ..common.kept_files import checksum, complete_file, is_as_signed, signed
-from .ownership import drop_older
+from .ownership import MANIFEST, drop_older
 
-MANIFEST = "manifest.json"
 LEAST_KEPT = 2  # the newest, and one in case that its disk block goes bad
 
 

@@ -104,14 +104,22 @@ def choose_folder(
         folder = checkpoint.parent
     else:
         folder = (newest_unfinished(default) if resume else None) or free_folder(default)
-    if refusal := why_not(folder, replace, bool(resume), reads or {}):
+    goes_on = is_to_go_on(folder, resume)
+    if refusal := why_not(folder, replace, goes_on, reads or {}):
         raise ValueError(refusal)
     ownership.hold(folder)  # which is written at once: better to fail now than after hours of training
-    (ownership.go_on if resume else ownership.begin)(folder)
+    (ownership.go_on if goes_on else ownership.begin)(folder)
     passed_over = []
     if resume and checkpoint is None:
         checkpoint, passed_over = newest_complete(folder)
     return str(folder), str(checkpoint) if checkpoint else None, passed_over
+
+
+def is_to_go_on(folder: Path, resume: str | None) -> bool:
+    """Whether a run goes on with what is in its folder, rather than from a checkpoint that another folder has."""
+    if not resume:
+        return False
+    return resume.lower() in ("newest", "true") or Path(resume).resolve().parent == folder.resolve()
 
 
 def why_not(folder: Path, replace: bool, goes_on: bool, reads: dict[str, str]) -> str | None:

@@ -8,7 +8,8 @@
 
 A folder that a run has claimed carries `.run/`: a lock, which the system takes back with the process, and a note of what
 a finished run has left, with sizes and times. Before a run writes, nothing of anybody else's is there under the names
-that it writes, or it is refused; so in a folder whose run did not come to its end all files of these names are the run's.
+that it writes, or it is refused. A run that did not come to its end has no such note: what it writes before its end, as
+its checkpoints list it, is then its own, and all else was put there since.
 """
 
 import json
@@ -32,6 +33,9 @@ FILES = (
     "*.model", "*.tiktoken", "*.jinja", "warnings.jsonl", "training_curves.png", "completions.md", REPORT,
     "report.*", "generations.*", "metrics.csv", "blind.csv", "blind.key.json",
 )  # fmt: skip
+# What it writes before its last files.
+EARLY = (REPORT, "blind.csv", "blind.key.json", "answers/train.jsonl", "answers/test.jsonl")
+MANIFEST = "manifest.json"  # in each checkpoint: the files that it has
 FOLDERS = ("checkpoint-*", "base", "merged", "answers", "additional_chat_templates", UNFINISHED)
 
 _held: dict[Path, FileLock] = {}
@@ -131,11 +135,11 @@ def in_the_way(folder: Path) -> list[str]:
         left = json.loads(_note_in(folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no run has begun here
         left = {}
-    if left is None:  # one has, and did not come to its end
-        return []
-    return sorted(
-        name for path in _files(folder) if left.get(name := path.relative_to(folder).as_posix()) != _facts(path)
-    )
+    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    if left is None:  # one has, and did not come to its end; or it was killed while it wrote its last files
+        is_at_its_end = (folder / UNFINISHED).exists() or (folder / FINISHED).exists()
+        return [] if is_at_its_end else sorted(set(files) - _left_unfinished(folder, files))
+    return sorted(name for name, path in files.items() if left.get(name) != _facts(path))
 
 
 def holds(folder: Path, given: Path) -> bool:
@@ -158,6 +162,32 @@ def is_written(folder: Path, path: Path) -> bool:
         return False
     first, *rest = path.relative_to(folder).parts or (OWN,)
     return first == OWN or _is_any_of(first, FOLDERS) or (_is_any_of(first, FILES) and not rest)
+
+
+def _left_unfinished(folder: Path, files: dict[str, Path]) -> set[str]:
+    """Of these files by name those that a run writes before it comes to its end."""
+    own = set()
+    for name, path in files.items():
+        first, *rest = Path(name).parts
+        is_made = _is_any_of(name, EARLY) or _is_any_of(path.name, (f".*{UNFINISHED}",))
+        if first.startswith("checkpoint-"):
+            noted = _noted_in(folder / first)
+            is_made |= noted is None or "/".join(rest) in {*noted, MANIFEST}
+        elif first == "base" and rest:
+            is_made |= _is_any_of(rest[0], FILES if len(rest) == 1 else FOLDERS)
+        elif name == "README.md":  # TRL writes one with each checkpoint
+            with suppress(OSError, ValueError):
+                is_made |= not path.is_symlink() and "trained using [TRL]" in path.read_text(encoding="utf-8")
+        own |= {name} if is_made else set()
+    return own
+
+
+def _noted_in(checkpoint: Path) -> set[str] | None:
+    """The files that a checkpoint's manifest names; None where it was not written to its end, and all may be its own."""
+    try:
+        return set(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _bring_back(folder: Path) -> None:

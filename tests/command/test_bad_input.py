@@ -347,6 +347,11 @@ TRIED = {  # keywords and packages, by what a library says of something tiny
     ),
     "accelerator_value": Case(BASIC, ["--accelerator_config", '{"even_batches": 7}'], ("even_batches is true or false, not 7",)),
     "accelerator_file_not_there": Case(BASIC, "--accelerator_config a.json", ("--accelerator_config a.json cannot be read",)),
+    "accelerator_file_a_pipe": Case(
+        BASIC, "--accelerator_config a.json", ("--accelerator_config a.json is no regular file",), pipe("a.json")
+    ),
+    "fsdp_file_a_pipe": Case(BASIC, "--fsdp_config a.json", ("--fsdp_config a.json is no regular file",), pipe("a.json")),
+    "deepspeed_file_a_pipe": Case(BASIC, "--deepspeed a.json", ("--deepspeed a.json is no regular file",), pipe("a.json")),
     "accelerator_file_no_json": Case(
         BASIC, "--accelerator_config a.json", ("--accelerator_config a.json is not JSON",), write("a.json", "{x")
     ),

@@ -31,6 +31,7 @@ FLAGS = {
     "--answers": ("blind.csv", ("dpo_evaluation",)),
     "--answers_from": ("generations.jsonl", ("dpo_evaluation",)),
     "--texts": ("README.md", ("dpo_evaluation",)),
+    "--accelerator_config": ("my_config.json", TRAINING),
 }
 CASES = [(script, flag, part) for flag, (part, scripts) in FLAGS.items() for script in scripts]
 
@@ -43,6 +44,7 @@ def a_run(tmp_path_factory):
     shutil.copytree(DEMO / "model", folder, dirs_exist_ok=True)
     shutil.copytree(DEMO / "model", folder / "merged")
     (folder / "tokenizer_config.json").write_text("beta: 0.2\n")
+    (folder / "my_config.json").write_text('{"even_batches": true}')
     (folder / "README.md").write_text("def loss(): pass\n")
     (folder / "blind.csv").write_text("row,prompt,answer 1,answer 2,verdict\n")
     (folder / "generations.jsonl").write_text(json.dumps(PAIR) + "\n")
@@ -90,6 +92,17 @@ def test_what_a_run_is_given_is_not_where_it_writes(script, flag, part, way, a_r
     assert f"{output} is where {flag} {given}" in error
     assert state(out) == there
     assert not ownership.is_held(out)
+
+
+@pytest.mark.parametrize("script", ["dpo_evaluation", "lora_dpo_training"])
+def test_the_base_of_an_adapter_is_not_where_a_run_writes(script, a_run, tmp_path, call):
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(a_run), config).save_pretrained(tmp_path / "adapter")
+    there, flag = state(a_run), "--models" if script == "dpo_evaluation" else "--adapter"
+    code, _, error = call(script, flag, tmp_path / "adapter", "--output_dir", a_run, "--overwrite_output_dir")
+    assert code == 2
+    assert f"{a_run} is where the base of {flag} {tmp_path / 'adapter'} is" in error
+    assert state(a_run) == there
 
 
 @pytest.mark.parametrize("script", TRAINING)

@@ -56,6 +56,10 @@ def test_a_keyword_of_texts_names_none(keyword):
         ("https://me:x1@host/v1", "https://***@host/v1"),
         ("https://x1@host/v1", "https://***@host/v1"),
         ("http://host/v1?api_key=x1&n=1", "http://host/v1?api_key=***&n=1"),
+        ("hub_token: &tok x1: y", "hub_token: *** y"),
+        ("hub_token: !!str 'x1'", "hub_token: ***"),
+        ("token:\n  - x1\n  - x2\nn: 1", "token:\n  ***\nn: 1"),
+        ("token: |\n  x1\n  x2\nn: 1", "token: ***\nn: 1"),
         ("user@host: --pad_token=<pad> 3 tokens: 4", "user@host: --pad_token=<pad> 3 tokens: 4"),
     ],
 )
@@ -76,6 +80,12 @@ def test_a_secret_that_was_given_once_is_masked_wherever_it_stands():
     )
     text = printable("plantedAlpha plantedBeta planted%2FGamma planted/Gamma plantedDelta plantedEps stays")
     assert text == "*** *** *** *** *** *** stays"
+
+
+def test_secrets_of_a_recipe_that_cannot_be_read_are_masked_line_by_line():
+    remember_secrets(["a: [\ntoken:\n  - plantedAlpha\n  - plantedBeta\nkey: >-\n  plantedGamma\nb: &c plantedDelta"])
+    text = printable("- plantedAlpha, - plantedBeta, plantedGamma, plantedDelta")
+    assert text == "- ***, - ***, ***, plantedDelta"
 
 
 def test_a_recipe_that_holds_itself_has_an_end():

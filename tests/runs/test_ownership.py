@@ -10,6 +10,7 @@ import pytest
 from conftest import PROJECT
 
 from machinery.runs import ownership
+from machinery.runs.checkpoints import write_manifest
 from machinery.runs.folder import choose_folder, why_not
 
 A_RUN = ("metrics.json", "config.json", "model.safetensors", "README.md", "checkpoint-8/model.safetensors")
@@ -121,6 +122,67 @@ def test_what_is_replaced_is_gone_once_the_new_run_trains(tmp_path):
     ownership.release(tmp_path)
 
 
+CARD = "It has been trained using [TRL](https://github.com/huggingface/trl)."
+OF_A_KILLED_RUN = {
+    "data_report.json": "{}",
+    "answers/train.jsonl": "{}",
+    "base/model.safetensors": "weights",
+    "README.md": CARD,
+    "checkpoint-2/model.safetensors": "weights",
+    "checkpoint-2/manifest.json": '{"files": {"model.safetensors": {}}}',
+    "checkpoint-4/model.safetensors": "half of the wei",
+}
+
+
+def killed_run(folder, files=OF_A_KILLED_RUN):
+    choose_folder(str(folder), None, None, False)
+    for name, text in files.items():
+        write(folder, name, text=text)
+    ownership.release(folder)
+
+
+def test_what_a_killed_run_has_left_is_replaced(tmp_path):
+    killed_run(tmp_path)
+    choose_folder(str(tmp_path), None, None, True)
+    assert everything(tmp_path) == {}
+    ownership.release(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["README.md", "my_config.json", "model.safetensors", "answers/mine.txt", "base/a/b.txt",
+                                  "checkpoint-2/notes.txt", "merged/model.safetensors"])  # fmt: skip
+def test_what_the_user_has_put_beside_a_killed_run_stays(tmp_path, name):
+    killed_run(tmp_path)
+    write(tmp_path, name, text="mine")
+    there = everything(tmp_path)
+    with pytest.raises(ValueError, match=f"holds {name}"):
+        choose_folder(str(tmp_path), None, None, True)
+    if not name.startswith("checkpoint-"):
+        with pytest.raises(ValueError, match=f"holds {name}"):
+            choose_folder(str(tmp_path), None, "newest", False)
+    assert everything(tmp_path) == there
+
+
+@pytest.mark.parametrize("last", [".unfinished/config.json", "metrics.json"])
+def test_a_run_that_was_killed_while_it_wrote_its_last_files_is_replaced(tmp_path, last):
+    killed_run(tmp_path, OF_A_KILLED_RUN | {"model.safetensors": "weights", last: "{}"})
+    choose_folder(str(tmp_path), None, None, True)
+    assert everything(tmp_path) == {}
+    ownership.release(tmp_path)
+
+
+def test_a_checkpoint_of_another_folder_is_no_leave_to_write_over_a_run(tmp_path):
+    killed_run(tmp_path / "x", {"checkpoint-2/trainer_state.json": "{}"})
+    write_manifest(tmp_path / "x" / "checkpoint-2", {})
+    finished_run(tmp_path / "y")
+    there = everything(tmp_path / "y")
+    checkpoint = str(tmp_path / "x" / "checkpoint-2")
+    with pytest.raises(ValueError, match="already holds a run"):
+        choose_folder(str(tmp_path / "y"), None, checkpoint, False)
+    assert everything(tmp_path / "y") == there
+    assert choose_folder(str(tmp_path / "z"), None, checkpoint, False)[:2] == (str(tmp_path / "z"), checkpoint)
+    ownership.release(tmp_path / "z")
+
+
 def test_a_run_that_wrote_nothing_leaves_no_trace(tmp_path):
     write(tmp_path, "notes.txt", text="mine")
     choose_folder(str(tmp_path), None, None, False)
@@ -179,6 +241,7 @@ HOLDS = """
 import sys, time
 from pathlib import Path
 from machinery.runs import ownership
+from machinery.runs.checkpoints import write_manifest
 ownership.hold(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
