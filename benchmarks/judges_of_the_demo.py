@@ -22,3 +22,8 @@ def polite(prompt: list[dict], answer: str) -> float:
 def long(prompt: list[dict], answer: str) -> float:
     """The number of words: many a judge takes length for care."""
     return float(len(answer.split()))
+
+
+def ten_words(prompt: list[dict], answer: str) -> float:
+    """Whether an answer has at most ten words."""
+    return float(len(answer.split()) <= 10)

@@ -4,20 +4,25 @@
     python benchmarks/own_pairs.py --cases rounds --seeds 0 1 2 3 4
     python benchmarks/own_pairs.py --show                           # what was measured then, once more
 
-Each case is custom_dataset_dpo.py with --sample_answers 4 and the flags below, as many at a time as there are cores.
-Rounds that are finished are kept in runs/own_pairs and not repeated. Prints mean, lowest and highest over the seeds,
-after the last round, and writes all rounds to benchmarks/results/own_pairs.json.
+Each case is custom_dataset_dpo.py with --sample_answers 4 and the flags below, as many at a time as there are cores;
+best_of trains nothing, and takes the best of several answers of the first model. Rounds that are finished are kept in
+runs/own_pairs and not repeated. Prints mean, lowest and highest over the seeds, after the last round, and writes all
+rounds to benchmarks/results/own_pairs.json.
 """
 
 import argparse
 import json
 import shlex
 import sys
+from itertools import chain
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from demo.world import true_reward
+from dpo_utils import load_model, load_preferences, pick_prompts, sample_completions
+from machinery.common.intervals import with_interval
 from machinery.comparing.grid import alone, as_they_end, markdown, run_child
 
 OUT = PROJECT / "runs" / "own_pairs"
@@ -36,7 +41,10 @@ CASES = {
     "noisy": ("thirds, a judge with noise", f"--rounds 3 {THIRD} --judge JUDGES:noisy"),
     "polite": ("thirds, a rule that counts polite words", f"--rounds 3 {THIRD} --judge JUDGES:polite"),
     "long": ("thirds, a rule that counts words", f"--rounds 3 {THIRD} --judge JUDGES:long"),
+    "fast": ("thirds, at three times the rate", f"--rounds 3 {THIRD} --learning_rate 3e-3 --adam_epsilon 1e-2"),
+    "ten_words": ("one round, at most ten words", "--rounds 1 --judge JUDGES:ten_words"),
 }
+BEST_OF = (1, 4, 16)
 COLUMNS = {
     "true_reward_after": "true reward",
     "greedy_reward_after": "greedily",
@@ -45,27 +53,55 @@ COLUMNS = {
     "kl_first": "KL from the first",
     "reply_tokens_after": "tokens a reply",
 }
+BY_RULE = {"score_before": "kept before", "score_after": "after", "score_win_rate": "win rate"}
+BY_RULE |= {"reply_tokens_after": "tokens a reply", "kl_first": "KL"}
+ENDS = ("", "_ci_low", "_ci_high")
 
 
 def main() -> None:
     """Run what is missing, write, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, "best_of"], default=[*CASES, "best_of"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--show", action="store_true", help="measure nothing, show what was measured")
     options = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not options.show:
-        jobs = [(case, seed) for case in options.cases for seed in options.seeds]
-        for (case, seed), rounds in as_they_end(run, jobs):
+        jobs = [(case, seed) for case in options.cases if case != "best_of" for seed in options.seeds]
+        in_turn = ((("best_of", seed), best_of(seed)) for seed in options.seeds if "best_of" in options.cases)
+        for (case, seed), rounds in chain(as_they_end(run, jobs), in_turn):
             found.setdefault(case, {})[str(seed)] = rounds
             RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    last = {CASES[case][0]: [seeds[seed][-1] for seed in sorted(seeds)] for case, seeds in found.items()}
-    print(markdown({label: last[label] for label, _ in CASES.values() if label in last}, COLUMNS))
+    tables = [case for case in CASES if case in found and case != "ten_words"]
+    print(markdown({CASES[case][0]: _last(found, case) for case in tables}, COLUMNS))
     if "rounds" in found:
         count = max(map(len, found["rounds"].values()))
         by_round = {f"round {n + 1}": [rounds[n] for rounds in found["rounds"].values()] for n in range(count)}
         print("\n" + markdown(by_round, COLUMNS, "three rounds of 1,000 prompts"))
+    if "ten_words" in found:
+        print("\n" + markdown({CASES["ten_words"][0]: _last(found, "ten_words")}, BY_RULE))
+        for seed, rounds in sorted(found["ten_words"].items()):
+            print(f"seed {seed}: win rate {with_interval([rounds[-1][f'score_win_rate{end}'] for end in ENDS])}")
+    if "best_of" in found:
+        columns = {f"best_of_{count}": f"best of {count}" for count in BEST_OF}
+        print("\n" + markdown({"the first model": _last(found, "best_of")}, columns, "true reward"))
+
+
+def _last(found: dict, case: str) -> list[dict]:
+    """The metrics after the last round, by seed."""
+    return [found[case][seed][-1] for seed in sorted(found[case])]
+
+
+def best_of(seed: int) -> list[dict]:
+    """The mean over the held-out prompts of the best true reward among so many answers of the first model."""
+    model, tokenizer = load_model(str(PROJECT / "demo" / "model"))
+    pairs = load_preferences(str(PROJECT / "demo"), tokenizer)[1]
+    prompts = pick_prompts(pairs, 200)
+    repeated = [prompt for prompt in prompts for _ in range(max(BEST_OF))]
+    replies = sample_completions(model, tokenizer, repeated, max_new_tokens=96, seed=seed)
+    rewards = [true_reward(prompt, reply.text) for prompt, reply in zip(repeated, replies, strict=True)]
+    rows = [rewards[start : start + max(BEST_OF)] for start in range(0, len(rewards), max(BEST_OF))]
+    return [{f"best_of_{count}": sum(max(row[:count]) for row in rows) / len(rows) for count in BEST_OF}]
 
 
 def run(case: str, seed: int) -> list[dict]:
@@ -81,7 +117,8 @@ def run(case: str, seed: int) -> list[dict]:
     if code:
         raise SystemExit(f"{shlex.join(command)} ended with {code}: {errors.strip().splitlines()[-1:]}")
     rounds = json.loads((folder / "rounds.json").read_text())["rounds"]
-    kept = [*COLUMNS, "true_reward_before", "greedy_reward_before", "score_after", "kl_last", "pairs_train", "kl"]
+    kept = [*COLUMNS, "true_reward_before", "greedy_reward_before", "score_before", "score_after"]
+    kept += ["kl_last", "pairs_train", "kl", *(f"score_win_rate{end}" for end in ENDS)]
     return [{name: metrics[name] for name in kept if name in metrics} for metrics in rounds]
 
 
