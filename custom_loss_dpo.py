@@ -20,7 +20,7 @@ Try next:
     python custom_loss_dpo.py --loss_type your_loss                          # the last of them: edit it
     python custom_loss_dpo.py --loss_file mine.py:my_loss --beta 0.2         # a function in a file of your own
     python custom_loss_dpo.py --loss_type sigmoid sft --loss_weights 1 0.2   # a sum of two
-    python custom_loss_dpo.py --compare                                      # all of them, a table and two figures
+    python custom_loss_dpo.py --compare                                      # all of them, a table and figures
     python custom_loss_dpo.py --help
 """
 
@@ -235,8 +235,8 @@ def sigmoid_norm(beta, chosen_lengths, rejected_lengths, **pair):
 def simpo(beta, policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths, gamma=0.5, **_):
     """SimPO: -logsigmoid(beta * (logp_chosen / |chosen| - logp_rejected / |rejected|) - gamma); arXiv:2405.14734, Eq. 6.
 
-    Means over tokens, so beta is large (the preprint's are 2 and 2.5). No reference: half the work, and nothing but a
-    low rate keeps the model where it was. For: models whose likelihood is to rank answers as they are sampled.
+    Means over tokens, so beta is large (the preprint's are 2 and 2.5). No reference: nothing but a low rate keeps
+    the model where it was. For: models whose likelihood is to rank answers as they are sampled.
     """
     chosen, rejected = policy_chosen_logps / chosen_lengths, policy_rejected_logps / rejected_lengths
     return -logsigmoid(beta * (chosen - rejected) - gamma)
@@ -341,7 +341,6 @@ BY_LOSS = {
     "simpo": dict(beta=5.0),
     "orpo": dict(loss_kwargs=["lambda_=1"]),
     "dpop": dict(loss_kwargs=["lambda_=1"]),  # the paper's 50 keeps so small a model where it is
-    "rdpo": dict(loss_kwargs=["alpha=0.05"]),
 }
 ADAPTERS = dict(lora_target_modules=["all-linear"])  # with --use_peft; see lora_dpo_training.py
 

@@ -107,7 +107,7 @@ def plot_noise(report: dict, path: Path | str) -> None:
     axes.axhline(before, color="grey", linewidth=0.8, linestyle=":", label="before training")
     count = len(report["seeds"])
     title = f"Wrong labels ({f'{count} seeds, 95% intervals' if count > 1 else '1 seed'})"
-    _describe(axes, "share of labels flipped, besides the 14% that are wrong anyway", title)
+    _describe(axes, "share of labels flipped, besides the 15% that are wrong anyway", title)
     _save(figure, path)
 
 
