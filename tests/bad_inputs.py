@@ -6,8 +6,8 @@
 
 Tried are every flag with values that it cannot have, on a run of one step, and the cases of command/test_bad_input.py. A
 wrong value may end with exit code 2 and a sentence, or do no harm and be taken (0). It ends with 1 where there was
-another exit code, a traceback, a run that was ended after a minute, a file that was there and changed, or one that a
-refusal left behind.
+another exit code, a traceback, a refusal without its sentence, a run that was ended after a minute, a file that was there
+and changed, or one that a refusal left behind.
 """
 
 import argparse
@@ -204,6 +204,7 @@ class Trial(NamedTuple):
     words: list[str]
     environment: dict[str, str] = {}  # noqa: RUF012
     make: Callable[[Path], None] = some_pairs  # writes the files of the trial
+    says: tuple[str, ...] = ("error: ",)  # what a refusal holds
 
 
 def all_trials() -> dict[str, Trial]:
@@ -228,7 +229,9 @@ def all_trials() -> dict[str, Trial]:
         cases[name] = Trial("basic_dpo_training", SHORT, environment)
     for name, case in CASES.items():
         words = case.words.split() if isinstance(case.words, str) else case.words
-        cases[f"{name} ({case.script})"] = Trial(case.script, list(map(str, words)), case.environment, case.make)
+        cases[f"{name} ({case.script})"] = Trial(
+            case.script, list(map(str, words)), case.environment, case.make, case.says
+        )
     return cases
 
 
@@ -257,6 +260,7 @@ def attempt(server: ForkServer, trial: Trial) -> dict:
             "code": code,
             "seconds": round(time.monotonic() - began, 1),
             "traceback": "Traceback (most recent" in errors,
+            "missing": [words for words in trial.says if code == 2 and words not in errors],
             "said": next((line for line in reversed(errors.splitlines()) if "error:" in line), errors[-300:])[-700:],
             "left": sorted({path.relative_to(folder / "in").parts[0] for path in after.keys() - before.keys()}),
             "changed": sorted(str(path.name) for path in before if after.get(path) != before[path]),
@@ -281,7 +285,7 @@ def main() -> None:
     attempt(server, Trial("basic_dpo_training", ["--beta", "-1"]))  # until the server has imported everything
     for name, trial in trials.items():
         found = attempt(server, trial)
-        is_bad = found["traceback"] or found["code"] not in (0, 2) or found["changed"]
+        is_bad = found["traceback"] or found["code"] not in (0, 2) or found["changed"] or found["missing"]
         is_bad = is_bad or (found["code"] == 2 and found["left"])
         bad += [name] if is_bad else []
         slowest = max(slowest, found["seconds"])

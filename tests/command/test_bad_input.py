@@ -417,6 +417,59 @@ OUTPUT = {
         ("--output_dir out holds metrics.json", "move them away"),
         write("out/metrics.json", "{}"),
     ),
+    **{
+        f"output_dir_holds_{name}": Case(
+            BASIC,
+            "--output_dir out --overwrite_output_dir",
+            (f"--output_dir out holds {name}",),
+            write(f"out/{name}", "mine"),
+        )
+        for name in ("README.md", "tokenizer.json", "checkpoint-2/mine.txt")
+    },
+    **{
+        f"output_dir_is_where_{flag}_is": Case(
+            script,
+            f"--{flag} {given} --output_dir {given.split('/')[0]} --overwrite_output_dir {more}",
+            (f"is where --{flag} {given} is, which this run reads",),
+            make,
+        )
+        for flag, script, given, more, make in (
+            ("model_name_or_path", BASIC, "m", "--dataset_name pairs.jsonl", model()),
+            ("reference", EVALUATION, "m", "--models {demo}/model", model()),
+            ("adapter", LORA, "a", "--dataset_name pairs.jsonl", adapter()),
+            ("dataset_name", BASIC, "out/generations.jsonl", "", write("out/generations.jsonl", [PAIR])),
+            (
+                "accelerator_config",
+                BASIC,
+                "out/a_config.json",
+                "",
+                write("out/a_config.json", '{"even_batches": true}'),
+            ),
+        )
+    },
+    "output_dir_is_where_the_base_is": Case(
+        EVALUATION,
+        "--models b --dataset_name pairs.jsonl --output_dir m --overwrite_output_dir",
+        ("m is where the base of --models b is",),
+        all_of(
+            model(),
+            lambda folder: adapter(set_in("adapter_config.json", base_model_name_or_path="m"))(folder),
+            lambda folder: (folder / "a").rename(folder / "b") and None,
+        ),
+    ),
+    "rounds_over_their_own_model": Case(
+        DATA,
+        "--sample_answers 2 --rounds 2 --model_name_or_path r/round-2 --output_dir r --dataset_name pairs.jsonl --judge rules.py:f",
+        ("r is where --model_name_or_path r/round-2 is",),
+        all_of(
+            PAIRS,
+            lambda folder: shutil.copytree(DEMO_MODEL, folder / "r" / "round-2") and None,
+            write("rules.py", "def f(p, a): return 1"),
+        ),
+    ),
+    "cache_is_where_the_model_is": Case(
+        BASIC, TRAIN + "--model_name_or_path m --reference_cache m", ("name a folder that only caches use",), model()
+    ),
     "runs_leads_nowhere": Case(
         BASIC,
         "--dataset_name pairs.jsonl",
@@ -666,6 +719,10 @@ ROWS_FILE = {
     "turns_without_content": ([PAIR | {"prompt": [{"role": "user"}]}], ("rows.jsonl, line 1",)),
     "rows_are_texts": ('"a"\n"b"\n', ("line 1", "no object with named columns")),
     "line_broken": (json.dumps(PAIR) + "\n{broken\n", ("line 2", "not JSON", "--skip_bad_rows")),
+    "key_of_a_row_twice": (
+        '{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}\n',
+        ("line 1", "'chosen' stands twice"),
+    ),
     "line_nested_too_deeply": (json.dumps(PAIR) + "\n" + "[" * 99999 + "\n", ("line 2", "nested too deeply")),
     "latin_1": (json.dumps(PAIR).encode() + b'\n{"prompt": "\xe9"}\n', ("line 2", "not UTF-8")),
     "nothing_in_it": ("", ("rows.jsonl is empty",)),

@@ -94,15 +94,13 @@ def test_what_a_run_is_given_is_not_where_it_writes(script, flag, part, way, a_r
     assert not ownership.is_held(out)
 
 
-@pytest.mark.parametrize("script", ["dpo_evaluation", "lora_dpo_training"])
-def test_the_base_of_an_adapter_is_not_where_a_run_writes(script, a_run, tmp_path, call):
+def test_the_base_of_an_adapter_is_not_where_a_run_writes(a_run, tmp_path, call):
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(a_run), config).save_pretrained(tmp_path / "adapter")
-    there, flag = state(a_run), "--models" if script == "dpo_evaluation" else "--adapter"
-    words = ("--dataset_name", PROJECT / "demo", "--output_dir", a_run, "--overwrite_output_dir")
-    code, _, error = call(script, flag, tmp_path / "adapter", *words)
+    there, words = state(a_run), ("--dataset_name", PROJECT / "demo", "--output_dir", a_run, "--overwrite_output_dir")
+    code, _, error = call("dpo_evaluation", "--models", tmp_path / "adapter", *words)
     assert code == 2
-    assert f"{a_run} is where the base of {flag} {tmp_path / 'adapter'} is" in error
+    assert f"{a_run} is where the base of --models {tmp_path / 'adapter'} is" in error
     assert state(a_run) == there
 
 
