@@ -15,6 +15,7 @@ import datasets
 import pytest
 import torch
 from conftest import PATIENCE, PROJECT, SHORT
+from safetensors.torch import load_file, save_file
 from transformers import dynamic_module_utils
 
 from dpo_utils import load_model, load_preferences, parse_args
@@ -39,7 +40,7 @@ def is_inert(text: str) -> bool:
 
 @pytest.fixture
 def hostile_files(tmp_path):
-    """Pairs whose texts, columns and file name are hostile, and the demo's model under a hostile name."""
+    """Pairs whose texts, columns and file name are hostile, and the demo's model under a hostile name, with a tensor of one."""
     turns = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
     rows = [
         {"prompt": turns("user", f"{HOSTILE} {n}"), "chosen": turns("assistant", f"{HOSTILE}!"),
@@ -48,8 +49,11 @@ def hostile_files(tmp_path):
     ]  # fmt: skip
     name = "\x1b[31m\u202e<script>"
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
-    shutil.copytree(DEMO_MODEL, tmp_path / f"{name}model")
-    return tmp_path / f"{name}.jsonl", tmp_path / f"{name}model"
+    model = tmp_path / f"{name}model"
+    shutil.copytree(DEMO_MODEL, model)
+    weights = load_file(model / "model.safetensors") | {f"model.{HOSTILE}.weight": torch.zeros(2)}  # is unexpected
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path / f"{name}.jsonl", model
 
 
 def test_a_training_on_hostile_text_shows_and_writes_nothing_that_is_obeyed(hostile_files, tmp_path, call):
