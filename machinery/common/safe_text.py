@@ -55,6 +55,7 @@ class _WholeLines:
 
 def progress_bar(*args, **options) -> tqdm:
     """tqdm's bar, which goes when it is done; where standard error is no terminal a line at first and every half a minute."""
+    options |= {"desc": printable(options["desc"])} if options.get("desc") else {}  # it may name a model
     if not sys.stderr.isatty():
         lines = "{desc}: {n_fmt} of {total_fmt}, {elapsed}"
         options |= dict(file=_WholeLines(), bar_format=lines, mininterval=30, maxinterval=60)

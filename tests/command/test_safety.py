@@ -14,7 +14,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from conftest import PATIENCE, PROJECT, SHORT
+from conftest import PATIENCE, PROJECT, SHORT, run_forked
 from safetensors.torch import load_file, save_file
 from transformers import dynamic_module_utils
 
@@ -69,6 +69,17 @@ def test_a_training_on_hostile_text_shows_and_writes_nothing_that_is_obeyed(host
     page = (tmp_path / "out" / "completions.md").read_text().split("\n")
     assert [line for line in page if "script" in line]
     assert all(line.startswith("    ") for line in page if "script" in line or "[a]" in line)
+
+
+def test_what_libraries_say_of_a_hostile_name_is_inert(hostile_files, tmp_path):
+    """In a process of its own: their handlers hold the error output that was there when they were imported."""
+    _, model = hostile_files
+    done = run_forked("custom_dataset_dpo.py", "--check_only", "--sample_answers", "2", "--judge", "truth",
+                      "--max_new_tokens", "40", "--dataset_name", str(PROJECT / "demo"), "--num_prompts", "4",
+                      "--model_name_or_path", str(model), cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "UNEXPECTED" in done.stderr
+    assert is_inert(done.stderr.replace("\r", ""))
 
 
 def test_a_report_on_hostile_data_is_inert(hostile_files, tmp_path, call):
