@@ -27,7 +27,7 @@ def score(prompt, answer):
     return float(len(answer.split()) <= 20) + ("sorry" in answer)
 """
 WORDS = (
-    "--sample_answers 3 --rounds 2 --max_steps 4 --save_steps 2 --per_device_train_batch_size 4 "
+    "--sample_answers 3 --rounds 2 --first_reference --num_prompts 40 --max_steps 4 --save_steps 2 --per_device_train_batch_size 4 "
     "--per_device_eval_batch_size 2 --num_eval_prompts 4 --max_new_tokens 24 --eval_strategy no --logging_steps 1 --show 0"
 ).split()
 
@@ -83,6 +83,7 @@ def kill_until(tmp_path: Path, kills: int, seed: int) -> None:
     assert whole.start().wait() == 0, (whole.folder / "said.txt").read_text()
     seconds, moment, done, number = time.time() - started, random.Random(seed), 0, 0
     scored = len(whole.log.read_text().splitlines())
+    check_rounds(whole)
     while done < kills:
         killed, here = Runs(tmp_path / f"killed-{number}"), 0
         number += 1
@@ -104,6 +105,22 @@ def kill_until(tmp_path: Path, kills: int, seed: int) -> None:
         assert again <= here * (AT_A_TIME + tried_and_shown) + tried_and_shown
         done += here
         print(f"{done} kills")
+
+
+def check_rounds(whole: Runs) -> None:
+    """What the rounds say of themselves: each from the last model, held to the first, on the same held-out prompts."""
+    made = json.loads((whole.folder / "out" / "rounds.json").read_text())["rounds"]
+    demo = made[0]["model"]
+    assert demo.endswith("demo/model") and made[1]["model"] == "out/round-1"
+    assert [metrics["reference"] for metrics in made] == [demo] * 2
+    assert made[0]["kl_first"] == made[0]["kl_last"] > 0 and made[1]["kl_first"] > 0
+    assert made[0]["score_after"] == made[1]["score_before"]
+    said = (whole.folder / "said.txt").read_text()
+    assert "| round | true reward |" in said and "| score |" in said and "\n| 2 | " in said
+    first, second = (
+        {json.loads(line)["prompt"][-1]["content"] for line in pairs.decode().splitlines()} for pairs in whole.pairs()
+    )
+    assert len(first) == len(second) == 40 and first != second
 
 
 @pytest.mark.thorough
