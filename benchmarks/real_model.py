@@ -89,7 +89,9 @@ STORIES = {
 def main() -> None:
     """Run what is missing, write, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=Path, help=f"where {PAIRS} is; only the stories given and beside_trl read it")
+    parser.add_argument(
+        "--pairs", type=Path, help=f"where {PAIRS} is; the stories given, beside_trl and too_far read it"
+    )
     parser.add_argument("--stories", nargs="+", choices=STORIES, default=list(STORIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--show", choices=[*STORIES, "costs"], help="measure nothing, show what was measured")

@@ -4,8 +4,8 @@
 
 A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT). Last it
 learns which of two answers people prefer. Reinforcement learning from human feedback (RLHF) takes a second model for that,
-the reward model, which scores answers as people would; then the language model writes, is scored, and is pushed by PPO to
-where the score less beta times the KL is highest. Direct Preference Optimization (Rafailov et al., arXiv:2305.18290)
+the reward model, which scores answers as people would; then the language model writes, is scored, and is pushed (by
+proximal policy optimization, PPO) to where the score is highest and not far from where it was. Direct Preference Optimization (Rafailov et al., arXiv:2305.18290)
 reaches for the same optimum by one loss on the pairs themselves: no reward model, and no text generated while training.
 
     policy      the model that is trained
@@ -26,7 +26,7 @@ before and after, and the KL.
 
 Try next:
 
-    python docs/dpo_from_scratch.py --beta 1               # a costly move: KL about 1
+    python docs/dpo_from_scratch.py --beta 1               # stays nearer to the reference: KL about 1
     python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: loss and accuracy look well, the replies break
     python basic_dpo_training.py                           # the same by TRL's trainer, with all that a real run needs
 """
@@ -103,9 +103,9 @@ def dpo_loss(policy, reference, batch: list, beta: float) -> tuple[torch.Tensor,
 
 def train(policy, reference, found: list[list], beta: float, learning_rate: float):
     """One step a batch; yields loss, mean margin and accuracy of each batch, as they were before its step."""
-    # eps, 1e-8 as a rule: with that Adam takes full steps for tokens whose gradient is almost 0.
+    # With Adam's usual eps of 1e-8 it would take full steps for tokens whose gradient is almost 0.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, eps=1e-3, weight_decay=0)
-    warmup = math.ceil(len(found) / 10)  # the rate rises from 0 for a tenth of the steps, then falls to 0
+    warmup = math.ceil(len(found) / 10)  # the rate rises from 0 for a tenth of the steps, then falls
     for step, batch in enumerate(found):
         share = min(step / warmup, (len(found) - step) / (len(found) - warmup))
         optimizer.param_groups[0]["lr"] = learning_rate * share
