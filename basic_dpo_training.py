@@ -129,12 +129,10 @@ def main():
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth)
     about = dict(script="basic", model=name, reference=name, dataset=args.dataset_name)
     save_run(trainer, about, outcome, replies=(prompts, before[1], after[1]))
-    say(
-        f"""
+    say(f"""
 What to look at   {training_args.output_dir}/training_curves.png, completions.md, metrics.json
 What to try next  the same command with --beta 1.0 (closer to the reference), or with three times the rate (too fast)
-The model is in   {training_args.output_dir}"""
-    )
+The model is in   {training_args.output_dir}""")
 
 
 if __name__ == "__main__":

@@ -416,12 +416,10 @@ def main():
     metrics = save_run(trainer, about, outcome, replies=(prompts, before[1], after[1]), base=base)
     folder = Path(training_args.output_dir)
     show_other_loss(args.beside, metrics, __file__, folder)  # NEW: the same once more with another loss
-    say(
-        f"""
+    say(f"""
 What to look at   {folder}/training_curves.png, completions.md, metrics.json
 What to try next  another --loss_type, your_loss among them; --compare for all of them at once
-The model is in   {folder}"""
-    )
+The model is in   {folder}""")
 
 
 def compare_losses(args, training_args, model_args):  # NEW

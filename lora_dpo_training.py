@@ -183,12 +183,10 @@ def main():
         if args.merge:
             rows = [prompt_ids(tokenizer, prompt) for prompt in prompts[:8]]  # on which both are compared
             say("\n" + merge_adapter(load_model, base.name, folder, tokenizer, rows, **args.model_kwargs))
-    say(
-        f"""
+    say(f"""
 What to look at   {folder}/training_curves.png, completions.md, metrics.json
 What to try next  the same command with --lora_r 2 --lora_alpha 2, or --adapter {folder} --merge
-The adapter is in {folder}"""
-    )
+The adapter is in {folder}""")
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ FAULTS = {
         "answers",
     ),
     "own_pairs: an answer that was cut off is chosen": Planted(
-        "machinery/own_pairs/scored.py", "min(score, min(whole) - 1)", "score", "own_pairs"
+        "machinery/own_pairs/scored.py", "min(score, min(whole) - step)", "score", "own_pairs"
     ),
     "own_pairs: every round from the first model": Planted(
         "machinery/own_pairs/rounds.py", "            last = str(out)\n", "", "own_pairs"
