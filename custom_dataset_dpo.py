@@ -104,7 +104,7 @@ def answer_prompts(args, training_args, name: str, policy, tokenizer, folder: st
     answers = answering.several_answers(splits, name, policy, tokenizer, args, training_args, dpo_utils)
     scored.score_and_write(judge, splits, answers, folder, args)
     args.source, args.data_kwargs = str(folder), args.data_kwargs | scored.AS_WRITTEN
-    return scored.asked_again(judge, args), [*splits.values()][-1][: args.num_eval_prompts]
+    return scored.asked_again(judge, args), answering.held_out(splits, args.num_eval_prompts)
 
 
 def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW

@@ -275,7 +275,7 @@ def _with_interval(figures: dict, name: str) -> str:
 
 def costs(found: dict) -> str:
     """Minutes and memory of each command, and beside it the memory that the command had expected of its training."""
-    columns = {"peak_memory_bytes": 1e9, "memory_total_bytes": 1e9, "peak_memory_bytes_estimated": 1e9}
+    columns = ("peak_memory_bytes", "memory_total_bytes", "peak_memory_bytes_estimated")
     lines = ["| output | minutes | memory, GB | in training | as estimated |", "|---|---|---|---|---|"]
     outputs, machines = {}, set()
     for runs in (runs for seeds in found.values() for runs in seeds.values()):
@@ -284,8 +284,8 @@ def costs(found: dict) -> str:
             machines.add(run["machine"])
     for name, runs in outputs.items():
         cells = [spread([run["seconds"] / 60 for run in runs])]
-        for key, unit in columns.items():
-            values = [run["metrics"][key] / unit for run in runs if run.get("metrics", {}).get(key)]
+        for key in columns:
+            values = [run["metrics"][key] / 1e9 for run in runs if run.get("metrics", {}).get(key)]
             cells.append(spread(values) if values else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"on {', '.join(sorted(machines))}"])

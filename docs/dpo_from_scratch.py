@@ -5,8 +5,9 @@
 A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT). Last it
 learns which of two answers people prefer. Reinforcement learning from human feedback (RLHF) takes a second model for that,
 the reward model, which scores answers as people would; then the language model writes, is scored, and is pushed (by
-proximal policy optimization, PPO) to where the score is highest and not far from where it was. Direct Preference Optimization (Rafailov et al., arXiv:2305.18290)
-reaches for the same optimum by one loss on the pairs themselves: no reward model, and no text generated while training.
+proximal policy optimization, PPO) to where the score is highest and not far from where it was. Direct Preference
+Optimization (Rafailov et al., arXiv:2305.18290) reaches for the same optimum by one loss on the pairs themselves: no
+reward model, and no text generated while training.
 
     policy      the model that is trained
     reference   the same model as it was before, frozen: what the policy is measured against, so that a reward is what

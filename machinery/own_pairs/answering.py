@@ -52,6 +52,11 @@ def prompts_by_split(args, seed: int, tokenizer, utils) -> tuple[dict[str, list]
     return splits | {"train": [prompts[number] for number in drawn]}, are_texts
 
 
+def held_out(splits: dict[str, list], count: int) -> list:
+    """The first prompts of the last split, which no round is trained on; where nothing is held out, of those that are."""
+    return list(splits.values())[-1][:count]
+
+
 def several_answers(
     splits: dict[str, list], name: str, policy, tokenizer, args, training_args, utils
 ) -> dict[str, list[list[Sampled]]]:

@@ -22,7 +22,7 @@ from ..common.kept_files import checksum, complete_file, is_as_signed, signed
 from ..common.safe_text import say
 from ..comparing.grid import claimed, only, run_child, without
 from ..runs.checkpoints import checkpoints
-from .answering import prompts_by_split
+from .answering import held_out, prompts_by_split
 
 OF_ALL_ROUNDS = {"--rounds", "--first_reference", "--output_dir", "--overwrite_output_dir"}
 OF_A_ROUND = {"--model_name_or_path", "--model_revision", "--skip_prompts"}
@@ -118,10 +118,9 @@ def _as_flags(names: Collection[str], *holders) -> list[str]:
 
 
 def _held_out(model: str, args, training_args, utils) -> list:
-    """Prompts that no round is trained on, where the data have a test split; else the first ones."""
-    tokenizer = utils.load_tokenizer(model)
-    splits, _ = prompts_by_split(args, training_args.seed, tokenizer, utils)
-    return list(splits.values())[-1][: args.num_eval_prompts]
+    """The prompts on which each round measures itself."""
+    splits, _ = prompts_by_split(args, training_args.seed, utils.load_tokenizer(model), utils)
+    return held_out(splits, args.num_eval_prompts)
 
 
 def _moved(model: str, other: str, prompts: list, args, training_args, utils) -> tuple[float, float, float]:

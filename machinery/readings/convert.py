@@ -102,6 +102,7 @@ def _earlier(history) -> list[dict]:
 
 
 def system_of(row: dict, reading: Reading):
+    """What stands in the column of system prompts; None where the reading has none."""
     return dig(row, reading.parts["system"]) if "system" in reading.parts else None
 
 
@@ -255,6 +256,7 @@ def list_at(row: dict, path: str) -> list | None:
 
 
 def answer_in(answer, path: str, reading: Reading) -> Text:
+    """An answer as text or turns, out of the object that holds it where it is one."""
     if isinstance(answer, dict) and not answer.keys() & {"role", "from"}:
         name = next((name for name in (*names("answer"), "content", "value") if name in answer), None)
         answer = answer[name] if name else None

@@ -27,8 +27,8 @@ def score(prompt, answer):
     return float(len(answer.split()) <= 20) + ("sorry" in answer)
 """
 WORDS = (
-    "--sample_answers 3 --rounds 2 --first_reference --num_prompts 40 --max_steps 4 --save_steps 2 --per_device_train_batch_size 4 "
-    "--per_device_eval_batch_size 2 --num_eval_prompts 4 --max_new_tokens 24 --eval_strategy no --logging_steps 1 --show 0"
+    "--sample_answers 3 --rounds 2 --first_reference --num_prompts 40 --max_steps 4 --save_steps 2 "
+    "--per_device_train_batch_size 4 --per_device_eval_batch_size 2 --num_eval_prompts 4 --max_new_tokens 24 --eval_strategy no --logging_steps 1 --show 0"
 ).split()
 
 
