@@ -1,12 +1,14 @@
 """How long until something happens: the help text, the libraries, the first step; beside `trl dpo`.
 
-    python benchmarks/startup.py           # three rounds, about two minutes
-    python benchmarks/startup.py --show    # what was measured then, once more
+    python benchmarks/startup.py                      # three rounds, about two minutes
+    python benchmarks/startup.py --show               # what was measured then, once more
+    python benchmarks/startup.py --against ../older   # beside another clone of this project, of an older commit
 
 Each figure is the wall time of a process of its own, from its start to its end, the contenders in turn. The basic
 script asks the reference about all pairs before the first step, `trl dpo` does so step by step; with
 --no_precompute_ref_log_probs they do the same. Prints medians, lowest and highest in brackets, and writes
-benchmarks/results/startup.json.
+benchmarks/results/startup.json. Beside another clone: the help text, and a training of 24 steps of 32 pairs, as a whole and
+without its start; ratios of each round, below 1 where this one is faster. Nothing is written.
 """
 
 import argparse
@@ -30,13 +32,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--show", action="store_true", help="measure nothing, show what startup.json has")
+    parser.add_argument("--against", type=Path, metavar="CLONE", help="another clone of this project")
     options = parser.parse_args()
+    if options.against:
+        return show_against(options.against.resolve(), options.rounds)
     if not options.show:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(measure(options.rounds), indent=1) + "\n")
     print("| process, from its start to its end | seconds |\n|---|---|")
     for name, values in json.loads(RESULTS.read_text()).items():
         print(f"| {name} | {statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f}) |")
+
+
+def show_against(other: Path, rounds: int) -> None:
+    """This clone beside another, in turn: the median ratio of seconds, and the rounds' lowest and highest."""
+    ratios = {"the help text": [], "a training, from its start to its end": [], "a training without its start": []}
+    for _ in tqdm(range(rounds), desc="rounds"):
+        ours, theirs = (seconds_of(clone) for clone in (PROJECT, other))
+        for name, our, their in zip(ratios, ours, theirs, strict=True):
+            ratios[name].append(our / their)
+    print(f"| seconds here, as a share of those in {other} | {rounds} rounds |\n|---|---|")
+    for name, values in ratios.items():
+        print(f"| {name} | {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) |")
+
+
+def seconds_of(clone: Path) -> tuple[float, float, float]:
+    """Of a clone's basic script: its help text, a training, and the training without its start."""
+    script = [sys.executable, "basic_dpo_training.py"]
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            *script,
+            *ONE_STEP,
+            "--max_steps",
+            "24",
+            "--per_device_train_batch_size",
+            "32",
+            "--num_eval_prompts",
+            "1",
+        ]
+        words += ["--output_dir", f"{folder}/out", "--reference_cache", f"{folder}/cache"]
+        walls = []
+        for command in ([*script, "--help"], words):
+            started = time.perf_counter()
+            subprocess.run(command, cwd=clone, capture_output=True, check=True)
+            walls.append(time.perf_counter() - started)
+        return *walls, json.loads(Path(folder, "out", "metrics.json").read_text())["train_seconds"]
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
