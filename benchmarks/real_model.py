@@ -4,6 +4,7 @@
     python benchmarks/real_model.py --pairs ... --stories own --seeds 0 1
     python benchmarks/real_model.py --show own                                         # what was measured then
     python benchmarks/real_model.py --show costs                                       # in which time and memory
+    python benchmarks/real_model.py --replies own                                      # what the models wrote
     python benchmarks/real_model.py --commands own                                     # and by which commands
     python benchmarks/real_model.py --figure docs/figures/real_model.png               # the given pairs at two rates
 
@@ -20,6 +21,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from datetime import datetime
 from functools import partial
@@ -35,7 +37,7 @@ from machinery.watching.curves import plot_beside
 
 OUT = PROJECT / "runs" / "real_model"
 RESULTS = PROJECT / "benchmarks" / "results" / "real_model.json"
-LINKED = ("recipes", "README.md", *(path.name for path in PROJECT.glob("*.py")))  # what commands name
+LINKED = ("recipes", *(path.name for path in PROJECT.glob("*.py")))  # what commands name
 PAIRS = "instruction-data-with-preference.json"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RULES = "recipes/smollm2/rules.py"
@@ -43,11 +45,18 @@ SAMPLE = f"python custom_dataset_dpo.py --check_only --dataset_name recipes/smol
 TRAIN = "python lora_dpo_training.py --config recipes/smollm2/cpu.yaml"
 JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
 HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 2 --max_new_tokens 96"
-KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0 --texts README.md"
+KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0 --texts recipes/smollm2/kept.txt"
 FAR = "--learning_rate 1e-4 --num_train_epochs 3"  # twice the recipe's rate, for three times as long
 KEEPING = "--loss_type sigmoid sft --loss_weights 1 1"  # the chosen answers count by themselves too
 PARTS = ("chosen", "rejected", "margins", "accuracies")
 PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
+# Of the evaluations, by what stands in the name of their output: the prompts whose replies are kept.
+QUOTED = {
+    "given-facts": ('The plural of "foot" is what?', "What is the capital of France?"),
+    "too-far-facts": ("Which season comes after winter?", "The capital of Spain is which city?"),
+    "own-rule": ("How do I say no without feeling guilty?", "Which sport is good for a beginner who is out of shape?"),
+    "own-facts": ('What animal says "moo"?', "What is the capital of France?"),
+}
 LOGGED = {"step", *(kind + name for kind in ("", "eval_") for name in ("loss", *(f"rewards/{part}" for part in PARTS)))}
 
 
@@ -96,12 +105,17 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--show", choices=[*STORIES, "costs"], help="measure nothing, show what was measured")
     parser.add_argument("--commands", choices=STORIES, help="print the commands of a story")
+    parser.add_argument("--replies", choices=STORIES, help="print what the models of a story wrote")
     parser.add_argument("--figure", type=Path, help="draw the given pairs' curves at both rates from what was measured")
     options = parser.parse_args()
     if options.commands:
         print("\n".join(map(in_lines, STORIES[options.commands])))
         return
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.replies:
+        [runs, *_] = found[options.replies].values()
+        print("\n\n".join(map(in_paragraphs, (run["replies"] for run in runs.values() if run.get("replies")))))
+        return
     if options.figure:
         runs = {"rate 5e-5": found["given"]["0"]["lora-3"], "rate 1e-4": found["too_far"]["0"]["too-far"]}
         plot_beside({label: run["logs"] for label, run in runs.items()}, options.figure)
@@ -127,6 +141,15 @@ def in_lines(command: str, width: int = 112) -> str:
             lines.append("   ")
         lines[-1] += f" {part}" if lines[-1] else part
     return " \\\n".join(lines)
+
+
+def in_paragraphs(replies: dict[str, dict[str, str]], width: int = 110) -> str:
+    """Prompts, and below each what every model wrote."""
+    wrap = partial(textwrap.fill, width=width, subsequent_indent=4 * " ")
+    lines = []
+    for prompt, by_model in replies.items():
+        lines += [prompt, *(wrap(f"  {model}: {' '.join(text.split())}") for model, text in by_model.items()), ""]
+    return "\n".join(lines[:-1])
 
 
 def run_story(story: str, seed: int, pairs: Path | None):
@@ -175,10 +198,22 @@ def measured(folder: Path) -> dict:
         found["metrics"] = json.loads((folder / "metrics.json").read_text())
     if (folder / "warnings.jsonl").exists():
         found["warnings"] = [json.loads(line)["warning"] for line in (folder / "warnings.jsonl").open()]
+    if quoted := QUOTED.get(folder.name.removeprefix("plain-")):
+        found["replies"] = first_replies(folder / "generations.jsonl", quoted)
     if states := sorted(folder.rglob("trainer_state.json")):  # TRL's script leaves it in a checkpoint only
         history = json.loads(states[-1].read_text())["log_history"]
         found["logs"] = [{name: value for name, value in logs.items() if name in LOGGED} for logs in history]
     return found
+
+
+def first_replies(generations: Path, prompts: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Of some prompts, what each model wrote first."""
+    replies = {prompt: {} for prompt in prompts}
+    for row in map(json.loads, generations.open(encoding="utf-8")):
+        by_model = replies.get(row["prompt"][-1]["content"])
+        for answer in row["answers"] if by_model is not None else ():
+            by_model.setdefault(answer["model"], answer["text"])
+    return {prompt: by_model for prompt, by_model in replies.items() if by_model}
 
 
 def given(seeds: dict) -> list[str]:

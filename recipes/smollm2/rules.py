@@ -4,7 +4,8 @@
     --judge recipes/smollm2/rules.py:holds    # to evaluate: whether the rule holds, 1 or 0
     --judge recipes/smollm2/rules.py:knows    # whether an answer has the fact that facts.jsonl asks for, 1 or 0
 
-The rule: finished, in four to thirty words, without an apology and without speaking of itself as a machine.
+The rule: finished, in four to thirty words, four of them different, without an apology and without speaking of itself as
+a machine. A program cannot see whether such an answer is true, or of use.
 """
 
 import json
@@ -14,18 +15,21 @@ from pathlib import Path
 
 FEWEST_WORDS, MOST_WORDS = 4, 30
 EXCUSE = re.compile(
-    r"\b(sorry|apolog\w+|as an ai|language model|ai assistant|i (can't|cannot|am unable to) assist)\b", re.I
+    r"\b(sorry|apolog\w+|(as|am|i'm) an? (ai|artificial)|(language|ai) model|ai assistant"
+    r"|i (can't|cannot|am unable to|am not able to) (assist|help))\b",
+    re.I,
 )
 END = re.compile(r"""[.!?]["')\]]*$""")
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 FACTS = Path(__file__).with_name("facts.jsonl")
 
 
 def score(prompt: str, answer: str) -> float:
     """1 where the rule holds; else the further below, the more is wrong: so of two bad answers one is better."""
-    answer = answer.strip()
-    words = len(answer.split())
-    too_many = max(0, words - MOST_WORDS) / MOST_WORDS  # 1 for twice as many
-    return 1.0 - too_many - (words < FEWEST_WORDS) - (not END.search(answer)) - bool(EXCUSE.search(answer))
+    answer = answer.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    too_many = max(0, len(answer.split()) - MOST_WORDS) / MOST_WORDS  # 1 for twice as many
+    too_few = len(set(WORD.findall(answer.lower()))) < FEWEST_WORDS
+    return 1.0 - too_many - too_few - (not END.search(answer)) - bool(EXCUSE.search(answer))
 
 
 def holds(prompt: str, answer: str) -> float:
@@ -34,7 +38,7 @@ def holds(prompt: str, answer: str) -> float:
 
 
 def knows(prompt: str, answer: str) -> float:
-    """1 where an accepted word stands in the answer by itself (12 is not in 112, nor in 12.5), else 0."""
+    """1 where an accepted word stands in the answer by itself (12 is not in 112, nor in 12.5), alone or among others."""
     accepted = _facts()[prompt]
     return float(
         any(re.search(rf"(?<![\w])(?<!\d[.,]){re.escape(fact)}(?!\w|[.,]\d)", answer, re.I) for fact in accepted)

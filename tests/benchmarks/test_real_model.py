@@ -9,6 +9,7 @@ from conftest import PROJECT
 
 sys.path.insert(0, str(PROJECT))
 from benchmarks import real_model
+from machinery.common.errors import function_from
 
 SMALL = {
     real_model.MODEL: str(PROJECT / "demo" / "model"),
@@ -38,6 +39,12 @@ def test_a_story_is_told_once_and_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["real_model.py", "--show", "given"])
     real_model.main()
     assert capsys.readouterr().out.strip() in first
+    monkeypatch.setattr(sys, "argv", ["real_model.py", "--replies", "given"])
+    real_model.main()
+    quoted = capsys.readouterr().out
+    kept = json.loads((tmp_path / "results.json").read_text())["given"]["0"]["given-facts"]["replies"]
+    assert quoted.count("  runs/lora-3: ") == len(kept)
+    assert all(prompt in quoted for prompt in kept)
 
 
 def test_every_command_of_a_story_writes_where_a_later_one_reads():
@@ -58,3 +65,47 @@ def test_a_command_is_shown_in_lines_that_a_shell_puts_together():
         shown = real_model.in_lines(command)
         assert shlex.split(shown.replace("\\\n", "")) == shlex.split(command)
         assert max(map(len, shown.splitlines())) <= 120
+
+
+RULES = PROJECT / "recipes" / "smollm2" / "rules.py"
+
+
+@pytest.mark.parametrize(
+    ("answer", "holds"),
+    [
+        ("Drink a glass of water.", True),
+        ('She said "good night, my dear."', True),
+        ("I can't say which is better; try both!", True),
+        ("A cup of tea.", True),
+        ("Drink water.", False),
+        ("Drink a glass of water", False),
+        ("word " * 30 + "end.", False),
+        (". . . . .", False),
+        ("x x x x x.", False),
+        ("1 2 3 4 5.", False),
+        ("I am sorry, I do not know that.", False),
+        ("I'm an AI and cannot taste anything.", False),
+        ("I\N{RIGHT SINGLE QUOTATION MARK}m an AI and cannot taste anything.", False),
+        ("As a language model I have no taste.", False),
+        ("I can\N{RIGHT SINGLE QUOTATION MARK}t assist you with that one.", False),
+    ],
+)
+def test_the_rule_holds_for_short_whole_answers(answer, holds):
+    assert function_from(f"{RULES}:holds", "--judge")("any?", answer) == holds
+    assert (function_from(f"{RULES}:score", "--judge")("any?", answer) == 1) == holds
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "is_known"),
+    [
+        ("What is the chemical formula of water?", "It is $H_2O$.", True),
+        ("What is the chemical formula of water?", "It is CO2.", False),
+        ("At what temperature in degrees Celsius does water boil at sea level?", "At 100C.", True),
+        ("At what temperature in degrees Celsius does water boil at sea level?", "At 100\N{DEGREE SIGN}C.", True),
+        ("At what temperature in degrees Celsius does water boil at sea level?", "At 1100 degrees.", False),
+        ("How many legs does a spider have?", "A spider has eight legs.", True),
+        ("How many legs does a spider have?", "It has 18, or 8.5.", False),
+    ],
+)
+def test_a_fact_is_known_where_its_word_stands_by_itself(prompt, answer, is_known):
+    assert function_from(f"{RULES}:knows", "--judge")(prompt, answer) == is_known
