@@ -143,11 +143,13 @@ def _plot_page_of_shapes(losses: dict[str, Callable], betas: dict[str, float], p
     columns = min(3, len(losses))
     lines = math.ceil(len(losses) / columns)
     figure, grid = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.5 * lines + 0.6), squeeze=False)
-    margin = torch.linspace(-60, 60, 481)  # chosen - rejected, in nats
     for axes, (name, loss) in zip(grid.flat, losses.items(), strict=False):
+        has_beta = "beta" in (takes := inspect.signature(loss).parameters)
+        # Where beta times a difference of sums is beyond 6, the losses are straight.
+        reach = min(60, 6 / betas[name]) if has_beta and "chosen_lengths" not in takes else 60
+        margin = torch.linspace(-reach, reach, 481)  # chosen - rejected, in nats
         values, for_chosen, for_rejected = loss_and_pull(loss, betas[name], margin)
         [of_loss] = axes.plot(margin, values, color="black", linewidth=1.6)
-        has_beta = "beta" in inspect.signature(loss).parameters
         axes.set_title(f"{name}, beta {betas[name]:g}" if has_beta else name, fontsize=10)
         axes.axvline(0, color="grey", linewidth=0.5)
         pull = axes.twinx()
@@ -160,7 +162,7 @@ def _plot_page_of_shapes(losses: dict[str, Callable], betas: dict[str, float], p
         pull.set_ylim(-1.15 * largest, 1.15 * largest)
     for axes in grid.flat[len(losses) :]:
         axes.axis("off")
-    for axes in grid[-1]:
+    for axes in grid.flat[max(0, len(losses) - columns) : len(losses)]:  # the lowest of each column
         axes.set_xlabel("chosen - rejected, nats", fontsize=9)
     words = (
         "loss (left scale)",
