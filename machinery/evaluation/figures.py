@@ -20,7 +20,7 @@ FEW = 10  # values behind a bar: fewer are marked
 SURE = 0.05
 # On a phone of 390 px a figure is about this many px wide, so a unit is a px there and the text has at least 12.
 WIDTH, TEXT, LINE, PLOT = 360, 12.5, 18, 190
-COLOURS = ("var(--reference, #5d6268)", "var(--policy, #1d5c9e)", "var(--third, #a34a12)", "var(--fourth, #7a3d96)")
+COLOURS = ("var(--reference, #5d6268)", "var(--policy, #1d5c9e)", "var(--third, #a34a12)", "var(--fourth, #35103f)")
 RULE, PAPER = "var(--rule, #bbb)", "var(--paper, #fff)"
 # No series is known by colour alone: an outline has its dashes, and points are dots, crosses, boxes or triangles.
 DASHES = ("none", "none", "7 3", "2 2")

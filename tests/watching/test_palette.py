@@ -1,9 +1,11 @@
 """The figures can be read by every eye: colours differ to one that has no red or no green cones, and so do the lines."""
 
+import re
 from itertools import combinations
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 from matplotlib.colors import to_rgb
 
 from machinery.comparing import loss_figures
@@ -20,6 +22,7 @@ EYES = {
         [-0.011820, 0.042940, 0.968881],
     ],
 }
+PAGE = (PROJECT / "machinery" / "evaluation" / "page" / "report.css").read_text()
 FAR = 20  # in CIELAB, where 2.3 is just seen
 PALETTES = {
     "chosen and rejected": [curves.CHOSEN, curves.REJECTED],
@@ -27,6 +30,10 @@ PALETTES = {
     "parts of a pair": [style["color"] for style in STYLES.values()],
     "pulls": [loss_figures.CHOSEN, loss_figures.REJECTED, "black"],
     "losses": loss_figures.COLOURS[:5],  # of one figure
+    **{
+        f"models of a report, {scheme}": re.findall(r"--(?:reference|policy|third|fourth): (#\w{6})", part)
+        for scheme, part in zip(("light", "dark"), PAGE.split("prefers-color-scheme: dark"), strict=True)
+    },
 }
 
 
@@ -49,6 +56,10 @@ def nearest(colours: list[str], eye: str) -> float:
 @pytest.mark.parametrize("name", PALETTES)
 def test_colours_of_one_figure_differ_to_every_eye(name, eye):
     assert nearest(PALETTES[name], eye) > FAR
+
+
+def test_the_report_has_four_colours_in_either_scheme():
+    assert [len(PALETTES[f"models of a report, {scheme}"]) for scheme in ("light", "dark")] == [4, 4]
 
 
 def test_olive_and_rust_are_one_colour_without_green_cones():
