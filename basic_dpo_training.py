@@ -74,7 +74,7 @@ def show_loss(policy, reference, tokenizer, pair: dict, beta: float) -> None:
     loss = -logsigmoid(margin)
 
     say(f"""
-The first pair after training, by hand (before, its margin was 0, and its loss ln 2 = 0.693)
+The first training pair, by hand (before training its margin was 0, and its loss ln 2 = 0.693)
   log-prob of chosen   {describe_logp(policy, tokenizer, pair)}
             policy  reference  reward = {beta:g} * (policy - reference)
   chosen  {policy_chosen_logps.item():8.2f}   {ref_chosen_logps.item():8.2f}  {chosen_reward.item():+.3f}

@@ -1,24 +1,30 @@
-"""All of DPO on one page: plain PyTorch, a model from Transformers, no trainer, and nothing of this project but its data.
+"""All of DPO on one page: plain PyTorch, a model from Transformers, no trainer, and nothing of this project but the demo.
 
     python docs/dpo_from_scratch.py
 
 A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT). Last it
 learns which of two answers people prefer. Reinforcement learning from human feedback (RLHF) takes a second model for that,
 the reward model, which scores answers as people would; then the language model writes, is scored, and is pushed (by
-proximal policy optimization, PPO) to where the score is highest and not far from where it was. Direct Preference
-Optimization (Rafailov et al., arXiv:2305.18290) reaches for the same optimum by one loss on the pairs themselves: no
-reward model, and no text generated while training.
+proximal policy optimization, PPO) to score higher while staying near what it was. Direct Preference Optimization (DPO;
+Rafailov et al., arXiv:2305.18290) reaches for the same goal by one loss on the pairs themselves: no reward model, and no
+text generated while training.
 
     policy      the model that is trained
     reference   the same model as it was before, frozen: what the policy is measured against, so that a reward is what
                 training has changed and not how likely an answer was anyway
+    log-prob    the natural logarithm of an answer's probability given its prompt, a sum over its tokens; its unit is the
+                nat: 1 nat more is e = 2.7 times as likely
     reward      of an answer: beta * (log-prob under the policy - log-prob under the reference)
     margin      reward of the better answer, chosen, minus that of the worse one, rejected
     loss        -log sigmoid(margin): small where the margin is large
     accuracy    the share of pairs whose margin is above 0
-    beta        the price of leaving the reference: where it is high, a small step makes the margin large and the loss
-                small, and the policy stays near; where it is low, it has to go far
-    KL          what was paid: how much likelier what the policy writes is to it than to the reference; 0 is no change
+    beta        the price of leaving the reference: where it is high, a small change of log-probs makes the loss small, its
+                pull fades, and the policy stays near; where it is low, the policy has to go far
+    KL          how far it went: the log-prob of the policy's own replies under itself, minus that under the reference; 0
+                is no change, and at the same gain less is better
+
+The loss sees the difference alone. It falls where the chosen answer becomes likelier, and also where both become less
+likely and the rejected one more so: then text that nobody has judged takes their place. So look at what it writes.
 
 This trains the demo, a model of a million parameters that answers a shop's customers, sometimes well, sometimes badly,
 on 2,048 pairs in two or three minutes on two CPU cores. The first loss is 0.6931 = ln 2: the policy still is the
@@ -28,8 +34,8 @@ before and after, and the KL.
 Try next:
 
     python docs/dpo_from_scratch.py --beta 1               # stays nearer to the reference: KL about 1
-    python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: loss and accuracy look well, the replies break
-    python basic_dpo_training.py                           # the same by TRL's trainer, with all that a real run needs
+    python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: the loss falls as before, the replies break
+    python basic_dpo_training.py                           # the same method by TRL, with all that a real run needs
 """
 
 import argparse
@@ -53,8 +59,8 @@ def read_pairs(path: Path, tokenizer) -> list[tuple[list[int], list[int], list[i
     an answer is the one that ends it: a model that is not trained on it never learns to stop.
     """
 
-    def tokens(turns, **how) -> list[int]:
-        return tokenizer.apply_chat_template(turns, return_dict=False, **how)
+    def tokens(turns, **options) -> list[int]:
+        return tokenizer.apply_chat_template(turns, return_dict=False, **options)
 
     pairs = []
     for line in path.open(encoding="utf-8"):
@@ -68,12 +74,12 @@ def read_pairs(path: Path, tokenizer) -> list[tuple[list[int], list[int], list[i
 def batches(pairs: list, size: int) -> list[list]:
     """Pairs of like length together, because a batch is as long as its longest row; the batches in random order."""
     pairs = sorted(pairs, key=lambda pair: sum(map(len, pair)))
-    found = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-    return [found[number] for number in torch.randperm(len(found))]
+    groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    return [groups[number] for number in torch.randperm(len(groups)).tolist()]
 
 
 def sequence_logps(model, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-    """log pi(answer | prompt) of each row (prompt, answer), shape (B,): the SUM over the answer's tokens."""
+    """log pi(answer | prompt) of each row (prompt, answer), shape (B,): the sum over the answer's tokens."""
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)  # (B, L); 0 pads, and counts nowhere
     is_answer, is_text = torch.zeros(2, len(rows), longest, dtype=torch.bool)
@@ -91,7 +97,7 @@ def sequence_logps(model, rows: list[tuple[list[int], list[int]]]) -> torch.Tens
 def dpo_loss(policy, reference, batch: list, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of a batch of pairs, a number, and the margins, (B,)."""
     rows = [(prompt, chosen) for prompt, chosen, _ in batch] + [(prompt, rejected) for prompt, _, rejected in batch]
-    policy_chosen_logps, policy_rejected_logps = sequence_logps(policy, rows).chunk(2)
+    policy_chosen_logps, policy_rejected_logps = sequence_logps(policy, rows).chunk(2)  # the first half is chosen
     with torch.no_grad():
         ref_chosen_logps, ref_rejected_logps = sequence_logps(reference, rows).chunk(2)
 
@@ -102,13 +108,14 @@ def dpo_loss(policy, reference, batch: list, beta: float) -> tuple[torch.Tensor,
     return -F.logsigmoid(margin).mean(), margin.detach()
 
 
-def train(policy, reference, found: list[list], beta: float, learning_rate: float):
-    """One step a batch; yields loss, mean margin and accuracy of each batch, as they were before its step."""
-    # With Adam's usual eps of 1e-8 it would take full steps for tokens whose gradient is almost 0.
+def train(policy, reference, groups: list[list], beta: float, learning_rate: float):
+    """One step a batch; yields loss, mean margin and accuracy of each batch, computed before its step."""
+    # eps is the demo's; by the usual 1e-8 Adam would take full steps even where this small model's gradient is almost 0.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, eps=1e-3, weight_decay=0)
-    warmup = math.ceil(len(found) / 10)  # the rate rises from 0 for a tenth of the steps, then falls
-    for step, batch in enumerate(found):
-        share = min(step / warmup, (len(found) - step) / (len(found) - warmup))
+    # The rate rises for a tenth of the steps and then falls, as TRL's does: it is 0 at step 0, which changes nothing.
+    warmup = math.ceil(len(groups) / 10)
+    for step, batch in enumerate(groups):
+        share = min(step / warmup, (len(groups) - step) / max(1, len(groups) - warmup))
         optimizer.param_groups[0]["lr"] = learning_rate * share
         loss, margin = dpo_loss(policy, reference, batch, beta)
         loss.backward()
@@ -127,8 +134,8 @@ def sample(model, prompts: list[list[int]], tokenizer) -> list[tuple[list[int], 
     rows = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        most = dict(max_new_tokens=96, pad_token_id=tokenizer.pad_token_id)
-        written = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, **most)
+        limits = dict(max_new_tokens=96, pad_token_id=tokenizer.pad_token_id)
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, **limits)
         rows.append((prompt, written[0, len(prompt) :].tolist()))
     return rows
 
@@ -142,17 +149,17 @@ def main():
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "model")
-    # eval(): no dropout, so that at the start policy and reference agree exactly.
+    # eval(), while training too: without dropout policy and reference agree exactly at the start.
     policy, reference = (AutoModelForCausalLM.from_pretrained(DEMO / "model").eval() for _ in range(2))
     pairs, held_out = (read_pairs(DEMO / name, tokenizer) for name in ("train.jsonl", "test.jsonl"))
-    prompts = sorted((prompt for prompt, _, _ in held_out), key=len)[:48]  # short ones read well
+    prompts = sorted((prompt for prompt, _, _ in held_out), key=len)[:48]  # the shortest, to read; the KL is of these
 
     torch.manual_seed(args.seed)
     before = sample(policy, prompts, tokenizer)
     print("step    loss  margin  accuracy", flush=True)
-    found = batches(pairs, args.batch_size)
-    for step, numbers in enumerate(train(policy, reference, found, args.beta, args.learning_rate)):
-        if step % 8 == 0 or step == len(found) - 1:
+    groups = batches(pairs, args.batch_size)
+    for step, numbers in enumerate(train(policy, reference, groups, args.beta, args.learning_rate)):
+        if step % 8 == 0 or step == len(groups) - 1:
             print("{:4}  {:.4f}  {:+.3f}  {:.2f}".format(step, *numbers), flush=True)
     after = sample(policy, prompts, tokenizer)
 
@@ -162,7 +169,7 @@ def main():
             print(f"{name:<8}{tokenizer.decode(ids)!r}")
     with torch.no_grad():
         kl = (sequence_logps(policy, after) - sequence_logps(reference, after)).mean()
-    print(f"\nKL from the reference: {kl:.1f} nats a reply")
+    print(f"\nKL from the reference, estimated from these replies: {kl:.1f} nats a reply")
 
 
 if __name__ == "__main__":

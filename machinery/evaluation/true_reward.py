@@ -38,7 +38,7 @@ def show_true_rewards(truth, prompts: list, before: dict, after: dict) -> dict[s
         measured[win_rate] = rate(wins)
 
     say(f"True reward of {len(prompts)} replies: sampled, and greedily (the likeliest token each time)")
-    say(f"  {'':<12}{'sampled':<20}greedily\n  {'':<12}{'before    after     ' * 2}most")
+    say(f"  {'':<12}{'sampled':<20}greedily\n  {'':<12}{'before    after     ' * 2}of")
     rows = [*truth.maxima, "all", "95% from", "to"]
     most = [f"{value:.0f}" for value in (*truth.maxima.values(), sum(truth.maxima.values()))] + ["", ""]
     for row, *values, best in zip(rows, *columns, most, strict=True):
@@ -49,8 +49,8 @@ def show_true_rewards(truth, prompts: list, before: dict, after: dict) -> dict[s
     say(f"Win rate of after against before, ties half: {sampled} sampled, {greedily} greedily")
     shares = [measured[f"{garbled}_{when}"][0] for _, _, garbled in NAMES.values() for when in ("before", "after")]
     say(
-        "Garbled replies, with a sentence that nobody wrote, before and after: "
-        "{:.1%}, {:.1%} sampled, {:.1%}, {:.1%} greedily".format(*shares)
+        "Garbled replies (a sentence that nobody wrote): sampled {:.1%} before, {:.1%} after, "
+        "greedily {:.1%}, {:.1%}".format(*shares)
     )
     return measured
 

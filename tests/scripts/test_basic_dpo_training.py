@@ -54,7 +54,7 @@ def test_it_shows_the_loss_of_the_first_pair_by_hand(demo_run):
             sequence_logps(AutoModelForCausalLM.from_pretrained(where).eval(), rows)
             for where in (folder, PROJECT / "demo" / "model")
         )
-    by_hand = output[output.index("The first pair after training") :].splitlines()
+    by_hand = output[output.index("The first training pair, by hand") :].splitlines()
     for name, line, now, before in zip(("chosen", "rejected"), by_hand[3:5], policy, reference, strict=True):
         assert line.split() == [name, f"{now:.2f}", f"{before:.2f}", f"{0.1 * (now - before):+.3f}"]
         rewards.append(0.1 * (now - before))
