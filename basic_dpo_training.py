@@ -7,7 +7,7 @@ Nothing is downloaded, and it takes one to two minutes on two CPU cores. At the 
 price (figures differ by seed and machine):
 
                   sampled             greedily
-                  before    after     before    after     most
+                  before    after     before    after     of
       all         2.44      5.55      2.58      7.00      7
     Win rate of after against before, ties half: 0.91 [0.87, 0.94] sampled, 1.00 [0.98, 1.00] greedily
     KL from the reference, nats a reply: 3.04 [2.74, 3.33]

@@ -9,7 +9,7 @@ basic_dpo_training.py does, in one to two minutes on two CPU cores. You see (fig
     Data: demo/spoilt, train: 2,054 rows, 1,965 used in 1,965 pairs, 89 dropped (12 identical, 12 opposite_label, ...
     Verdict: Sound, once the dropped rows are out.
                   sampled             greedily
-                  before    after     before    after     most
+                  before    after     before    after     of
       all         2.44      4.81      2.58      7.00      7
 
 Try next:

@@ -10,7 +10,7 @@ on two CPU cores. You see (figures differ by seed and machine)
 
     Trained: 88,064 parameters, 7.9% of the model's
                   sampled             greedily
-                  before    after     before    after     most
+                  before    after     before    after     of
       all         2.44      5.28      2.58      6.69      7
     Win rate of after against before, ties half: 0.90 [0.86, 0.93] sampled, 1.00 [1.00, 1.00] greedily
     KL from the reference, nats a reply: 3.62 [2.94, 4.33]

@@ -113,8 +113,10 @@ def main() -> None:
         return
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.replies:
-        [runs, *_] = found[options.replies].values()
-        print("\n\n".join(map(in_paragraphs, (run["replies"] for run in runs.values() if run.get("replies")))))
+        for seed, runs in found.get(options.replies, {}).items():
+            for name, run in runs.items():
+                if "replies" in run:
+                    print(f"seed {seed}, {name}\n\n{in_paragraphs(run['replies'])}\n")
         return
     if options.figure:
         runs = {"rate 5e-5": found["given"]["0"]["lora-3"], "rate 1e-4": found["too_far"]["0"]["too-far"]}

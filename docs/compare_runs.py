@@ -1,6 +1,6 @@
 """The curves of several runs beside each other, on the same scales: what differs is then what the eye sees.
 
-    python docs/compare_runs.py runs/basic runs/too_fast --figure runs/curves.png
+    python docs/compare_runs.py runs/basic runs/too-fast --figure runs/curves.png
 
 Takes the folders of trainings, by any script here or any trainer of Transformers, and reads their trainer_state.json.
 """

@@ -23,8 +23,8 @@ text generated while training.
     KL          how far it went: the log-prob of the policy's own replies under itself, minus that under the reference; 0
                 is no change, and at the same gain less is better
 
-The loss sees the difference alone. It falls where the chosen answer becomes likelier, and also where both become less
-likely and the rejected one more so: then text that nobody has judged takes their place. So look at what it writes.
+The loss sees the margin alone. It falls where chosen rises more than rejected, and also where both fall and rejected falls
+further: then text that nobody has judged takes their place. So look at what the policy writes.
 
 This trains the demo, a model of a million parameters that answers a shop's customers, sometimes well, sometimes badly,
 on 2,048 pairs in two or three minutes on two CPU cores. The first loss is 0.6931 = ln 2: the policy still is the
@@ -110,7 +110,7 @@ def dpo_loss(policy, reference, batch: list, beta: float) -> tuple[torch.Tensor,
 
 def train(policy, reference, groups: list[list], beta: float, learning_rate: float):
     """One step a batch; yields loss, mean margin and accuracy of each batch, computed before its step."""
-    # eps is the demo's; by the usual 1e-8 Adam would take full steps even where this small model's gradient is almost 0.
+    # eps is the demo's; with the usual 1e-8 Adam would take full steps even where this small model's gradient is almost 0.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, eps=1e-3, weight_decay=0)
     # The rate rises for a tenth of the steps and then falls, as TRL's does: it is 0 at step 0, which changes nothing.
     warmup = math.ceil(len(groups) / 10)

@@ -37,7 +37,10 @@ def all_trials() -> dict[str, Trial]:
         names = [word for word in more if word in SCRIPTS]
         script, words = SCRIPTS[names[0]] if names else ("basic_dpo_training", SHORT)
         rest = [word for word in more if word not in SCRIPTS]
-        name = f"{flag} {' '.join([str(value)[:40], *rest])}".strip()
+        shown = str(value) if len(str(value)) <= 40 else f"{str(value)[:20]}...{str(value)[-9:]} ({len(str(value))})"
+        name = " ".join([flag, shown, *rest, *names])
+        if name in cases:
+            raise ValueError(f"two trials are called {name}")
         cases[name] = Trial(script, [*words, f"--{flag}", str(value), *rest], make=some_pairs)
 
     for values, flags in BY_KIND.values():

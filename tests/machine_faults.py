@@ -1,7 +1,7 @@
 """What the machine, another program or an earlier run does to a run: trials for bad_inputs.py.
 
 Two runs in one folder, caches that are damaged or hold what is not theirs, terminals that lack letters or have gone, disks
-that are full, checkpoints of other programs, secrets and names that would be obeyed.
+that are full, checkpoints of other programs, secrets, and names that hold terminal codes.
 """
 
 import json
@@ -43,8 +43,10 @@ SECRET = "sk-very-secret"
 def held(folder: Path) -> Iterator[None]:
     """Another run, of this process, in the folder out."""
     ownership.hold(folder / "out")
-    yield
-    ownership.release(folder / "out")
+    try:
+        yield
+    finally:
+        ownership.release(folder / "out")
 
 
 def damaged(pattern: str, damage: str) -> Callable[[Path], None]:
@@ -72,7 +74,7 @@ def foreign_checkpoint(folder: Path) -> None:
 FOREIGN_LETTERS = write("pairs.jsonl", [
     {"prompt": f"¿por qué {n}? 你好", "chosen": "a cat 😀", "rejected": "the mat ½"} for n in range(8)
 ])  # fmt: skip
-HALF_A_LAYER_LESS = model(set_in("config.json", num_hidden_layers=1, layer_types=None))
+A_LAYER_LESS = model(set_in("config.json", num_hidden_layers=3, layer_types=None))
 A_NAME_THAT_PAINTS = model(set_weights(lambda w: w | {f"model.{HOSTILE}.weight": torch.ones(2)}))
 
 FAULTS = {
@@ -93,6 +95,9 @@ FAULTS = {
     )
     for damage in ("flipped", "cut", "empty", "garbage")
 } | {
+    "a cache of data that is a file": Trial(
+        BASIC, SHORT, make=PAIRS, how={"caches": "/etc/hostname"}, codes=(0,), says=("cannot be kept",)
+    ),
     "weights of the user's in a cache": Trial(
         BASIC, SHORT, make=all_of(PAIRS, write("kept/mine.safetensors", "mine")), codes=(0,), says=()
     ),
@@ -101,7 +106,7 @@ FAULTS = {
         says=("--min_margin 0.5 has no effect: there are no scores.",),
     ),
     "a layer fewer in config.json than in the weights": Trial(
-        BASIC, [*SHORT, "--model_name_or_path", "m"], make=HALF_A_LAYER_LESS, codes=(2,), says=("model.layers.1",)
+        BASIC, [*SHORT, "--model_name_or_path", "m"], make=A_LAYER_LESS, codes=(2,), says=("model.layers.3",)
     ),
 } | {
     f"a secret in a keyword ({script})": Trial(
@@ -133,18 +138,15 @@ FAULTS = {
     )
     for script in (*TRAINING, EVALUATION)
 } | {
-    "a disk that is full at the first checkpoint": Trial(
+    "a file that may grow no further, as on a full disk": Trial(
         BASIC, SHORT, make=PAIRS, how={"file_size": 200_000}, codes=(1,), says=("writing failed",)
     ),
     "a checkpoint of another program": Trial(
         BASIC, [*SHORT, "--resume_from_checkpoint", "checkpoint-5"], make=foreign_checkpoint, codes=(2,),
         says=("checkpoint-5 is no complete checkpoint",),
     ),
-    "a checkpoint of another program, cut": Trial(
-        BASIC, [*SHORT, "--resume_from_checkpoint", "checkpoint-5"], codes=(2,), says=("checkpoint-5",),
-        make=all_of(foreign_checkpoint, lambda folder: spoil(folder / "checkpoint-5" / "model.safetensors", "cut")),
-    ),
     "a checkpoint of another program as the model": Trial(
-        BASIC, [*SHORT, "--model_name_or_path", "checkpoint-5"], make=foreign_checkpoint, codes=(2,), says=("checkpoint-5",)
+        BASIC, [*SHORT, "--model_name_or_path", "checkpoint-5"], make=foreign_checkpoint, codes=(2,),
+        says=("checkpoint-5 is a checkpoint of a run",),
     ),
 }  # fmt: skip

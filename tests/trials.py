@@ -5,8 +5,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,60 +44,59 @@ def attempt(server: ForkServer, trial: Trial) -> dict:
         trial.make(folder)
         how = {"cwd": str(folder)} | ({"caches": f"{place}/caches"} if trial.first else {})
         if trial.first:
-            server.start(trial.script, _filled(trial.first), f"{place}/first", **how)
-            if server.wait() != [0]:
-                raise RuntimeError(f"The run before failed:\n{Path(place, 'first').read_text()}")
+            code = _run(server, trial.script, trial.first, Path(place) / "first", **how)
+            assert code == 0, f"the run before ended with {code}: {_read(Path(place, 'first'))}"
             trial.between(folder)
+        log, errors = Path(place) / "log", Path(place) / "errors"
+        reader = threading.Thread(target=_read_a_line, args=[log], daemon=True)
+        if trial.reader_goes:
+            os.mkfifo(log)
+            reader.start()
         with trial.beside(folder):
             before = everything_in(folder)
             began = time.monotonic()
-            code = _run(server, trial, Path(place), how | trial.how)
+            with _environment(trial.environment):
+                code = _run(server, trial.script, trial.words, log, errors, **how | trial.how)
         seconds = round(time.monotonic() - began, 1)
-        errors, output = (_read(Path(place) / name) for name in ("errors", "log"))
+        said = _read(errors) + ("" if trial.reader_goes else _read(log))
         after = everything_in(folder)
         must_say = trial.says if code == 2 or len(trial.codes) == 1 else ()
         found = {
             "code": code,
             "seconds": seconds,
-            "traceback": "Traceback (most recent" in errors + output,
-            "missing": [words for words in must_say if words not in " ".join((errors + output).split())],
-            "said": next((line for line in reversed(errors.splitlines()) if "error:" in line), errors[-300:])[-700:],
+            "traceback": "Traceback (most recent" in said,
+            "missing": [words for words in must_say if words not in " ".join(said.split())],
+            "said": next((line for line in reversed(said.splitlines()) if "error:" in line), said[-300:])[-700:],
             "left": sorted({path.relative_to(folder).parts[0] for path in after.keys() - before.keys()}),
             "changed": sorted(str(path.name) for path in before if after.get(path) != before[path]),
-            "betrayed": _holders(trial.hides, folder, errors + output),
+            "betrayed": _holders(trial.hides, folder, said),
         }
         wrong = found["traceback"] or found["missing"] or found["changed"] or found["betrayed"]
         return found | {"bad": bool(wrong or code not in trial.codes or (code == 2 and found["left"]))}
 
 
-def _filled(words: list[str]) -> list[str]:
-    return [word.replace("{demo}", str(PROJECT / "demo")) for word in words]
-
-
-def _run(server: ForkServer, trial: Trial, place: Path, how: dict) -> int:
-    """The exit code of the trial's own run, which is ended when it takes too long."""
-    log, reader = place / "log", None
-    if trial.reader_goes:
-        os.mkfifo(log)
-        reader = threading.Thread(target=_read_a_line, args=[log])
-        reader.start()
-    old = dict(os.environ)
-    os.environ |= trial.environment
-    [pid] = server.start(trial.script, _filled(trial.words), log, place / "errors", **how)
-    os.environ.clear()
-    os.environ |= old
+def _run(server: ForkServer, script: str, words: list[str], log: Path, errors: Path | None = None, **how) -> int:
+    """The exit code of a run, which is ended when it takes too long."""
+    filled = [word.replace("{demo}", str(PROJECT / "demo")) for word in words]
+    [pid] = server.start(script, filled, log, errors, **how)
     timer = threading.Timer(SECONDS, os.kill, (pid, signal.SIGKILL))
     timer.start()
     [code] = server.wait()
     timer.cancel()
-    if reader:
-        reader.join()
-        log.unlink()
     return code
 
 
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    old = dict(os.environ)
+    os.environ |= values
+    yield
+    os.environ.clear()
+    os.environ |= old
+
+
 def _read_a_line(pipe: Path) -> None:
-    with open(pipe, "rb") as file:
+    with open(pipe, "rb") as file:  # waits for the run to open it
         file.readline()
 
 

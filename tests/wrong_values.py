@@ -14,7 +14,7 @@ DICTIONARIES = ('{"nonsense": 1}', "[1]", "{", '{"a": NaN}', "nothing.json", '"t
 
 OWN = ("--sample_answers", "2")  # beside the flags that need it
 BY_KIND = {
-    "processes": ((-1, 0), "dataset_num_proc dataloader_num_workers"),  # and no large number: they would be started
+    "processes": ((-1, 0), "dataset_num_proc dataloader_num_workers"),  # large numbers of workers would be started
     "integer": (INTEGERS, (
         "num_eval_prompts max_new_tokens per_device_train_batch_size per_device_eval_batch_size max_steps "
         "gradient_accumulation_steps torch_empty_cache_steps eval_accumulation_steps save_total_limit seed data_seed "
@@ -117,7 +117,6 @@ MORE = {
     "adapter": [(LONG, "LORA"), (LONG_PART, "LORA")],
     "loss_kwargs": [("a=nan", "LOSS"), ("lambda_=inf", "LOSS", "--loss_type", "dpop"), ("", "LOSS")],
     "loss_file": [(LONG, "LOSS"), (LONG_PART + ":f", "LOSS"), (":", "LOSS")],
-    "compare_betas": [],
     "save_cleaned": [(LONG, "DATA"), (LONG_PART + ".jsonl", "DATA"), ("a.odd", "DATA")],
     "dataset_num_proc": [("100000", "DATA")],
     "hub_strategy": [("odd",)],
@@ -160,6 +159,4 @@ SCRIPTS = {
 ENVIRONMENTS = {
     "TMPDIR nowhere": {"TMPDIR": "/no/such/folder"},
     "TMPDIR a file": {"TMPDIR": "/etc/hostname"},
-    "HF_HOME a file": {"HF_HOME": "/etc/hostname"},
-    "HF_DATASETS_CACHE a file": {"HF_DATASETS_CACHE": "/etc/hostname"},
 }

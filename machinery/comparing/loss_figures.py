@@ -130,7 +130,7 @@ def plot_shapes(losses: dict[str, Callable], betas: dict[str, float], path: Path
     """Each loss, and how hard it pulls on either answer, while chosen rises and rejected falls by the same amount.
 
     losses: with their hyperparameters filled in; those behind the first twelve are drawn into a second file, shapes-2.png
-    beside shapes.png. The pull is minus the gradient by the answer's log-prob: above 0 the answer is made likelier. Both
+    beside shapes.png. Where beta is large and no lengths are taken, they are drawn nearer to 0. The pull is minus the gradient by the answer's log-prob: above 0 the answer is made likelier. Both
     have 40 tokens and start at -1 a token.
     """
     names = list(losses)
@@ -145,8 +145,8 @@ def _plot_page_of_shapes(losses: dict[str, Callable], betas: dict[str, float], p
     figure, grid = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.5 * lines + 0.6), squeeze=False)
     for axes, (name, loss) in zip(grid.flat, losses.items(), strict=False):
         has_beta = "beta" in (takes := inspect.signature(loss).parameters)
-        # Where beta times a difference of sums is beyond 6, the losses are straight.
-        reach = min(60, 6 / betas[name]) if has_beta and "chosen_lengths" not in takes else 60
+        # Most of a loss of sums happens where beta times the difference is below 10.
+        reach = min(60, 10 / betas[name]) if has_beta and "chosen_lengths" not in takes and "pair" not in takes else 60
         margin = torch.linspace(-reach, reach, 481)  # chosen - rejected, in nats
         values, for_chosen, for_rejected = loss_and_pull(loss, betas[name], margin)
         [of_loss] = axes.plot(margin, values, color="black", linewidth=1.6)

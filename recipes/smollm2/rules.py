@@ -4,7 +4,7 @@
     --judge recipes/smollm2/rules.py:holds    # to evaluate: whether the rule holds, 1 or 0
     --judge recipes/smollm2/rules.py:knows    # whether an answer has the fact that facts.jsonl asks for, 1 or 0
 
-The rule: finished, in four to thirty words, four of them different, without an apology and without speaking of itself as
+The rule: finished, in four to thirty words, without an apology, without a refusal to help and without speaking of itself as
 a machine. A program cannot see whether such an answer is true, or of use.
 """
 
@@ -14,22 +14,28 @@ from functools import cache
 from pathlib import Path
 
 FEWEST_WORDS, MOST_WORDS = 4, 30
+MACHINE = r"(an? )?(ai|artificial intelligence|language model|chatbot|computer program|smollm)"
 EXCUSE = re.compile(
-    r"\b(sorry|apolog\w+|(as|am|i'm) an? (ai|artificial)|(language|ai) model|ai assistant"
-    r"|i (can't|cannot|am unable to|am not able to) (assist|help))\b",
+    rf"\b(i('m| am) (very |so |truly )?sorry|^sorry|apologi[sz]\w*|apology|my apologies|(as|i'm|i am) (just |only |simply )?{MACHINE}"
+    r"|(ai|language) model|ai assistant|(can't|cannot|can not|couldn't|unable to|not able to) (assist|help (you|with))"
+    r"|i (don't|do not) have (personal|feelings))\b",
     re.I,
 )
-END = re.compile(r"""[.!?]["')\]]*$""")
-WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+END = re.compile(r"""(?<!\.)[.!?]["')\]*_]*$""")
+NO_END = re.compile(r"(\n\s*\d+|\b(dr|mr|mrs|ms|e\.g|i\.e|etc))\.$", re.I)  # a number of a list, an abbreviation
+WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+STRAIGHT = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 FACTS = Path(__file__).with_name("facts.jsonl")
 
 
 def score(prompt: str, answer: str) -> float:
-    """1 where the rule holds; else the further below, the more is wrong: so of two bad answers one is better."""
-    answer = answer.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    """1 where the rule holds; else mostly the further below, the more is wrong: so of two bad answers one is better."""
+    answer = answer.strip().translate(STRAIGHT)
     too_many = max(0, len(answer.split()) - MOST_WORDS) / MOST_WORDS  # 1 for twice as many
-    too_few = len(set(WORD.findall(answer.lower()))) < FEWEST_WORDS
-    return 1.0 - too_many - too_few - (not END.search(answer)) - bool(EXCUSE.search(answer))
+    words = set(WORD.findall(answer.lower()))
+    too_few = len(words) < FEWEST_WORDS or sum(not word.isdigit() for word in words) < 2
+    is_cut = not END.search(answer) or bool(NO_END.search(answer))
+    return 1.0 - too_many - too_few - is_cut - bool(EXCUSE.search(answer))
 
 
 def holds(prompt: str, answer: str) -> float:
@@ -39,9 +45,13 @@ def holds(prompt: str, answer: str) -> float:
 
 def knows(prompt: str, answer: str) -> float:
     """1 where an accepted word stands in the answer by itself (12 is not in 112, nor in 12.5), alone or among others."""
+    answer = re.sub(r"\\text|</?sub>|[{}$_]", "", answer)  # formulas: H_2O, $\text{H}_2\text{O}$, H<sub>2</sub>O
     accepted = _facts()[prompt]
     return float(
-        any(re.search(rf"(?<![\w])(?<!\d[.,]){re.escape(fact)}(?!\w|[.,]\d)", answer, re.I) for fact in accepted)
+        any(
+            re.search(rf"(?<![\w])(?<!\d[.,]){re.escape(fact)}(?![^\W\u00ba]|[.,]\d)", answer, re.I)
+            for fact in accepted
+        )
     )
 
 

@@ -15,7 +15,7 @@ SMALL = {
     real_model.MODEL: str(PROJECT / "demo" / "model"),
     "--config recipes/smollm2/cpu.yaml": f"--config recipes/smollm2/cpu.yaml --model_name_or_path {PROJECT}/demo/model "
     "--max_steps 2 --per_device_train_batch_size 2 --num_eval_prompts 2 --eval_strategy epoch --save_strategy no",
-    "--max_new_tokens 48": "--max_new_tokens 4 --num_eval_prompts 4",
+    "--max_new_tokens 48": "--max_new_tokens 1",
 }
 
 
@@ -43,8 +43,15 @@ def test_a_story_is_told_once_and_shown(tmp_path, monkeypatch, capsys):
     real_model.main()
     quoted = capsys.readouterr().out
     kept = json.loads((tmp_path / "results.json").read_text())["given"]["0"]["given-facts"]["replies"]
-    assert quoted.count("  runs/lora-3: ") == len(kept)
+    assert kept and quoted.count("  runs/lora-3: ") == len(kept)
     assert all(prompt in quoted for prompt in kept)
+
+
+def test_the_prompts_whose_replies_are_shown_are_asked():
+    for output, quoted in real_model.QUOTED.items():
+        file = "prompts/test.jsonl" if output.endswith("rule") else "facts.jsonl"
+        rows = map(json.loads, (PROJECT / "recipes" / "smollm2" / file).read_text().splitlines())
+        assert {*quoted} <= {row["prompt"] for row in rows}
 
 
 def test_every_command_of_a_story_writes_where_a_later_one_reads():
@@ -68,6 +75,7 @@ def test_a_command_is_shown_in_lines_that_a_shell_puts_together():
 
 
 RULES = PROJECT / "recipes" / "smollm2" / "rules.py"
+MANY = " ".join(f"w{chr(97 + number)}" for number in range(26)) + " aa ab ac"  # 29 words
 
 
 @pytest.mark.parametrize(
@@ -77,9 +85,16 @@ RULES = PROJECT / "recipes" / "smollm2" / "rules.py"
         ('She said "good night, my dear."', True),
         ("I can't say which is better; try both!", True),
         ("A cup of tea.", True),
+        ("It takes 30 minutes.", True),
+        ("The answer is 42.", True),
+        ("Better safe than sorry, my friend.", True),
+        ("I can't help laughing at good jokes.", True),
+        ("She said \N{LEFT DOUBLE QUOTATION MARK}good night, my dear.\N{RIGHT DOUBLE QUOTATION MARK}", True),
+        ("**Drink a glass of water.**", True),
+        (f"{MANY} thirty.", True),
         ("Drink water.", False),
         ("Drink a glass of water", False),
-        ("word " * 30 + "end.", False),
+        (f"{MANY} thirty one.", False),
         (". . . . .", False),
         ("x x x x x.", False),
         ("1 2 3 4 5.", False),
@@ -87,6 +102,11 @@ RULES = PROJECT / "recipes" / "smollm2" / "rules.py"
         ("I'm an AI and cannot taste anything.", False),
         ("I\N{RIGHT SINGLE QUOTATION MARK}m an AI and cannot taste anything.", False),
         ("As a language model I have no taste.", False),
+        ("I'm just an AI, so I cannot taste it.", False),
+        ("I'm unable to assist you with that one.", False),
+        ("Here are three ideas for you:\n\n1.", False),
+        ("You should go and see Dr.", False),
+        ("I would say that the best...", False),
         ("I can\N{RIGHT SINGLE QUOTATION MARK}t assist you with that one.", False),
     ],
 )
@@ -99,6 +119,7 @@ def test_the_rule_holds_for_short_whole_answers(answer, holds):
     ("prompt", "answer", "is_known"),
     [
         ("What is the chemical formula of water?", "It is $H_2O$.", True),
+        ("What is the chemical formula of water?", r"It is $\text{H}_2\text{O}$.", True),
         ("What is the chemical formula of water?", "It is CO2.", False),
         ("At what temperature in degrees Celsius does water boil at sea level?", "At 100C.", True),
         ("At what temperature in degrees Celsius does water boil at sea level?", "At 100\N{DEGREE SIGN}C.", True),
