@@ -47,6 +47,7 @@ GONE = 0.001  # of the loss at step 0: nothing is left to learn from
 STANDARD_ERRORS = 3  # by which a held-out accuracy must differ before it is called worse; the demo's differ by up to 1
 SKIPPED = (8, 16)  # of so many steps skipped for overflow: a loss scale that settles at the start skips two or three
 SAME_ANSWERS = 0.1  # share of the pairs looked at
+FEW_STEPS = 24  # fewer are over before replies change, and with a large model sampling would take longer than they do
 REPEATED = 0.2  # rise of the share of 4-token sequences that stood in the same reply before. Healthy: 0.02
 SHRUNK, GROWN = 1 / 3, 3  # mean length of a reply, as multiples of that before training
 ENDLESS = 0.5  # rise of the share of replies that do not come to an end
@@ -85,7 +86,7 @@ class Watcher(TrainerCallback):
         """has_reference: whether the loss uses one (None: by its name); without, rewards say nothing, and held-out
         log-probs are compared.
         sample(model): a few replies, each its token ids and whether it came to an end; it must leave the random
-        generators as they are. It is asked before training and at these shares of the steps.
+        generators as they are. It is asked before training and at these shares of the steps, of FEW_STEPS and more.
         """
         self.has_reference, self.stop_on_warning = has_reference, stop_on_warning
         self.sample, self.sample_at = sample, sample_at
@@ -113,7 +114,8 @@ class Watcher(TrainerCallback):
         self.is_exact = precisions == {torch.float32} and not (args.bf16 or args.fp16)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             self._say("no-parameter", "Every weight of the policy is frozen.")
-        self.before = _describe(self.sample(model)) if self.sample and self.begun_at == 0 else None
+        is_sampled = self.sample and self.begun_at == 0 and state.max_steps >= FEW_STEPS
+        self.before = _describe(self.sample(model)) if is_sampled else None
 
     def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
         was_skipped = bool(getattr(optimizer, "step_was_skipped", False))

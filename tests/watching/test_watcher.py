@@ -31,7 +31,7 @@ TOKENS = 10  # of each made-up answer
 class Made:
     """A watched training of 100 steps that exists in its logs only. Distances are given in nats a token."""
 
-    def __init__(self, tmp_path, beta=0.1, pairs=None, made=None, model=None, **settings):
+    def __init__(self, tmp_path, beta=0.1, pairs=None, made=None, model=None, steps=100, **settings):
         self.args = DPOConfig(
             str(tmp_path),
             use_cpu=True,
@@ -42,7 +42,7 @@ class Made:
             **settings,
         )
         row = {"prompt_ids": [1], "chosen_ids": [2] * TOKENS, "rejected_ids": [3] * TOKENS}
-        self.state, self.control = TrainerState(max_steps=100, is_world_process_zero=True), TrainerControl()
+        self.state, self.control = TrainerState(max_steps=steps, is_world_process_zero=True), TrainerControl()
         self.model = nn.Linear(4, 4) if model is None else model
         self.watcher = made or Watcher()
         self.watcher.on_train_begin(
@@ -177,6 +177,16 @@ def test_sampled_replies_are_held_against_those_before_training(before, after, w
     made.step(50)
     assert made.kinds == ({"replies"} if words else set())
     assert words is None or words in made.watcher.said["replies"]
+
+
+@pytest.mark.parametrize(("steps", "times"), [(10, 0), (23, 0), (24, 2)])
+def test_a_run_of_a_few_steps_is_not_sampled(steps, times, tmp_path):
+    """On a model of 135 million parameters it would take twice as long as ten steps."""
+    sampled = []
+    watcher = Watcher(sample=lambda model: sampled.append(1) or [([1, 2, 3, 4, 5], True)], sample_at=(0.5,))
+    made = Made(tmp_path, made=watcher, steps=steps)
+    made.step(steps // 2)
+    assert len(sampled) == times
 
 
 def test_the_loss_at_step_0_is_what_the_formulas_give():
