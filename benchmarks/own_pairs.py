@@ -41,7 +41,11 @@ CASES = {
     "noisy": ("thirds, a judge with noise", f"--rounds 3 {THIRD} --judge JUDGES:noisy"),
     "polite": ("thirds, a rule that counts polite words", f"--rounds 3 {THIRD} --judge JUDGES:polite"),
     "long": ("thirds, a rule that counts words", f"--rounds 3 {THIRD} --judge JUDGES:long"),
-    "fast": ("thirds, at three times the rate", f"--rounds 3 {THIRD} --learning_rate 3e-3 --adam_epsilon 1e-2"),
+    "fast": (
+        "thirds, rate and epsilon about three times as high",
+        f"--rounds 3 {THIRD} --learning_rate 3e-3 --adam_epsilon 1e-2",
+    ),
+    "too_fast": ("three rounds of 1,000, three times the rate", "--rounds 3 --num_prompts 1000 --learning_rate 3e-3"),
     "ten_words": ("one round, at most ten words", "--rounds 1 --judge JUDGES:ten_words"),
 }
 BEST_OF = (1, 4, 16)
@@ -53,8 +57,6 @@ COLUMNS = {
     "kl_first": "KL from the first",
     "reply_tokens_after": "tokens a reply",
 }
-BY_RULE = {"score_before": "kept before", "score_after": "after", "score_win_rate": "win rate"}
-BY_RULE |= {"reply_tokens_after": "tokens a reply", "kl_first": "KL"}
 ENDS = ("", "_ci_low", "_ci_high")
 
 
@@ -79,12 +81,22 @@ def main() -> None:
         by_round = {f"round {n + 1}": [rounds[n] for rounds in found["rounds"].values()] for n in range(count)}
         print("\n" + markdown(by_round, COLUMNS, "three rounds of 1,000 prompts"))
     if "ten_words" in found:
-        print("\n" + markdown({CASES["ten_words"][0]: _last(found, "ten_words")}, BY_RULE))
-        for seed, rounds in sorted(found["ten_words"].items()):
-            print(f"seed {seed}: win rate {with_interval([rounds[-1][f'score_win_rate{end}'] for end in ENDS])}")
+        print("\n" + ten_words(found["ten_words"]))
     if "best_of" in found:
         columns = {f"best_of_{count}": f"best of {count}" for count in BEST_OF}
         print("\n" + markdown({"the first model": _last(found, "best_of")}, columns, "true reward"))
+
+
+def ten_words(seeds: dict[str, list[dict]]) -> str:
+    """By seed: how often the rule of ten words is kept on held-out prompts, and the win rate by it with its interval."""
+    lines = ["| seed | kept before | after | win rate | KL, nats a reply |", "|---|---|---|---|---|"]
+    for seed, rounds in sorted(seeds.items()):
+        last = rounds[-1]
+        win_rate = with_interval([last[f"score_win_rate{end}"] for end in ENDS])
+        lines.append(
+            f"| {seed} | {last['score_before']:.2f} | {last['score_after']:.2f} | {win_rate} | {last['kl_first']:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def _last(found: dict, case: str) -> list[dict]:

@@ -233,12 +233,13 @@ def given(seeds: dict) -> list[str]:
 
 
 def beside_trl(seeds: dict) -> list[str]:
-    """The losses of the first steps by TRL's own script and by ours."""
+    """The losses of the first steps by TRL's own script and by ours, and how long both took."""
     [runs, *_] = seeds.values()
     theirs, ours = ([logs["loss"] for logs in runs[name]["logs"] if "loss" in logs] for name in ("trl", "ours"))
     lines = ["| step | `trl dpo` | the basic script |", "|---|---|---|"]
     for step, pair in enumerate(zip(theirs, ours, strict=True), start=1):
         lines.append(f"| {step} | {pair[0]:.6f} | {pair[1]:.6f} |")
+    lines.append(f"| seconds, from start to end | {runs['trl']['seconds']:.0f} | {runs['ours']['seconds']:.0f} |")
     return ["\n".join(lines)]
 
 
