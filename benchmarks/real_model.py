@@ -53,7 +53,7 @@ PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --lear
 # Of the evaluations, by what stands in the name of their output: the prompts whose replies are kept.
 QUOTED = {
     "given-facts": ('The plural of "foot" is what?', "What is the capital of France?"),
-    "too-far-facts": ("Which season comes after winter?", "The capital of Spain is which city?"),
+    "too-far-facts": ("What is the opposite of hot?", "A full day lasts how many hours?"),
     "own-rule": ("How do I say no without feeling guilty?", "Which sport is good for a beginner who is out of shape?"),
     "own-facts": ('What animal says "moo"?', "What is the capital of France?"),
 }
