@@ -19,7 +19,7 @@ def test_two_rounds_with_adapters_as_the_page_says(tmp_path):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
     (tmp_path / "rules.py").write_text("def score(prompt, answer):\n    return -len(answer)\n")
     page = (PROJECT / "docs" / "pairs.md").read_text(encoding="utf-8")
-    part = page.split("With adapters a round is")[1].replace("\\\n", "")  # a command of several lines is one
+    part = page.split("## Rounds with adapters\n")[1].replace("\\\n", "")  # a command of several lines is one
     commands = [line.strip() for line in part.splitlines() if "    python " in line]
     assert len(commands) == 4
     for command in commands:
