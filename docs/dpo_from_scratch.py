@@ -29,12 +29,12 @@ further: then text that nobody has judged takes their place. So look at what the
 This trains the demo, a model of a million parameters that answers a shop's customers, sometimes well, sometimes badly,
 on 2,048 pairs in two or three minutes on two CPU cores. The first loss is 0.6931 = ln 2: the policy still is the
 reference, so every margin is 0 (none above it: accuracy 0), and -log sigmoid(0) = ln 2. At the end you see replies
-before and after, and the KL.
+before and after, and the KL, about 3.
 
 Try next:
 
     python docs/dpo_from_scratch.py --beta 1               # stays nearer to the reference: KL about 1
-    python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: the loss falls as before, the replies break
+    python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: the loss falls as before, the replies break: KL about 20
     python basic_dpo_training.py                           # the same method by TRL, with all that a real run needs
 """
 
