@@ -215,7 +215,7 @@ def discopop(beta, discopop_tau, **pair):
 
 
 def sft(policy_chosen_logps, chosen_lengths, **_):
-    """Supervised fine-tuning: -log policy(chosen) per token of the batch; the second term of iterative RPO, arXiv:2404.19733, Eq. 1.
+    """Supervised fine-tuning: -log policy(chosen) per token of the batch; a term of iterative RPO, arXiv:2404.19733, Eq. 1.
 
     Means over all tokens of the batch, as in TRL; in the paper over those of each answer. No reference. For: holding
     the chosen answers up beside another loss, and alone as the baseline that DPO has to beat.

@@ -1,30 +1,30 @@
-"""All of DPO on one page: plain PyTorch, a model from Transformers, no trainer, and nothing of this project but the demo.
+"""All of DPO on one page: plain PyTorch, a model of Transformers, no trainer, and of this project only the demo.
 
     python docs/dpo_from_scratch.py
 
-A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT). Last it
-learns which of two answers people prefer. Reinforcement learning from human feedback (RLHF) takes a second model for that,
-the reward model, which scores answers as people would; then the language model writes, is scored, and is pushed (by
-proximal policy optimization, PPO) to score higher while staying near what it was. Direct Preference Optimization (DPO;
-Rafailov et al., arXiv:2305.18290) reaches for the same goal by one loss on the pairs themselves: no reward model, and no
-text generated while training.
+A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT). Last
+it learns which of two answers people prefer. Reinforcement learning from human feedback (RLHF) takes a second model
+for that, the reward model, which scores answers as people would; then the language model writes, is scored, and is
+pushed (by proximal policy optimization, PPO) to score higher while staying near what it was. Direct Preference
+Optimization (DPO; Rafailov et al., arXiv:2305.18290) reaches for the same goal by one loss on the pairs themselves:
+no reward model, and no text generated while training.
 
     policy      the model that is trained
     reference   the same model as it was before, frozen: what the policy is measured against, so that a reward is what
                 training has changed and not how likely an answer was anyway
-    log-prob    the natural logarithm of an answer's probability given its prompt, a sum over its tokens; its unit is the
-                nat: 1 nat more is e = 2.7 times as likely
+    log-prob    the natural logarithm of an answer's probability given its prompt, a sum over its tokens; its unit is
+                the nat: 1 nat more is e = 2.7 times as likely
     reward      of an answer: beta * (log-prob under the policy - log-prob under the reference)
     margin      reward of the better answer, chosen, minus that of the worse one, rejected
     loss        -log sigmoid(margin): small where the margin is large
     accuracy    the share of pairs whose margin is above 0
-    beta        the price of leaving the reference: where it is high, a small change of log-probs makes the loss small, its
-                pull fades, and the policy stays near; where it is low, the policy has to go far
-    KL          how far it went: the log-prob of the policy's own replies under itself, minus that under the reference; 0
-                is no change, and at the same gain less is better
+    beta        the price of leaving the reference: where it is high, a small change of log-probs makes the loss small,
+                its pull fades, and the policy stays near; where it is low, the policy has to go far
+    KL          how far it went: the log-prob of the policy's own replies under itself, minus that under the reference;
+                0 is no change, and at the same gain less is better
 
-The loss sees the margin alone. It falls where chosen rises more than rejected, and also where both fall and rejected falls
-further: then text that nobody has judged takes their place. So look at what the policy writes.
+The loss sees the margin alone. It falls where chosen rises more than rejected, and also where both fall and rejected
+falls further: then text that nobody has judged takes their place. So look at what the policy writes.
 
 This trains the demo, a model of a million parameters that answers a shop's customers, sometimes well, sometimes badly,
 on 2,048 pairs in two or three minutes on two CPU cores. The first loss is 0.6931 = ln 2: the policy still is the
@@ -34,7 +34,7 @@ before and after, and the KL, about 3.
 Try next:
 
     python docs/dpo_from_scratch.py --beta 1               # stays nearer to the reference: KL about 1
-    python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: the loss falls as before, the replies break: KL about 20
+    python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: the loss falls, the replies break: KL about 20
     python basic_dpo_training.py                           # the same method by TRL, with all that a real run needs
 """
 
@@ -110,7 +110,7 @@ def dpo_loss(policy, reference, batch: list, beta: float) -> tuple[torch.Tensor,
 
 def train(policy, reference, groups: list[list], beta: float, learning_rate: float):
     """One step a batch; yields loss, mean margin and accuracy of each batch, computed before its step."""
-    # eps is the demo's; with the usual 1e-8 Adam would take full steps even where this small model's gradient is almost 0.
+    # eps is the demo's: with the usual 1e-8 Adam takes full steps even where this small model's gradient is almost 0.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, eps=1e-3, weight_decay=0)
     # The rate rises for a tenth of the steps and then falls, as TRL's does: it is 0 at step 0, which changes nothing.
     warmup = math.ceil(len(groups) / 10)
@@ -127,7 +127,7 @@ def train(policy, reference, groups: list[list], beta: float, learning_rate: flo
 
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], tokenizer) -> list[tuple[list[int], list[int]]]:
-    """One reply to each prompt, as rows (prompt, answer): each token drawn with the probability that the model gives it.
+    """One reply to each prompt, as rows (prompt, answer): each token drawn with the model's own probability.
 
     top_k=0: generate() would draw from the 50 likeliest tokens only, and the KL below is of the whole distribution.
     """

@@ -18,20 +18,16 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from command.test_bad_input import CASES
+from command.test_bad_input import CASES, write
 from fork_server import ForkServer
 from machine_faults import FAULTS
 from trials import Trial, attempt
 from wrong_values import BY_KIND, ENVIRONMENTS, MORE, PAIRS, SCRIPTS, SHORT
 
 
-def some_pairs(folder: Path) -> None:
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
-
-
 def all_trials() -> dict[str, Trial]:
     """The trials by name: the flag and the value, cut where it is long."""
-    cases = {}
+    cases, some_pairs = {}, write("pairs.jsonl", PAIRS)
 
     def add(flag: str, value, *more: str) -> None:
         names = [word for word in more if word in SCRIPTS]

@@ -72,7 +72,7 @@ def foreign_checkpoint(folder: Path) -> None:
 
 
 FOREIGN_LETTERS = write("pairs.jsonl", [
-    {"prompt": f"¿por qué {n}? 你好", "chosen": "a cat 😀", "rejected": "the mat ½"} for n in range(8)
+    {"prompt": f"¿por qué {n}? 你好", "chosen": "a cat \N{GRINNING FACE}", "rejected": "the mat ½"} for n in range(8)
 ])  # fmt: skip
 A_LAYER_LESS = model(set_in("config.json", num_hidden_layers=3, layer_types=None))
 A_NAME_THAT_PAINTS = model(set_weights(lambda w: w | {f"model.{HOSTILE}.weight": torch.ones(2)}))

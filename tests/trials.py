@@ -90,9 +90,11 @@ def _run(server: ForkServer, script: str, words: list[str], log: Path, errors: P
 def _environment(values: dict[str, str]) -> Iterator[None]:
     old = dict(os.environ)
     os.environ |= values
-    yield
-    os.environ.clear()
-    os.environ |= old
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= old
 
 
 def _read_a_line(pipe: Path) -> None:

@@ -130,8 +130,9 @@ def plot_shapes(losses: dict[str, Callable], betas: dict[str, float], path: Path
     """Each loss, and how hard it pulls on either answer, while chosen rises and rejected falls by the same amount.
 
     losses: with their hyperparameters filled in; those behind the first twelve are drawn into a second file, shapes-2.png
-    beside shapes.png. Where beta is large and no lengths are taken, they are drawn nearer to 0. The pull is minus the gradient by the answer's log-prob: above 0 the answer is made likelier. Both
-    have 40 tokens and start at -1 a token.
+    beside shapes.png. One whose beta is large is drawn nearer to 0, but for those with a parameter chosen_lengths, which
+    take means. The pull is minus the gradient by the answer's log-prob: above 0 the answer is made likelier. Both have 40
+    tokens and start at -1 a token.
     """
     names = list(losses)
     for page, start in enumerate(range(0, len(names), PANELS), start=1):
@@ -146,7 +147,7 @@ def _plot_page_of_shapes(losses: dict[str, Callable], betas: dict[str, float], p
     for axes, (name, loss) in zip(grid.flat, losses.items(), strict=False):
         has_beta = "beta" in (takes := inspect.signature(loss).parameters)
         # Most of a loss of sums happens where beta times the difference is below 10.
-        reach = min(60, 10 / betas[name]) if has_beta and "chosen_lengths" not in takes and "pair" not in takes else 60
+        reach = min(60, 10 / betas[name]) if has_beta and "chosen_lengths" not in takes else 60
         margin = torch.linspace(-reach, reach, 481)  # chosen - rejected, in nats
         values, for_chosen, for_rejected = loss_and_pull(loss, betas[name], margin)
         [of_loss] = axes.plot(margin, values, color="black", linewidth=1.6)
