@@ -55,7 +55,7 @@ from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
 from machinery.evaluation.metrics import kl_interval
 from machinery.evaluation.true_reward import show_scores, show_true_rewards
-from machinery.hardware.memory import suit_allocator
+from machinery.hardware.memory import keep_freed_memory
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
 from machinery.models.generation import end_ids, neutral_generation, own_precision
@@ -201,7 +201,7 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
         model, report = AutoModelForCausalLM.from_pretrained(name, config=config, **FROM_SAFETENSORS, **init_kwargs)
         tokenizer = load_tokenizer(name, **hub_kwargs)
         check_loaded(model, report, tokenizer)
-    suit_allocator(model)
+    keep_freed_memory(True)
     return model, tokenizer
 
 

@@ -286,7 +286,7 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
     with torch.device(device):  # where random weights take no time
         policy, reference = Qwen3ForCausalLM(config), None
     if is_ours:
-        memory.suit_allocator(policy)  # as load_model does
+        memory.keep_freed_memory(True)  # as load_model does
     if not asks_beforehand and not shape["lora"]:
         reference = copy.deepcopy(policy)
     memory.reset_peak()

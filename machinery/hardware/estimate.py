@@ -26,6 +26,8 @@ from ..common.token_rows import row_lengths
 from . import memory
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "runtime")
+SMALL = 50e6  # parameters
+IN_PIECES = 3  # times what is needed, at most: what freed memory takes where it stays with the process
 STATES_PER_PARAMETER = {"sgd": 0, "lion": 1, "lion_32bit": 1, "adafactor": 0}  # all others as AdamW: two
 
 
@@ -72,18 +74,25 @@ def estimate_memory(trainer) -> dict[str, int]:
         one_state = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     counted["optimizer"] = STATES_PER_PARAMETER.get(optimizer, 2) * one_state
     lengths = row_lengths(trainer.train_dataset)
-    longest = trainer.train_dataset[int(lengths.argmax())]
-    per_pair = in_full = kept_for_backward(trainer, [longest], checkpointing=False)
-    if trainer.args.gradient_checkpointing:
-        per_pair = kept_for_backward(trainer, [longest], checkpointing=True)
-    # the backward pass works on one layer at a time: its gradients, or what of it is computed again
-    per_pair += in_full // trainer.model.config.get_text_config().num_hidden_layers
-    standing = memory.memory_in_use() - memory.before_all() - counted["weights"] - counted["reference"]
-    runtime = 0 if memory.uses_gpu() else max(0, standing)
     at_once = trainer.args.per_device_train_batch_size
     if budget := getattr(trainer.args, "max_tokens_per_batch", None):
         at_once = max(1, min(at_once, budget // int(lengths.max())))
-    return counted | {"activations": per_pair * at_once, "runtime": runtime}
+    longest = trainer.train_dataset[int(lengths.argmax())]
+    activations = in_full = _kept_of_many(trainer, longest, at_once, checkpointing=False)
+    if trainer.args.gradient_checkpointing:
+        activations = _kept_of_many(trainer, longest, at_once, checkpointing=True)
+    # the backward pass works on one layer at a time: its gradients, or what of it is computed again
+    activations += in_full // trainer.model.config.get_text_config().num_hidden_layers
+    memory.give_back_freed_memory()
+    standing = memory.memory_in_use() - memory.before_all() - counted["weights"] - counted["reference"]
+    runtime = 0 if memory.uses_gpu() else max(0, standing)
+    return counted | {"activations": activations, "runtime": runtime}
+
+
+def _kept_of_many(trainer, row: dict, count: int, checkpointing: bool) -> int:
+    """What a batch of equal pairs keeps, from a batch of one and of two: weights in another precision are kept once."""
+    one = kept_for_backward(trainer, [row], checkpointing)
+    return one + (count - 1) * (kept_for_backward(trainer, [row] * 2, checkpointing) - one) if count > 1 else one
 
 
 def _estimate_if_it_fits(trainer) -> dict[str, int]:
@@ -104,15 +113,20 @@ def can_be_foreseen(trainer) -> bool:
 def choose_checkpointing(trainer) -> str:
     """Turn gradient checkpointing on where `args.checkpointing_if_needed` and memory is short; returns what was chosen.
 
-    Without checkpointing the training must fit into nine tenths of what is free now, on every process.
+    Without checkpointing the training must fit into nine tenths of what is free now, on every process. On a CPU freed
+    memory stays with the process where there is room for that, too, and goes back to the system elsewhere.
     """
-    args, why = trainer.args, ""
-    if getattr(args, "checkpointing_if_needed", False) and not args.gradient_checkpointing:
+    args, why, estimate = trainer.args, "", {}
+    may_choose = getattr(args, "checkpointing_if_needed", False) and not args.gradient_checkpointing
+    is_small = sum(parameter.numel() for parameter in trainer.model.parameters()) < SMALL
+    if can_be_foreseen(trainer) and (may_choose or not is_small and trainer.model.device.type == "cpu"):
+        estimate = _estimate_if_it_fits(trainer)
+    needed = sum(estimate.get(part, float("inf")) for part in ("gradients", "optimizer", "activations"))
+    free = memory.free_bytes()
+    if may_choose:
         is_short, why = True, ", because what it would save cannot be foreseen"
         if can_be_foreseen(trainer):
-            estimate = _estimate_if_it_fits(trainer)
-            needed = sum(estimate.get(part, float("inf")) for part in ("gradients", "optimizer", "activations"))
-            by_process = gather_object([(needed, memory.free_bytes())])
+            by_process = gather_object([(needed, free)])
             worst_needed, worst_free = max(by_process, key=lambda pair: pair[0] / pair[1])
             is_short = worst_needed > 0.9 * worst_free
             trainer.estimated_peak_bytes = None if is_short else sum(estimate.values()) + memory.before_all()
@@ -121,6 +135,7 @@ def choose_checkpointing(trainer) -> str:
             args.gradient_checkpointing = args.activation_checkpointing = True
             how = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
             args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = how
+    memory.keep_freed_memory(is_small or IN_PIECES * needed < 0.9 * free)
     return f"Gradient checkpointing: {'on' if args.gradient_checkpointing else 'off'}{why}."
 
 
@@ -178,7 +193,7 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that is kept whole would keep its graph, and that it, for ever
 
     tokens_seen, was_training = trainer._total_train_tokens, model.training
     model.train()

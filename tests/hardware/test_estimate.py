@@ -1,17 +1,21 @@
 """What a training will need is counted or tried out, changes nothing, and is held against what it took."""
 
+import gc
+
 import pytest
 import torch
 from lora_trainers import losses, sft_adapter, trainer_for
 from peft import PeftModel
 
 from dpo_utils import load_model
+from machinery.common.token_rows import row_lengths
 from machinery.hardware import memory
 from machinery.hardware.estimate import (
     PARTS,
     MemoryMeter,
     choose_checkpointing,
     estimate_memory,
+    kept_for_backward,
     measure_memory,
     memory_table,
 )
@@ -28,6 +32,43 @@ def test_the_parts_that_can_be_counted_are_estimated_exactly(base_model_folder, 
     assert all(estimate[part] >= 0 for part in PARTS)
     assert estimate["activations"] > 0
     assert memory_table(estimate, measured).count("\n") == len(PARTS) + 1
+
+
+def test_the_trial_leaves_no_tensor_behind(base_model_folder, tmp_path):
+    trainer = trainer_for(base_model_folder, tmp_path)
+
+    def living() -> int:
+        gc.collect()
+        tensors = (thing for thing in gc.get_objects() if torch.is_tensor(thing))
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    estimate_memory(trainer)  # what is made once stays
+    before = living()
+    estimate = estimate_memory(trainer)
+    assert living() - before < estimate["activations"] / 100
+
+
+def test_what_a_batch_keeps_is_what_its_estimate_says(base_model_folder, tmp_path):
+    trainer = trainer_for(base_model_folder, tmp_path, bf16=True)  # whose copies of the weights are kept once a batch
+    trainer.model.config.get_text_config().num_hidden_layers = 10**9  # no share of the backward pass
+    count = trainer.args.per_device_train_batch_size
+    longest = trainer.train_dataset[int(row_lengths(trainer.train_dataset).argmax())]
+    kept = kept_for_backward(trainer, [longest] * count, checkpointing=False)
+    assert estimate_memory(trainer)["activations"] == pytest.approx(kept, rel=0.01)
+    assert count * kept_for_backward(trainer, [longest], checkpointing=False) > 1.1 * kept
+
+
+def test_freed_memory_stays_where_there_is_room_for_it(base_model_folder, tmp_path, monkeypatch):
+    stays = []
+    monkeypatch.setattr(memory, "keep_freed_memory", stays.append)
+    monkeypatch.setattr("machinery.hardware.estimate.SMALL", 0)
+    for free in (10**12, 10**5):
+        monkeypatch.setattr(memory, "free_bytes", lambda free=free: free)
+        trainer = trainer_for(base_model_folder, tmp_path)
+        assert choose_checkpointing(trainer) == "Gradient checkpointing: off."  # nobody asked for a choice
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()  # what it needs cannot be foreseen
+    choose_checkpointing(trainer)
+    assert stays == [True, False, False]
 
 
 def test_activations_are_counted_where_no_gradient_is_asked_for_and_no_process_is_waited_for(
@@ -58,7 +99,8 @@ def test_a_budget_of_tokens_bounds_the_activations(base_model_folder, tmp_path):
     trainer = trainer_for(base_model_folder, tmp_path)
     whole = estimate_memory(trainer)["activations"]
     trainer.args.max_tokens_per_batch = 1  # then each pair is by itself
-    assert estimate_memory(trainer)["activations"] * trainer.args.per_device_train_batch_size == whole
+    alone = estimate_memory(trainer)["activations"]  # what a batch holds once counts in each, a few bytes here
+    assert alone * trainer.args.per_device_train_batch_size == pytest.approx(whole, rel=1e-4)
 
 
 def test_a_trial_that_does_not_fit_is_no_reason_not_to_train(base_model_folder, tmp_path, monkeypatch):
