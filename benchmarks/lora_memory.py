@@ -1,43 +1,46 @@
 """Does the memory estimate hold, and what does an adapter save? A model of 100 million parameters, made on the spot.
 
-    python benchmarks/lora_memory.py                  # two trainings of three steps: about three minutes on two cores
+    python benchmarks/lora_memory.py          # four trainings of four steps: about six minutes on two cores
 
 Each training runs in a process of its own: all weights with a second model as the reference, and an adapter of rank 16
-on all linear layers, whose reference is the base. It prints the estimate made before the training beside what was
-measured after it, and the share of full training's weights, gradients, optimizer and reference that the adapter takes.
+on all linear layers, whose reference is the base; both with freed memory going back to the system, and with freed memory
+that stays. It prints the estimate made before the training beside what was measured after it, the share of full
+training's weights, gradients, optimizer and reference that the adapter takes, and what freed memory that stays costs and
+saves.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-PAIRS, BATCH, STEPS = 64, 8, 3
+PAIRS, BATCH, STEPS = 64, 8, 4
 
 
 def main() -> None:
     """Train both ways and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", choices=["full", "lora"], help=argparse.SUPPRESS)
+    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.path.insert(0, str(PROJECT))
     if options.one:
-        print(json.dumps(train(options.one)))
+        print(json.dumps(train(options.one, options.keep)))
         return
     from machinery.hardware.estimate import PARTS, memory_table
 
-    static, results = {}, {}
+    static, results, effects = {}, {}, []
     for kind in ("full", "lora"):
-        command = [sys.executable, __file__, "--one", kind]
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        estimate, measured = results[kind] = json.loads(done.stdout.splitlines()[-1])
+        estimate, measured, seconds = results[kind] = in_a_process(kind)
+        _, with_kept, seconds_kept = results[f"{kind}, freed memory stays"] = in_a_process(kind, "--keep")
         static[kind] = sum(measured[part] for part in PARTS[:4])
         error = sum(estimate[part] for part in PARTS) / measured["total"] - 1
         print(f"{kind}: the estimate is off by {error:+.0%}\n{memory_table(estimate, measured)}\n")
+        effects.append(f"{kind} {seconds_kept / seconds:.2f} and {with_kept['total'] / measured['total']:.2f}")
+    print(f"Where freed memory stays, a step's time and the peak are, times as here: {'; '.join(effects)}")
     share = static["lora"] / static["full"]
     print(f"Weights, gradients, optimizer and reference of the adapter: {share:.0%} of full training's")
     (PROJECT / "benchmarks" / "results").mkdir(exist_ok=True)
@@ -45,12 +48,21 @@ def main() -> None:
     path.write_text(json.dumps({"share": share, **results}, indent=2) + "\n")
 
 
-def train(kind: str) -> tuple[dict, dict]:
-    """A short training. Returns the estimate and what was measured, in bytes by part."""
+def in_a_process(kind: str, *flags: str) -> list:
+    """The results of `train` in a process of its own."""
+    command = [sys.executable, __file__, "--one", kind, *flags]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def train(kind: str, keep: bool) -> tuple[dict, dict, float]:
+    """A short training. Returns the estimate and what was measured, in bytes by part, and the last step's seconds."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
     from trl import DPOConfig
 
     from dpo_utils import load_tokenizer
@@ -64,7 +76,7 @@ def train(kind: str) -> tuple[dict, dict]:
     shape = dict(hidden_size=640, intermediate_size=1728, num_hidden_layers=14, num_attention_heads=10)
     config = LlamaConfig(vocab_size=32_000, tie_word_embeddings=False, **shape)
     policy, reference = LlamaForCausalLM(config), None
-    memory.keep_freed_memory(False)  # as where memory is short
+    memory.keep_freed_memory(keep)
     if kind == "full":
         reference = LlamaForCausalLM(config)
         reference.load_state_dict(policy.state_dict())
@@ -87,9 +99,16 @@ def train(kind: str) -> tuple[dict, dict]:
         peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if kind == "lora" else None,
     )
     estimate = estimate_memory(trainer)
+    ticks = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            ticks.append(time.perf_counter())
+
+    trainer.add_callback(Clock)
     memory.reset_peak()
     trainer.train()
-    return estimate, measure_memory(trainer)
+    return estimate, measure_memory(trainer), ticks[-1] - ticks[-2]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ except ImportError:  # Windows
 
 START = psutil.Process().memory_info().rss  # when this file was imported: Python and its libraries
 _highest = 0  # the peak before the last reset
+_stays = False  # as `keep_freed_memory` was told
 
 
 def uses_gpu() -> bool:
@@ -84,7 +85,9 @@ def keep_freed_memory(keep: bool) -> None:
     Staying is faster: what goes back comes again page by page, each one cleared, which took 40% of the training's time
     with a model of 135 million parameters. Going back takes less: the pieces that stay seldom fit the next tensor.
     """
+    global _stays
     if libc := _glibc():
+        _stays = keep
         trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # their numbers in malloc.h
         if keep:
             settings = {mmap_max: 0, trim_threshold: 2**31 - 1}
@@ -92,6 +95,11 @@ def keep_freed_memory(keep: bool) -> None:
             settings = {mmap_max: 65_536, mmap_threshold: 2**20, trim_threshold: 2**20}
         for number, value in settings.items():
             libc.mallopt(number, value)
+
+
+def freed_memory_stays() -> bool:
+    """Whether `keep_freed_memory(True)` was said last, on a system where it has an effect."""
+    return _stays
 
 
 def give_back_freed_memory() -> None:
