@@ -82,8 +82,9 @@ def before_all() -> int:
 def keep_freed_memory(keep: bool) -> None:
     """On a CPU under glibc, let freed memory stay with the process, or go back to the system at once.
 
-    Staying is faster: what goes back comes again page by page, each one cleared, which took 40% of the training's time
-    with a model of 135 million parameters. Going back takes less: the pieces that stay seldom fit the next tensor.
+    Staying is faster: what goes back comes again page by page, each one cleared, which takes a quarter of a step with
+    an adapter on 110 million parameters. Going back takes less: the pieces that stay seldom fit the next tensor.
+    `benchmarks/lora_memory.py` measures both.
     """
     global _stays
     if libc := _glibc():
