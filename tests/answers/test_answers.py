@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+from itertools import count
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -282,8 +283,8 @@ def test_a_busy_server_is_asked_again(fake, tmp_path):
 
 
 def test_a_server_that_is_gone_ends_it_and_what_came_is_kept(fake, tmp_path):
-    prompts = [f"p{n}" for n in range(40)]
-    fake.act = lambda body: (500, b"gone") if len(fake.asked) > 12 else None
+    prompts, numbers = [f"p{n}" for n in range(40)], count(1)  # of requests, which come side by side
+    fake.act = lambda body: (500, b"gone") if next(numbers) > 12 else None
     with pytest.raises(UserError, match=r"gave up after \d+ failures in a row, the last: HTTP 500: gone"):
         make(fake, tmp_path, attempts=2).ask(prompts, 1, **HOW)
     fake.act, before = lambda body: None, len(fake.asked)
