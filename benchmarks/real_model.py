@@ -1,4 +1,4 @@
-"""A real model trained to its end: five stories, each from data to verdict by commands that a reader can type.
+"""A real model trained to its end: four stories, each from data to verdict by commands that a reader can type.
 
     python benchmarks/real_model.py --pairs instruction-data-with-preference.json      # all: hours on two cores
     python benchmarks/real_model.py --pairs ... --stories own --seeds 0 1
@@ -47,7 +47,7 @@ JUDGE = f"python dpo_evaluation.py --reference {MODEL}"
 HOLDS = f"--dataset_name recipes/smollm2/prompts/test.jsonl --judge {RULES}:holds --num_samples 1 --max_new_tokens 96"
 KNOWS = f"--dataset_name recipes/smollm2/facts.jsonl --judge {RULES}:knows --num_samples 1 --max_new_tokens 48 --temperature 0 --texts recipes/smollm2/kept.txt"
 FAR = "--learning_rate 1e-4 --num_train_epochs 3"  # twice the recipe's rate, for three times as long
-KEEPING = "--loss_type sigmoid sft --loss_weights 1 1"  # the chosen answers count by themselves too
+OWN = f"{FAR} --loss_type sigmoid sft --loss_weights 1 1"  # the chosen answers count by themselves too
 PARTS = ("chosen", "rejected", "margins", "accuracies")
 PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-5 --use_cpu --bf16 false"
 # Of the evaluations, by what stands in the name of their output: the prompts whose replies are kept.
@@ -58,19 +58,6 @@ QUOTED = {
     "own-facts": ('What animal says "moo"?', "What is the capital of France?"),
 }
 LOGGED = {"step", *(kind + name for kind in ("", "eval_") for name in ("loss", *(f"rewards/{part}" for part in PARTS)))}
-
-
-def rounds(flags: str, mark: str = "") -> list[str]:
-    """Two rounds of own pairs and their evaluation; mark: before the names of all outputs but the first answers."""
-    first, second = (f"runs/{mark}round-{number}" for number in (1, 2))
-    return [
-        f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
-        f"{TRAIN} {flags} --dataset_name round-1.jsonl --merge --output_dir {first}",
-        f"{SAMPLE} --model_name_or_path {first}/merged --save_cleaned {mark}round-2.jsonl --output_dir runs/{mark}answers-2",
-        f"{TRAIN} {flags} --dataset_name {mark}round-2.jsonl --model_name_or_path {first}/merged --merge --output_dir {second}",
-        f"{JUDGE} --models {first}/merged {second}/merged {HOLDS} --output_dir runs/{mark}own-rule",
-        f"{JUDGE} --models {first}/merged {second}/merged {KNOWS} --output_dir runs/{mark}own-facts",
-    ]
 
 
 # Each command writes to --output_dir. What a later one reads, an earlier one of its story has written.
@@ -86,8 +73,14 @@ STORIES = {
         f"trl dpo --model_name_or_path {MODEL} --dataset_name pairs {PLAIN} --save_steps 10 --output_dir runs/trl",
         f"python basic_dpo_training.py --model_name_or_path {MODEL} --dataset_name pairs {PLAIN} --keep_plain --no_precompute_ref_log_probs --num_eval_prompts 4 --output_dir runs/ours",
     ],
-    "own": rounds(f"{FAR} {KEEPING}"),
-    "own_plain": rounds(FAR, mark="plain-"),
+    "own": [
+        f"{SAMPLE} --model_name_or_path {MODEL} --save_cleaned round-1.jsonl --output_dir runs/answers-1",
+        f"{TRAIN} {OWN} --dataset_name round-1.jsonl --merge --output_dir runs/round-1",
+        f"{SAMPLE} --model_name_or_path runs/round-1/merged --save_cleaned round-2.jsonl --output_dir runs/answers-2",
+        f"{TRAIN} {OWN} --dataset_name round-2.jsonl --model_name_or_path runs/round-1/merged --merge --output_dir runs/round-2",
+        f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {HOLDS} --output_dir runs/own-rule",
+        f"{JUDGE} --models runs/round-1/merged runs/round-2/merged {KNOWS} --output_dir runs/own-facts",
+    ],
     "too_far": [
         f"{TRAIN} {FAR} --output_dir runs/too-far",
         f"{JUDGE} --models runs/too-far {KNOWS} --output_dir runs/too-far-facts",
@@ -200,7 +193,7 @@ def measured(folder: Path) -> dict:
         found["metrics"] = json.loads((folder / "metrics.json").read_text())
     if (folder / "warnings.jsonl").exists():
         found["warnings"] = [json.loads(line)["warning"] for line in (folder / "warnings.jsonl").open()]
-    if quoted := QUOTED.get(folder.name.removeprefix("plain-")):
+    if quoted := QUOTED.get(folder.name):
         found["replies"] = first_replies(folder / "generations.jsonl", quoted)
     if states := sorted(folder.rglob("trainer_state.json")):  # TRL's script leaves it in a checkpoint only
         history = json.loads(states[-1].read_text())["log_history"]
@@ -243,10 +236,10 @@ def beside_trl(seeds: dict) -> list[str]:
     return ["\n".join(lines)]
 
 
-def own(seeds: dict, mark: str = "") -> list[str]:
+def own(seeds: dict) -> list[str]:
     """What two rounds of the model's own pairs did to held-out prompts, and to facts."""
-    names = {f"round {number}": f"runs/{mark}round-{number}/merged" for number in (1, 2)}
-    return [*_by_rule(seeds, f"{mark}own-rule", names), _prices(seeds, f"{mark}own-facts", names)]
+    names = {f"round {number}": f"runs/round-{number}/merged" for number in (1, 2)}
+    return [*_by_rule(seeds, "own-rule", names), _prices(seeds, "own-facts", names)]
 
 
 def too_far(seeds: dict) -> list[str]:
@@ -329,13 +322,7 @@ def costs(found: dict) -> str:
     return "\n".join([*lines, "", f"on {', '.join(sorted(machines))}"])
 
 
-TABLES = {
-    "given": given,
-    "beside_trl": beside_trl,
-    "own": own,
-    "own_plain": partial(own, mark="plain-"),
-    "too_far": too_far,
-}
+TABLES = {"given": given, "beside_trl": beside_trl, "own": own, "too_far": too_far}
 
 if __name__ == "__main__":
     main()

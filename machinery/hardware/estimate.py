@@ -83,12 +83,17 @@ def estimate_memory(trainer) -> dict[str, int]:
         activations = _kept_of_many(trainer, longest, at_once, checkpointing=True)
     # the backward pass works on one layer at a time: its gradients, or what of it is computed again
     activations += in_full // trainer.model.config.get_text_config().num_hidden_layers
-    if memory.freed_memory_stays():
-        activations = int(IN_PIECES * activations)
     memory.give_back_freed_memory()
     standing = memory.memory_in_use() - memory.before_all() - counted["weights"] - counted["reference"]
     runtime = 0 if memory.uses_gpu() else max(0, standing)
-    return counted | {"activations": activations, "runtime": runtime}
+    return _in_pieces(counted | {"activations": activations, "runtime": runtime})
+
+
+def _in_pieces(estimate: dict[str, int]) -> dict[str, int]:
+    """An estimate of what tensors take, with what lies between them where freed memory stays with the process."""
+    if not memory.freed_memory_stays():
+        return estimate
+    return estimate | {"activations": int(IN_PIECES * estimate["activations"])}
 
 
 def _kept_of_many(trainer, row: dict, count: int, checkpointing: bool) -> int:
@@ -119,30 +124,31 @@ def choose_checkpointing(trainer) -> str:
     memory stays with the process where that fits into seven tenths, and goes back to the system elsewhere.
     """
     args, why, estimate = trainer.args, "", {}
-    memory.keep_freed_memory(False)  # so that what is estimated is what is needed
     may_choose = getattr(args, "checkpointing_if_needed", False) and not args.gradient_checkpointing
+    may_stay = memory.freed_memory_stays()
     is_small = sum(parameter.numel() for parameter in trainer.model.parameters()) < SMALL
-    if can_be_foreseen(trainer) and (may_choose or (not is_small and trainer.model.device.type == "cpu")):
+    if may_stay:
+        memory.keep_freed_memory(False)  # so that what is estimated is what is needed
+    if can_be_foreseen(trainer) and (may_choose or (may_stay and not is_small)):
         estimate = _estimate_if_it_fits(trainer)
     needed = sum(estimate.get(part, float("inf")) for part in ("gradients", "optimizer", "activations"))
-    free = memory.free_bytes()
+    free, is_short = memory.free_bytes(), False
     if may_choose:
         is_short, why = True, ", because what it would save cannot be foreseen"
         if can_be_foreseen(trainer):
             by_process = gather_object([(needed, free)])
             worst_needed, worst_free = max(by_process, key=lambda pair: pair[0] / pair[1])
             is_short = worst_needed > 0.9 * worst_free
-            trainer.estimated_peak_bytes = None if is_short else sum(estimate.values()) + memory.before_all()
             if worst_needed < float("inf"):
                 why = f": about {worst_needed / 1e9:.1f} GB more would be needed without it, {worst_free / 1e9:.1f} GB are free"
         if is_short:
             args.gradient_checkpointing = args.activation_checkpointing = True
             how = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
             args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = how
-    if is_small or IN_PIECES * needed < 0.7 * free:
+    if may_stay and (is_small or IN_PIECES * needed < 0.7 * free):
         memory.keep_freed_memory(True)
-        if getattr(trainer, "estimated_peak_bytes", None) and memory.freed_memory_stays():
-            trainer.estimated_peak_bytes += int((IN_PIECES - 1) * estimate["activations"])
+    if may_choose and not is_short:
+        trainer.estimated_peak_bytes = sum(_in_pieces(estimate).values()) + memory.before_all()
     return f"Gradient checkpointing: {'on' if args.gradient_checkpointing else 'off'}{why}."
 
 

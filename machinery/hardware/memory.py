@@ -82,7 +82,7 @@ def before_all() -> int:
 def keep_freed_memory(keep: bool) -> None:
     """On a CPU under glibc, let freed memory stay with the process, or go back to the system at once.
 
-    Staying is faster: what goes back comes again page by page, each one cleared, which takes a quarter of a step with
+    Staying is faster: what goes back comes again page by page, each one cleared, which takes a third of a step with
     an adapter on 110 million parameters. Going back takes less: the pieces that stay seldom fit the next tensor.
     `benchmarks/lora_memory.py` measures both.
     """

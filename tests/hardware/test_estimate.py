@@ -101,10 +101,14 @@ def test_checkpointing_is_chosen_where_the_activations_would_not_fit(base_model_
 
 def test_a_budget_of_tokens_bounds_the_activations(base_model_folder, tmp_path):
     trainer = trainer_for(base_model_folder, tmp_path)
-    whole = estimate_memory(trainer)["activations"]
+    memory.keep_freed_memory(False)  # no pieces of memory that no tensor fits
+    longest = trainer.train_dataset[int(row_lengths(trainer.train_dataset).argmax())]
+    one, two = (kept_for_backward(trainer, [longest] * count, checkpointing=False) for count in (1, 2))
+    whole = one + (trainer.args.per_device_train_batch_size - 1) * (two - one)
+    layers = trainer.model.config.get_text_config().num_hidden_layers  # the backward pass works on one at a time
+    assert estimate_memory(trainer)["activations"] == whole + whole // layers
     trainer.args.max_tokens_per_batch = 1  # then each pair is by itself
-    alone = estimate_memory(trainer)["activations"]  # what a batch holds once counts in each, a few bytes here
-    assert alone * trainer.args.per_device_train_batch_size == pytest.approx(whole, rel=1e-4)
+    assert estimate_memory(trainer)["activations"] == one + one // layers
 
 
 def test_a_trial_that_does_not_fit_is_no_reason_not_to_train(base_model_folder, tmp_path, monkeypatch):
