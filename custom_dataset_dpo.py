@@ -3,8 +3,8 @@
     python custom_dataset_dpo.py
 
 takes a copy of the demo's pairs that was spoilt on purpose, in sixteen ways. Before training it reads every row and
-says which it cannot use and why; most failed DPO runs are data that nobody looked at. Then it trains as
-basic_dpo_training.py does, in one to two minutes on two CPU cores. You see (figures differ by seed and machine)
+says which it cannot use and why. Then it trains as basic_dpo_training.py does, in one to two minutes on two CPU cores.
+You see (figures differ by seed and machine)
 
     Data: demo/spoilt, train: 2,054 rows, 1,965 used in 1,965 pairs, 89 dropped (12 identical, 12 opposite_label, ...
     Verdict: Sound, once the dropped rows are out.
@@ -59,7 +59,7 @@ DEMO = dict(
     dataset_name="demo/spoilt",  # NEW: 1,024 whole pairs of the demo and 1,030 among which faults are hidden
     beta=0.1,  # the paper's; higher stays closer to the reference
     learning_rate=1e-3,  # a thousand times what a model of a billion parameters bears
-    adam_epsilon=3e-3,  # NEW: what is rare is to move even less: faults kept, and answers of its own, pull harder
+    adam_epsilon=3e-3,  # NEW: three times the basic script's: tokens of faults, and of its own answers, pull harder
     warmup_steps=0.1,  # a tenth of all steps
     per_device_train_batch_size=32,
     per_device_eval_batch_size=64,
@@ -123,7 +123,7 @@ def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW
 
 
 def check_only(args, training_args, model_args):  # NEW
-    """Your data without your model are looked at as text: another tokenizer counts otherwise."""
+    """Look at data and train nothing. Without your model they are looked at as text: the demo's tokens are not yours."""
     name, tokenizer = model_args.model_name_or_path, None
     if args.sample_answers:
         policy, tokenizer = load_model(name, **args.model_kwargs)
@@ -178,7 +178,7 @@ def main():
     show_start(trainer, f"a frozen copy of {reference_name}", is_the_policy=reference_name == name)
     watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     truth = known_truth(prompts)  # in the demo's world the true reward of any reply is known; elsewhere this is None
-    temperatures = (1, 0) if truth or judge else (1,)  # sampled; and greedily, as no lower temperature can do better
+    temperatures = (1, 0) if truth or judge else (1,)  # sampled; greedily, which sharper sampling does not change
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_at(temperatures, policy, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

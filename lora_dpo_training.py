@@ -26,8 +26,6 @@ Try next:
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import set_seed
-
 from demo.world import known_truth
 from dpo_utils import (
     TutorialArguments,
@@ -63,8 +61,8 @@ LORA = dict(
 # The demo's settings. They are no advice for other models: for those the defaults are TRL's.
 DEMO = dict(
     dataset_name="demo",
-    lora_r=8,  # NEW: 88,064 trained parameters, 8% of the base's
-    lora_alpha=8,  # NEW: so that alpha / r = 1, whatever r is
+    lora_r=8,  # NEW: 88,064 trained parameters, 8.5% of the base's
+    lora_alpha=8,  # NEW: alpha / r = 1; with another --lora_r give the same --lora_alpha
     beta=0.1,  # the paper's; higher stays closer to the reference
     learning_rate=5e-3,  # NEW: five times the basic script's
     adam_epsilon=1e-4,  # NEW: an adapter's gradients are smaller, so what counts as almost 0 is, too
@@ -73,7 +71,7 @@ DEMO = dict(
     per_device_eval_batch_size=64,
     num_train_epochs=1,
     train_sampling_strategy="group_by_length",  # batches of rows of like length: less padding
-    max_length=512,  # the demo's longest row has 267 tokens: nothing is cut
+    max_length=512,  # the demo's longest row has 237 tokens: nothing is cut
     gradient_checkpointing=False,  # the activations of so small a model fit anywhere
     bf16=False,  # in so small a model casting costs what faster matrix products save
     logging_steps=4,
@@ -142,7 +140,6 @@ def main():
     if args.merge_first:  # NEW: the adapter to come belongs to this base, so it has to be kept
         name = save_base(policy, tokenizer, folder / "base")
     base = describe_base(policy, name, model_args.model_revision)  # NEW: noted beside the adapter, with a checksum
-    set_seed(training_args.seed)  # NEW: A is drawn at random
     trainer = SharedPromptDPOTrainer(
         model=policy,
         ref_model=None,  # NEW: TRL finds the reference under the adapter
@@ -165,7 +162,7 @@ def main():
     say(memory.table() + "\n")
     watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
     truth = known_truth(prompts)  # in the demo's world the true reward of any reply is known; elsewhere this is None
-    temperatures = (1, 0) if truth else (1,)  # sampled; and greedily, which shows what no lower temperature wins
+    temperatures = (1, 0) if truth else (1,)  # sampled; greedily, which sharper sampling does not change
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)
     before = sample_at(temperatures, policy, tokenizer, prompts, **sampling, progress="replies before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

@@ -2,9 +2,9 @@
 
     python docs/dpo_from_scratch.py
 
-A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT). Last
-it learns which of two answers people prefer. Reinforcement learning from human feedback (RLHF) takes a second model
-for that, the reward model, which scores answers as people would; then the language model writes, is scored, and is
+A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT).
+Finally it learns which of two answers people prefer. Reinforcement learning from human feedback (RLHF) takes a second
+model for that, the reward model, which scores answers as people would; then the language model writes, is scored, and is
 pushed (by proximal policy optimization, PPO) to score higher while staying near what it was. Direct Preference
 Optimization (DPO; Rafailov et al., arXiv:2305.18290) reaches for the same goal by one loss on the pairs themselves:
 no reward model, and no text generated while training.

@@ -24,7 +24,7 @@ FLAGS = {
     "save_steps": "steps between checkpoints: the most work that a kill can cost",
     "save_total_limit": "keep so many complete checkpoints, two at least (default: all)",
     "beta": "how dear it is to leave the reference: higher stays CLOSER to it",
-    "loss_type": "sigmoid is DPO; see docs/method.md before changing it",
+    "loss_type": "sigmoid is DPO; see docs/losses.md before changing it",
     "learning_rate": "too low: the loss stays at ln 2; too high: the text breaks, and accuracy hardly shows it",
     "lr_scheduler_type": "how the rate falls: linear, cosine, constant_with_warmup, ...",
     "warmup_steps": "steps until the full rate, or below 1 a share of all steps; steadies the beginning",
