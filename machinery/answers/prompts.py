@@ -14,11 +14,13 @@ from datasets import Dataset, Features
 from ..common.errors import UserError
 from ..common.safe_text import say
 from ..data import store
+from ..data.doctor import prompt_key
 from ..data.files import RowSource
 from ..data.formatting import form_for
 from ..data.load import find_splits
 from ..readings.prompts import convert_prompt, holds_prompts_alone, prompts_reading
-from ..readings.texts import Unusable
+from ..readings.recognise import by_schema
+from ..readings.texts import Unusable, plain
 
 SPLITS = ("train_split", "test_split", "config", "encoding")
 
@@ -32,7 +34,7 @@ def prompts_alone(source, dataset_format="auto", columns: dict | None = None, **
     try:
         rows = _splits(source, how)
         first = _first_rows(next(iter(rows.values())))
-        return bool(first) and holds_prompts_alone(first)
+        return bool(first) and by_schema(first) is None and holds_prompts_alone(first)
     except (UserError, ValueError):
         return False  # whoever reads pairs says what is wrong
 
@@ -85,10 +87,9 @@ def all_prompts(
 
 
 def _hold_out(rows: list[dict], held_out_share: float = 0.0, seed: int = 0, **_) -> tuple[list[dict], list[dict]]:
-    """Rows to train on, and a share of the prompts that is held out."""
-    texts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    parts = store.hold_out(list(range(len(rows))), [numbers[text] for text in texts], held_out_share, seed)
+    """Rows to train on, and a share of the prompts that is held out: those that pairs of the same prompts hold out."""
+    keys = [prompt_key(plain(row["prompt"])) for row in rows]
+    parts = store.hold_out(list(range(len(rows))), keys, held_out_share, seed)
     return tuple([rows[place] for place in part] for part in parts)
 
 

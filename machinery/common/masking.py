@@ -15,7 +15,9 @@ from urllib.parse import unquote
 # AWS_SECRET_ACCESS_KEY. The rest are parts of texts, and what is counted in them.
 WORDS = "key auth pwd pat cookie".split()
 ENDINGS = tuple("token secret secrets password passwd passphrase apikey credential credentials authorization".split())
-NO_SECRETS = re.compile(r".*(pad|eos|bos|unk|sep|cls|mask|image|audio|video|start|end|stop|mean)_token(_\w+)?")
+NO_SECRETS = re.compile(
+    r".*(pad|eos|bos|unk|sep|cls|mask|image|audio|video|start|end|stop|mean)_token(_\w+)?|key_?error|sort_key|token_budget"
+)
 KEYWORD = re.compile(r"""(?<![\w.-])([\w.-]+)\\*["']?\s*[:=]\s*""")  # as in JSON, YAML, Python, a flag or an address
 # In YAML behind an anchor or a tag, as a list or a block of lines; quoted; to where a bracket is closed; or one word.
 VALUE = re.compile(

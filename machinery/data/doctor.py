@@ -59,7 +59,9 @@ FINDINGS = {
         "answers without a partner",
         "DPO needs two answers to one prompt. TRL's KTOTrainer learns from unpaired labels.",
     ),
-    "not_chosen": Finding(True, "answers that the pairing left out", "--pairing all uses more of them."),
+    "not_chosen": Finding(
+        True, "answers that the pairing left out", "--pairing all uses more of them, a lower --min_margin too."
+    ),
     "empty_answer": Finding(True, "an answer is empty or white space", "It teaches to say nothing."),
     "null_word": Finding(True, "an answer is only nan, null or None", "A missing value was written as a word."),
     "identical": Finding(True, "chosen and rejected are identical", "Their gradients cancel."),
@@ -271,8 +273,7 @@ class Checkup:
         asked, *said = (_said(made[part]) for part in PARTS)
         whole = hash((asked.strip().casefold(), beside))
         self.prompts.add(whole)
-        digest = hashlib.blake2b(_loose(prompt).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self.prompt_of.append(int.from_bytes(digest, "big", signed=True))  # the same in every process, unlike hash()
+        self.prompt_of.append(prompt_key(prompt))
         exact_prompt = hash((asked, beside))
         self._exact_prompts.add(exact_prompt)
         found = ["in_test_split"] if whole in self.elsewhere else []
@@ -424,6 +425,12 @@ def _last_question(prompt: str | list[dict]) -> str | None:
 
 def _is_empty(answer: str | list[dict], words: str) -> bool:
     return not words.strip() and not (isinstance(answer, list) and any("tool_calls" in turn for turn in answer))
+
+
+def prompt_key(words: str) -> int:
+    """A number that is equal for prompts that say the same; the same in every process, unlike hash()."""
+    digest = hashlib.blake2b(_loose(words).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def _loose(text: str) -> str:

@@ -67,12 +67,16 @@ def load_pairs(
     try:
         splits, others = find_splits(source, train_split, test_split, config, streaming, encoding)
         if streaming:
+            if how.get("save_cleaned"):
+                raise UserError("--save_cleaned writes what was read whole, so it goes without --dataset_streaming.")
+            _check(how.get("pairing", PAIRINGS[0]), how.get("keep_findings") or (), how.get("held_out_share", 0.0))
             notes, pairs, reports = [], [None, None], {}
             for number, rows in enumerate(splits.values()):
                 asked = {name: how[name] for name in ("dataset_format", "columns", "verdict") if name in how}
                 reading = find_reading(rows, **asked)
                 pairs[number], said = stream_pairs(rows, reading, tokenizer, format_pair, **how)
-                notes += said
+                settled = (how.get("pairing", PAIRINGS[0]), how.get("min_margin", 0.0), how.get("columns") or {})
+                notes += [*said, *without_effect(reading, *settled)]
         else:
             pairs, reports, notes = _load_whole(splits, tokenizer, format_pair, **how)
     except UserError as error:

@@ -47,9 +47,8 @@ def make_pairs(
                 raise Unusable(
                     "wrong_type", f"{reading.parts['message']!r} is {made['message']!r}, as in an earlier row"
                 )
-            is_scored = min_margin and "score_rejected" in made
-            if is_scored and not _is_apart(made.get("score_chosen", 0) - made["score_rejected"], min_margin):
-                raise Unusable("not_chosen", f"the scores are less than {min_margin:g} apart")
+            if min_margin and isinstance(made, dict) and "answers" not in made:
+                _check_margin(made, reading, min_margin)
         except Unusable as error:
             yield {"rows": [number], "where": row.where, "fault": error.fault, "text": str(error)}
             continue
@@ -69,6 +68,15 @@ def make_pairs(
         first, *rest = _pairs_of(group, pairing, min_margin, seed)
         yield first | {"scores": [score for _, _, made in group for _, score in made["answers"]]}
         yield from rest
+
+
+def _check_margin(made: dict, reading: Reading, min_margin: float) -> None:
+    """Raise Unusable for a pair whose scores are too near to each other, or of which one is missing."""
+    scores = [made[name] for name in ("score_chosen", "score_rejected") if name in made]
+    if len(scores) < 2 and (scores or reading.has_scores):
+        raise Unusable("missing_field", "--min_margin compares two scores, and one of them is missing")
+    if scores and not _is_apart(scores[0] - scores[1], min_margin):
+        raise Unusable("not_chosen", f"the scores are less than {min_margin:g} apart")
 
 
 def _of_one_row(

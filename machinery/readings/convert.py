@@ -227,6 +227,10 @@ def _sided(row: dict, reading: Reading, side: str) -> dict:
     texts = {part: _cell(row, reading, part) for part in (FIRST, SECOND)}
     if "turn" in reading.parts:  # the verdict is about so many exchanges of the conversations
         end = 2 * int(as_score(dig(row, reading.parts["turn"]), reading.parts["turn"]))
+        if not all(isinstance(text, list) for text in texts.values()):
+            raise Unusable(
+                "wrong_type", f"{reading.parts['turn']!r} counts exchanges, and the answers are no conversations"
+            )
         texts = {part: text[:end] for part, text in texts.items()}
     other = SECOND if side == FIRST else FIRST
     scores = (reading.parts.get(f"score_{side}"), reading.parts.get(f"score_{other}"))

@@ -206,7 +206,7 @@ def two_outputs(look: Names, has_meaning: bool = False) -> list[list[Reading]]:
         scores = _score_columns(look, paths, called)
         by_scores = set(scores) <= look.columns.keys() and scores and not look.is_given("verdict")
         if not look.is_given("verdict") and not by_scores:
-            _refuse_swapped(look)
+            refuse_swapped(look)
         columns = [] if by_scores else [column for column in look.all("verdict") if column not in paths]
         options = [_verdicts(look, column, paths, called, has_meaning) for column in columns]
         options += [] if by_scores else [_one_hot(look, paths, called)]
@@ -218,7 +218,7 @@ def two_outputs(look: Names, has_meaning: bool = False) -> list[list[Reading]]:
     return []
 
 
-def _refuse_swapped(look: Names) -> None:
+def refuse_swapped(look: Names) -> None:
     """A column that says where the answers were shown in another order: nobody can tell which order the verdict means."""
     for key in look.keys:
         if re.search(r"swap|flipped|reversed", key.lower()) and len({canonical(v) for v in look.values(key)}) > 1:

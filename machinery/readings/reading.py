@@ -43,12 +43,14 @@ BESIDE = ("prompt", "input", "system", "history", "turn", "score_chosen", "score
 TEXTS = ("prompt", "chosen", "rejected", "first", "second", "answer", "answers")
 CARRIED = {"tools", "chat_template_kwargs", "category"}
 # Columns that look as if they belonged to the pair, where nothing reads them.
-MEDIA = re.compile(r"(^|_)(images?|pictures?|videos?|audios?)(_|$)")
+ABOUT = r"(?!.*(ids?|model|length|hash|source|tokens|name|type|policy)$)"  # what a column's name may end in that only tells of it
+PART_OF_PROMPT = re.compile(
+    r"(^|_)(images?|pictures?|videos?|audios?)(_|$)|(^|_)(contexts?|history|system|inputs?|dialogue)(_|$)" + ABOUT
+)
 BELONGING = re.compile(
-    MEDIA.pattern
-    + r"|(^|_)(contexts?|passage|document|article|post|history|system|prompt|question|query|instruction|scores?|"
-    r"ratings?|rewards?|margins?|ranks?|ranking|preference|preferred|winner|verdict|labels?|swapped|flipped)(_|$)"
-    r"(?!.*(ids?|model|length|hash|source|tokens|name|type|policy)$)"
+    PART_OF_PROMPT.pattern
+    + r"|(^|_)(conversations?|passage|document|article|post|prompt|question|query|instruction|scores?|ratings?|rewards?|"
+    r"margins?|ranks?|ranking|preference|preferred|winner|verdict|labels?|swapped|flipped)(_|$)" + ABOUT
 )
 
 
@@ -83,7 +85,8 @@ class Reading:
     @property
     def has_scores(self) -> bool:
         """Whether --min_margin has scores to compare."""
-        return self.kind in ("two_scores", "scored_answers", "scored_rows", "messages") or "score_chosen" in self.parts
+        is_scored = self.kind in ("scored_answers", "scored_rows", "messages")
+        return is_scored or bool(self.parts.keys() & {"score_chosen", "score_first"})
 
     @property
     def has_choice(self) -> bool:

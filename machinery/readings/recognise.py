@@ -13,10 +13,22 @@ from collections import Counter
 from dataclasses import replace
 
 from .convert import convert, shown
-from .guesses import Names, answer_pairs, listed, one_by_one, two_outputs
-from .reading import BELONGING, BESIDE, CARRIED, KINDS, MEDIA, TEXTS, Reading, filled, known_names, schemas
+from .guesses import Names, answer_pairs, listed, one_by_one, refuse_swapped, two_outputs
+from .reading import (
+    BELONGING,
+    BESIDE,
+    CARRIED,
+    KINDS,
+    PART_OF_PROMPT,
+    TEXTS,
+    Reading,
+    filled,
+    known_names,
+    names,
+    schemas,
+)
 from .texts import Unusable, form_of
-from .values import BAD, FIRST, GOOD, SECOND, TIE, canonical, explains
+from .values import BAD, FIRST, GOOD, SECOND, TIE, canonical, explains, is_number
 
 
 def recognise(
@@ -37,7 +49,9 @@ def recognise(
         reading = by_schema(rows, name)
         if reading is None and name is not None:
             raise ValueError(f"the columns {listed(rows)} are not of the shape {name}, which has {_needs(name)}")
-    if reading is None or (verdict and not reading.verdict):
+        if reading is not None and reading.kind == "two_outputs" and name is None:
+            refuse_swapped(look)
+    if reading is None or (verdict and not reading.verdict and name is None):
         reading = _by_names(look, name, verdict or {})
     if verdict:
         parts = {part: path for part, path in reading.parts.items() if not part.startswith("model_")}
@@ -57,7 +71,7 @@ def _finish(reading: Reading, rows: list[dict]) -> Reading:
             cells = filled(rows, reading.parts[part])
             if reading.parts[part].endswith("*") or sum(map(_is_several, cells)) > len(cells) / 2:
                 forms[part] = "several"
-    have = list(dict.fromkeys(key for row in rows for key in row if row[key] is not None))
+    have = list(dict.fromkeys(key for row in rows for key in row if row[key] not in (None, "", [])))
     read = [*reading.parts.values(), *CARRIED]
     read += reading.meaning.values() if reading.kind == "named" else []
     tops = {top for path in read for one in path.split("|") for top in (one, _top(one))}
@@ -74,7 +88,7 @@ def _is_several(cell) -> bool:
 
 def belonging(reading: Reading) -> list[str]:
     """Columns left behind whose names say that they belong to the pair."""
-    pattern = MEDIA if reading.schema else BELONGING  # what a public schema has besides is known
+    pattern = PART_OF_PROMPT if reading.schema else BELONGING  # what else a public schema has besides is known
     return [name for name in reading.left_behind if pattern.search(canonical(name))]
 
 
@@ -108,10 +122,25 @@ def by_schema(rows: list[dict], only: str | None = None) -> Reading | None:
         parts = {part: path for part, path in parts.items() if filled(rows, path)}
         meaning = {canonical(value): meant for value, meant in schema.get("meaning", {}).items()}
         reading = Reading(parts, meaning, name, schema["title"])
-        met = _flat(filled(rows, reading.verdict)) if meaning else []
-        if not meaning or any(explains(meaning, canonical(value)) for value in met):
-            fitting.append((len({*needed, *schema.get("needs", ())}), reading))
+        needs = schema.get("needs", ())
+        if not meaning or _is_its_verdict(reading, needs, rows, others if only is None else set()):
+            fitting.append((len({*needed, *needs}), reading))
     return max(fitting, key=lambda fit: fit[0])[1] if fitting else None
+
+
+def _is_its_verdict(reading: Reading, needs: tuple[str, ...], rows: list[dict], others: set[str]) -> bool:
+    """Whether a column that is called like a schema's verdict is one: the names that schemas have are everybody's.
+
+    others: the columns besides, among which another verdict may be. Unless the schema is told by columns of its own
+    (needs), numbers on another scale are none of its values; and where all rows say the same side, 1 may be yes and no
+    number of an answer.
+    """
+    met = [canonical(value) for value in _flat(filled(rows, reading.verdict))]
+    meant = [reading.meaning.get(explains(reading.meaning, value)) for value in met]
+    is_scale = all(meant[place] for place, value in enumerate(met) if is_number(value))
+    is_one_sided = len(met) >= 10 and len({FIRST, SECOND} & set(meant)) == 1
+    is_told = bool(needs) or (is_scale and not is_one_sided)
+    return any(meant) and is_told and not others & set(names("verdict")) - set(needs)
 
 
 def _top(path: str) -> str:

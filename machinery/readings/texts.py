@@ -214,7 +214,7 @@ def _with_what_only_the_prompt_says(shared: list[dict], named: Text | None) -> l
     if named is None:
         return shared
     told = [turn for turn in named if turn["role"] in ("system", "developer")] if isinstance(named, list) else []
-    asked = [turn for turn in named if turn not in told] if told else named
+    asked = [turn for turn in named if turn not in told] if told else turns_of_prompt(named) or named
     if plain(asked).strip() not in plain(shared) and not is_transcript(plain(asked)):
         raise Unusable("different_prompts", "'prompt' is another than that of the conversations")
     return shared if not told or shared[0]["role"] in ("system", "developer") else [*told, *shared]

@@ -23,7 +23,7 @@ GOOD_WORDS = "true good desirable chosen yes up thumbs_up like positive accept a
 BAD_WORDS = "false bad undesirable rejected no down thumbs_down dislike negative reject dispreferred".split()
 WHAT = ("model", "response", "output", "answer", "assistant", "completion", "candidate", "option", "conversation")
 # Names of a verdict that hold the number of the better answer. In others (preference, win, label) 1 may be yes to the first.
-AN_INDEX = re.compile(r"winn|choice|chosen|best|(better|preferred)_|verdict|judg")
+AN_INDEX = re.compile(r"winn|choice|chosen|best|(better|preferred|safer)_|verdict|judg")
 RANGE = re.compile(r"(-?\d+(?:\.\d+)?)?\.\.(-?\d+(?:\.\d+)?)?")  # 0..0.5, or 0.. and ..0
 YES_OR_NO = re.compile(r"(label|target|class|win$|accepted)")
 # rank, pos_rank, answerRank, RANK_1; and no reranker's score, nor a rank_score
