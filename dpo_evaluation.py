@@ -66,7 +66,14 @@ from machinery.common.errors import UserError
 from machinery.comparing.side_by_side import run_facts
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE
 from machinery.evaluation.entropy import Sureness, excess, matching_temperature, token_entropies
-from machinery.evaluation.metrics import NO_INTERVAL, PairLogps, kl_interval, preference_metrics, reply_metrics
+from machinery.evaluation.metrics import (
+    NO_INTERVAL,
+    PairLogps,
+    kl_interval,
+    preference_metrics,
+    prompt_numbers,
+    reply_metrics,
+)
 from machinery.evaluation.report import Report
 from machinery.evaluation.verdict import GREEDY, MATCHED, Reference, judge_all
 from machinery.judges.flags import JudgeArguments, judge_from_flags
@@ -128,7 +135,8 @@ def measure(name: str, reference: Reference, pairs, prompts: list, windows, othe
         chosen, rejected, *_ = pair_logps(policy, pairs, reference.tokenizer, training_args.max_length)
         result["given"] = PairLogps(*map(np.asarray, (chosen, rejected, *reference.given)))
         scores = [pairs[column] for column in ("score_chosen", "score_rejected") if column in pairs.column_names]
-        measured |= preference_metrics(result["given"], beta, scores if len(scores) == 2 else None)
+        scores = scores if len(scores) == 2 else None
+        measured |= preference_metrics(result["given"], beta, scores, prompt_numbers(pairs["prompt"]))
     if windows is not None:  # what was forgotten
         measured |= text_losses(sequence_logps(policy, windows.rows, pad).numpy(), reference.text_logps, windows)
     # Its implicit reward of the reference's answers: the report says how good the one with the highest is
@@ -236,7 +244,9 @@ def main():
         dataset, tokenizer, load_preferences, format_pair, **args.data_kwargs
     )
     windows = text_windows(texts, model, tokenizer, training_args.max_length)
-    prompts = pick_prompts(rows, args.num_eval_prompts if sources.is_all_local else len(rows))
+    is_drawn = len(rows) > args.num_eval_prompts  # files are often sorted, and their beginning stands for itself alone
+    drawn = rows.shuffle(seed=training_args.seed) if is_drawn else rows
+    prompts = pick_prompts(drawn, args.num_eval_prompts if sources.is_all_local else len(rows))
     truth = true_reward if all(is_known(prompt) for prompt in prompts) else None
     judge = judge_from_flags(args, training_args, truth, are_texts)
     if judge is not None:

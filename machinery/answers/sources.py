@@ -17,6 +17,7 @@ from ..common.errors import UserError
 from ..common.safe_text import say
 from ..comparing.side_by_side import newest_trained, run_facts, train_basic
 from ..models.adapters import base_of
+from ..models.sharded_weights import check_whole
 from .server import AnswerServer, check_server_flags, server_from_flags
 from .written import Answer, WrittenAnswers, read_written
 
@@ -119,6 +120,7 @@ def sources_from_flags(args, training_args, model_args) -> Sources:
     """
     if args.dataset_streaming:
         raise UserError("--dataset_streaming: the held-out pairs are read more than once; leave it out.")
+    check_whole("An evaluation")
     check_server_flags(args)
     files = read_written(args.answers_from, args.encoding)
     served = [args.answers_model] if args.answers_model else []

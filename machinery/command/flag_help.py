@@ -85,7 +85,7 @@ EVALUATION_FLAGS = {
     "output_dir": "where the report goes; the default takes a number rather than overwrite anything",
     "overwrite_output_dir": "replace what is in --output_dir",
     "beta": "scales the rewards (default: the run's)",
-    "num_eval_prompts": "how many held-out prompts are answered: the intervals shrink with its square root",
+    "num_eval_prompts": "how many held-out prompts are drawn and answered: the intervals shrink with its square root",
     "max_new_tokens": FLAGS["max_new_tokens"],
     "per_device_eval_batch_size": "answers that are written at a time",
     "max_length": "given answers are cut where prompt and answer have more tokens",

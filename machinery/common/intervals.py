@@ -19,9 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 LEVEL = 0.95
+SURE = 1 - LEVEL  # a p-value below it is more than chance
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # 1.96
-# A test at 5% finds a true difference of (1.96 + 0.84) standard errors four times out of five.
-FOUND_IN_FOUR_OF_FIVE = 1.96 + 0.84
 MOST_DRAWS = 2**20  # of a permutation test in memory at once
 
 
@@ -36,6 +35,15 @@ def mean_interval(values, level: float = LEVEL) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     half = t_quantile(count - 1, (1 + level) / 2) * float(values.std(ddof=1)) / math.sqrt(count)
     return mean, mean - half, mean + half
+
+
+def one_a_prompt(values, prompt_of) -> np.ndarray:
+    """The mean of each prompt's values. prompt_of: of each value a number, equal for equal prompts; None: each has its own."""
+    values = np.asarray(values, dtype=float)
+    if prompt_of is None:
+        return values
+    _, places, counts = np.unique(prompt_of, return_inverse=True, return_counts=True)
+    return np.bincount(places, weights=values) / counts
 
 
 def with_interval(measured: tuple[float, float, float], digits: int = 2, sign: str = "") -> str:
@@ -149,17 +157,25 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def smallest_difference(differences) -> float:
-    """The true mean difference that so many prompts would show in four evaluations of five."""
+def smallest_difference(differences, comparisons: int = 1) -> float:
+    """The true mean difference that so many prompts would show in four evaluations of five.
+
+    comparisons: among so many tests, of which Holm's correction asks most of the first.
+    """
     differences = _finite(differences, "differences")
-    return FOUND_IN_FOUR_OF_FIVE * float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    return _found_in_four_of_five(comparisons) * float(differences.std(ddof=1)) / math.sqrt(len(differences))
 
 
-def prompts_needed(differences) -> float:
+def prompts_needed(differences, comparisons: int = 1) -> float:
     """How many prompts would show the difference that was seen, if it is the true one, in four evaluations of five."""
     differences = _finite(differences, "differences")
     mean = float(differences.mean())
-    return math.inf if mean == 0 else (FOUND_IN_FOUR_OF_FIVE * float(differences.std(ddof=1)) / mean) ** 2
+    return math.inf if mean == 0 else (_found_in_four_of_five(comparisons) * float(differences.std(ddof=1)) / mean) ** 2
+
+
+def _found_in_four_of_five(comparisons: int) -> float:
+    """So many standard errors from 0 a test at 5%, corrected for its number, finds four times out of five: 2.8 alone."""
+    return NormalDist().inv_cdf(1 - SURE / 2 / comparisons) + NormalDist().inv_cdf(0.8)
 
 
 # --- Length ----------------------------------------------------------------------------------------------------------
@@ -172,10 +188,11 @@ class SlopePrior(NamedTuple):
     sd: float
 
 
-# AlpacaEval holds the slope of every model near 1.9 by adding baselines that were made longer or shorter on purpose
-# (arXiv:2404.04475). That is the slope for a question of known difficulty. Averaged over questions, whose
-# difficulty is spread by about 1.6 logits, it is flatter by sqrt(1 + 0.346 * 1.6^2) = 1.37 (Zeger, Liang and Albert
-# 1988). Mean and width are those nearest to AlpacaEval's published rates: see benchmarks/length_control.py.
+# AlpacaEval draws the slope of every model towards a common one by adding answers that were made longer or shorter on
+# purpose (arXiv:2404.04475); the 199 published ones are 1.5 in the mean. Those are slopes for a question of known
+# difficulty. Averaged over questions, whose difficulty is spread by about 1.6 logits, they are flatter by
+# sqrt(1 + 0.346 * 1.6^2) = 1.37 (Zeger, Liang and Albert 1988): 1.1, at the end of the ridge of means and widths that
+# come nearest to AlpacaEval's published rates (benchmarks/length_control.py).
 LANGUAGE_MODEL_JUDGE = SlopePrior(mean=1.1, sd=0.1)
 # Of truth, scores and people nothing is known: the data says, within what a judge may plausibly do.
 OTHER_JUDGE = SlopePrior(mean=0.0, sd=1.0)

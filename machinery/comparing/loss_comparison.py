@@ -28,8 +28,7 @@ from ..common.errors import UserError
 from ..common.intervals import mean_interval, with_interval
 from ..common.kept_files import checksum, complete_file, going_on_without, is_as_signed, signed
 from ..training.losses import check_names, choose_loss
-from .grid import PROJECT, claimed, run_grid, without
-from .loss_figures import plot_frontier, plot_noise, plot_shapes
+from .grid import PROJECT, claimed, only, run_grid, without
 
 logger = logging.getLogger("dpo")
 
@@ -101,9 +100,12 @@ def compare(
     with claimed(folder):
         _write_data(kind, seeds, folder / "data")
         cases, stamps, own_words = {}, {}, without(sys.argv[1:], OWN_FLAGS)
+        named = [word.removeprefix("--config=") for word in only(sys.argv[1:], {"--config"}) if word != "--config"]
+        recipe = "".join(Path(name).read_text(encoding="utf-8") for name in named)
         for case, cell in cells.items():
             cases[case] = (script, own_words + _flags(kind, cell, folder))
             stamps[case] = inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)
+            stamps[case] += recipe
         print(f"{len(cases)} settings, {len(seeds)} seed(s); finished runs are kept in {folder / 'cells'}", flush=True)
         results = run_grid(cases, seeds, folder / "cells", stamps)
         rows = [
@@ -123,13 +125,15 @@ def compare(
         table = noise_table(report) if kind == "noise" else loss_table(report)
         with complete_file(folder / "table.md") as file:
             file.write(table + "\n")
+        from . import loss_figures  # here: Matplotlib takes half a second, and --help draws nothing
+
         print(f"\n{table}\n")
         print("In brackets: the 95% interval of the mean over the seeds (Student's t), where there are several.")
         if kind == "noise":
-            plot_noise(report, folder / "noise.png")
+            loss_figures.plot_noise(report, folder / "noise.png")
         elif kind == "losses":
-            plot_frontier(report, folder / "frontier.png")
-            plot_shapes(
+            loss_figures.plot_frontier(report, folder / "frontier.png")
+            loss_figures.plot_shapes(
                 _filled(losses, known, own), {name: own[name]["beta"] for name in losses}, folder / "shapes.png"
             )
         print(f"\nWhat to look at   {', '.join(map(str, [*sorted(folder.glob('*.png')), folder / 'table.md']))}")
@@ -150,7 +154,8 @@ def _cells(kind: str, losses: list[str], betas: list[str], known: dict[str, Call
 
 def _flags(kind: str, cell: dict, folder: Path) -> list[str]:
     """What is said on the command line of one training; "{seed}" stands for the seed."""
-    flags = ["--loss_type", cell["loss"], "--beside", "none", "--precompute_ref_log_probs"]
+    flags = ["--compare", "", "--push_to_hub", "false"]  # whatever a recipe says
+    flags += ["--loss_type", cell["loss"], "--beside", "none", "--precompute_ref_log_probs"]
     if cell["beta"] is not None:
         flags += ["--beta", f"{cell['beta']:g}"]
     if kind == "noise":

@@ -19,7 +19,8 @@ BASIC = PROJECT / "basic_dpo_training.py"
 # What a run of all weights is to have in common with the adapter's, besides model, data, seed and beta, where the command
 # line says it. A recipe is the adapter's own, and not passed on.
 IN_COMMON = {
-    "--dataset_config", "--dataset_train_split", "--dataset_test_split", "--dataset_format", "--columns", "--pairing",
+    "--dataset_config", "--dataset_train_split", "--dataset_test_split", "--dataset_format", "--columns", "--verdict",
+    "--pairing", "--encoding",
     "--min_margin", "--held_out_share", "--skip_bad_rows", "--keep_findings", "--keep_plain", "--dataset_num_proc",
     "--max_length", "--max_prompt_length", "--num_train_epochs", "--max_steps", "--per_device_train_batch_size",
     "--gradient_accumulation_steps", "--max_tokens_per_batch", "--loss_type", "--loss_weights", "--label_smoothing",
@@ -89,6 +90,7 @@ def run_again(script: str, words: list[str], folder: Path) -> dict:
         print(f"No second run: {ALONE}", flush=True)
         return {}
     own = without(sys.argv[1:], {"--resume_from_checkpoint", "--overwrite_output_dir"})
+    words = [*words, "--push_to_hub", "false"]  # one repository is not for both
     command = [sys.executable, script, *own, *words, "--output_dir", str(folder), "--overwrite_output_dir"]
     return run_facts(folder) if run_child(command, alone())[0] == 0 else {}
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..common.intervals import rate
+from ..common.intervals import one_a_prompt, rate
 from .report import verdict
 from .store import OPTIONAL, SURROGATE
 
@@ -377,7 +377,7 @@ class Checkup:
         chosen, rejected = (np.asarray(self._lengths[part]) for part in ("chosen", "rejected"))
         if not len(chosen):
             return None
-        share, low, high = rate((chosen > rejected) + 0.5 * (chosen == rejected))
+        share, low, high = rate(one_a_prompt((chosen > rejected) + 0.5 * (chosen == rejected), self.prompt_of))
         return {"accuracy": share, "ci_low": low, "ci_high": high}
 
     def _histograms(self) -> dict:

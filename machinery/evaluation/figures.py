@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from ..common.intervals import SURE
+
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 MOST_POINTS = 2000  # of a series in a scatter plot: more cannot be told apart
 FEW = 10  # values behind a bar: fewer are marked
-SURE = 0.05
 # On a phone of 390 px a figure is about this many px wide, so a unit is a px there and the text has at least 12.
 WIDTH, TEXT, LINE, PLOT = 360, 12.5, 18, 190
 COLOURS = ("var(--reference, #5d6268)", "var(--policy, #1d5c9e)", "var(--third, #a34a12)", "var(--fourth, #35103f)")

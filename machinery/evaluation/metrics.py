@@ -2,11 +2,12 @@
 
     logps = PairLogps(policy_chosen, policy_rejected, ref_chosen, ref_rejected, chosen_lengths, rejected_lengths)
     measured = preference_metrics(logps, beta=0.1)
-    measured["reward_accuracy"]                      # (mean, low, high), the ends of a 95% interval over the pairs
+    measured["reward_accuracy"]                      # (mean, low, high), the ends of a 95% interval over the prompts
 
 All of it is about the answers that are in the file. A model can rank those well and write badly.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.intervals import correlation, mean_interval, rate
+from ..common.intervals import correlation, mean_interval, one_a_prompt, rate
 
 BINS = 5  # of confidence, from 0.5 to 1
 NO_INTERVAL = (math.nan, math.nan)
@@ -53,12 +54,13 @@ def margins(logps: PairLogps, beta: float) -> np.ndarray:
 
 
 def preference_metrics(
-    logps: PairLogps, beta: float, scores: tuple[list, list] | None = None
+    logps: PairLogps, beta: float, scores: tuple[list, list] | None = None, prompt_of: np.ndarray | None = None
 ) -> dict[str, tuple[float, float, float]]:
-    """By name: the value and the ends of its 95% interval over the pairs, nan where it has none.
+    """By name: the value and the ends of its 95% interval over the prompts, nan where it has none.
 
-    scores: what the chosen and the rejected answers are worth; None or nan where that is not known. A margin of exactly
-    0 is a tie and counts half; `ties` is their share. Raises UserError where a log-prob is nan or infinite.
+    scores: what the chosen and the rejected answers are worth; None or nan where that is not known. prompt_of: of each
+    pair the number of its prompt, whose pairs are averaged first; None: each pair has its own. A margin of exactly 0 is a
+    tie and counts half; `ties` is their share. Raises UserError where a log-prob is nan or infinite.
     """
     for name, values in logps._asdict().items():
         wrong = np.flatnonzero(~np.isfinite(values))
@@ -72,33 +74,53 @@ def preference_metrics(
     nll = -logps.policy_chosen / logps.chosen_lengths  # a token, answer by answer
     ref_nll = -logps.ref_chosen / logps.chosen_lengths
     longer = logps.chosen_lengths - logps.rejected_lengths
+
+    def mean(values) -> tuple[float, float, float]:
+        return mean_interval(one_a_prompt(values, prompt_of))
+
+    def share(values, of=prompt_of) -> tuple[float, float, float]:
+        return rate(one_a_prompt(half_for_ties(values), of))
+
+    def together(
+        *sides,
+    ) -> tuple[float, float, float]:  # pairs of one prompt are no two draws: then without an interval
+        found = correlation(*sides)
+        return found if prompt_of is None or len(set(prompt_of)) == len(prompt_of) else (found[0], *NO_INTERVAL)
+
     measured = {
-        "eval_loss": mean_interval(np.logaddexp(0, -margin)),
-        "reward_accuracy": rate(half_for_ties(margin)),
+        "eval_loss": mean(np.logaddexp(0, -margin)),
+        "reward_accuracy": share(margin),
         "ties": (float((margin == 0).mean()), *NO_INTERVAL),
-        "reward_margin": mean_interval(margin),
-        "chosen_logp_change": mean_interval(chosen_change),
-        "rejected_logp_change": mean_interval(rejected_change),
-        "perplexity_chosen": _perplexity(nll),
-        "perplexity_chosen_reference": _perplexity(ref_nll),
-        "length_only_accuracy": rate(half_for_ties(longer)),
-        "margin_length_correlation": correlation(margin, longer),
+        "reward_margin": mean(margin),
+        "chosen_logp_change": mean(chosen_change),
+        "rejected_logp_change": mean(rejected_change),
+        "perplexity_chosen": _perplexity(mean(nll)),
+        "perplexity_chosen_reference": _perplexity(mean(ref_nll)),
+        "length_only_accuracy": share(longer),
+        "margin_length_correlation": together(margin, longer),
         "calibration_error": (calibration_error(margin), *NO_INTERVAL),
     }
     if scores is not None:
         difference = np.asarray(scores[0], dtype=float) - np.asarray(scores[1], dtype=float)
         is_scored = np.isfinite(difference)
         if is_scored.any():
-            measured["margin_score_correlation"] = correlation(margin[is_scored], difference[is_scored])
+            measured["margin_score_correlation"] = together(margin[is_scored], difference[is_scored])
         known = is_scored & (difference != 0)
         if known.any():  # against the truth instead of the label, which is wrong now and then
-            measured["true_accuracy"] = rate(half_for_ties(margin[known] * np.sign(difference[known])))
+            of = None if prompt_of is None else prompt_of[known]
+            measured["true_accuracy"] = share(margin[known] * np.sign(difference[known]), of)
     return measured
 
 
-def _perplexity(nll: np.ndarray) -> tuple[float, float, float]:
+def prompt_numbers(prompts: Sequence) -> np.ndarray:
+    """Of each prompt, a text or turns, a number: equal for equal prompts."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(json.dumps(prompt, sort_keys=True), len(numbers)) for prompt in prompts])
+
+
+def _perplexity(nll: tuple[float, float, float]) -> tuple[float, float, float]:
     with np.errstate(over="ignore"):  # beyond 709 nats a token it is infinite
-        return tuple(np.exp(mean_interval(nll)).tolist())
+        return tuple(np.exp(nll).tolist())
 
 
 def half_for_ties(values) -> np.ndarray:
@@ -106,10 +128,10 @@ def half_for_ties(values) -> np.ndarray:
     return (np.sign(values) + 1) / 2
 
 
-def calibration_bins(margin: np.ndarray) -> list[dict]:
+def calibration_bins(margin: np.ndarray, prompt_of: np.ndarray | None = None) -> list[dict]:
     """How often the label is right where the policy claims sigmoid(|margin|) for the answer it prefers.
 
-    Returns low, high, count, predicted, observed, ci_low, ci_high a bin; empty bins are left out.
+    prompt_of: as for `preference_metrics`; the intervals are over the prompts. Returns low, high, count, predicted, observed, ci_low, ci_high a bin; empty bins are left out.
     """
     confidence = 1 / (1 + np.exp(-np.abs(margin).clip(max=500)))
     is_right = half_for_ties(margin)
@@ -120,7 +142,7 @@ def calibration_bins(margin: np.ndarray) -> list[dict]:
         inside = place == number
         if inside.any():
             observed, count = float(is_right[inside].mean()), int(inside.sum())
-            _, low, high = rate(is_right[inside])
+            _, low, high = rate(one_a_prompt(is_right[inside], None if prompt_of is None else prompt_of[inside]))
             found.append({
                 "low": float(edges[number]), "high": float(edges[number + 1]), "count": count,
                 "predicted": float(confidence[inside].mean()), "observed": observed, "ci_low": low, "ci_high": high,

@@ -24,14 +24,14 @@ from pathlib import Path
 import numpy as np
 
 from ..common.chat import as_text
-from ..common.intervals import holm, mean_interval, paired_test
+from ..common.intervals import SURE, holm, mean_interval, one_a_prompt, paired_test
 from ..common.kept_files import complete_file, complete_files, dispensable
 from ..common.masking import masked, without_secrets
 from ..common.safe_text import defused, say
 from ..judges.interface import Judge, Verdict
-from .figures import FEW, SURE, bars_svg, calibration_svg, histogram_svg, scatter_svg
+from .figures import FEW, bars_svg, calibration_svg, histogram_svg, scatter_svg
 from .html_report import write_report
-from .metrics import by_category, calibration_bins, half_for_ties, margins
+from .metrics import by_category, calibration_bins, half_for_ties, margins, prompt_numbers
 from .verdict import ORDER, Outcome, Reference, extrapolates
 
 # key, what it is, how it is written; a _reference twin stands in the reference's column
@@ -233,7 +233,7 @@ class Report:
 
     def metrics_rows(self) -> Iterator[list]:
         """Header and rows of metrics.csv: a figure of a model a row, with its interval."""
-        labels = {key: label for key, label, _ in (*WRITTEN, *GIVEN)}
+        labels = {key: label for key, label, _ in (*WRITTEN, *GIVEN, *TEXTS)}
         yield ["model", "figure", "value", "ci_low", "ci_high", "what it is"]
         for result in self.results:
             for key, values in result["measured"].items():
@@ -340,12 +340,16 @@ class Report:
         if "given" not in result:
             return
         given = result["given"]
-        margin = margins(given, result["beta"])
+        margin, prompt_of = margins(given, result["beta"]), prompt_numbers(self.pairs["prompt"])
         if "category" in self.pairs.column_names:
             said = "Of the given pairs: how often the chosen answer has the higher reward."
-            yield from _by_category("Reward accuracy", half_for_ties(margin), self.pairs["category"], said)
+            accuracies = one_a_prompt(half_for_ties(margin), prompt_of)
+            firsts = np.unique(prompt_of, return_index=True)[1]
+            yield from _by_category(
+                "Reward accuracy", accuracies, [self.pairs[n]["category"] for n in firsts.tolist()], said
+            )
         caption = "Where sigmoid(margin) says 0.8, eight labels of ten should agree. Above the line it is too modest, below too sure."
-        yield "Calibration", caption, calibration_svg(calibration_bins(margin))
+        yield "Calibration", caption, calibration_svg(calibration_bins(margin, prompt_of))
         longer = (given.chosen_lengths - given.rejected_lengths).tolist()
         points = list(zip(longer, margin.tolist(), strict=True))
         svg = scatter_svg({name: points}, "chosen longer by, tokens", "margin")

@@ -19,6 +19,7 @@ from ..common.errors import is_out_of_memory
 from ..common.intervals import (
     LANGUAGE_MODEL_JUDGE,
     OTHER_JUDGE,
+    SURE,
     SlopePrior,
     holm,
     length_controlled_rate,
@@ -33,7 +34,6 @@ from ..common.intervals import (
 from ..common.safe_text import first_line
 from ..judges.interface import BY_TEXT, FIRST, SECOND, Comparison, Judge, JudgeError, Verdict
 
-SURE = 0.05
 MATCHED, GREEDY = "at matched entropy", "greedily"
 ENTROPIES = ("entropy", "entropy_reference", "entropy_reply", "entropy_reply_reference", "matched_temperature")
 ORDER = "order_decided"  # the share of verdicts that were asked for in both orders and turned with it
@@ -88,7 +88,10 @@ def judge_all(judge: Judge | None, prompts: list, reference: Reference, results:
         }
         for control, (old, new) in result.get("controls", {}).items():
             names = dict(model=outcome.model, against=f"{reference.name} {control}")
-            outcome.controls[control] = compare(judge, prompts, old, new, **names)
+            controlled = compare(judge, prompts, old, new, **names)
+            if judge is None or not np.isnan(controlled.wins).all():
+                outcome.controls[control] = controlled
+            outcome.problem = outcome.problem or controlled.problem
     decide(outcomes, LANGUAGE_MODEL_JUDGE if judge is not None and judge.is_language_model else OTHER_JUDGE)
     for result, outcome in zip(results, outcomes, strict=False):
         add_scores(result, outcome)
@@ -216,15 +219,14 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
         if share == 0.5:
             seen = "No difference was seen"
         elif has_spread:
-            needed = prompts_needed(wins - 0.5)
+            needed = prompts_needed(wins - 0.5, comparisons)
             many = "more than 100,000" if needed > 1e5 else f"about {math.ceil(needed / 10) * 10:,}"
             seen = f"For a difference as small as this {many} would be needed"
         else:
             more = ", and more with several comparisons" if comparisons > 1 else ""
             seen = f"Where all go one way six are the fewest that can tell{more}"
         sentences.append(f"Cannot tell with {count} prompts. {seen}.")
-    if has_spread:
-        least = smallest_difference(wins - 0.5)
+    if has_spread and (least := smallest_difference(wins - 0.5, comparisons)) <= 0.5:
         sentences.append(
             f"So many prompts show a win rate {least:.2f} away from 0.5 four times out of five; a smaller one goes unseen."
         )

@@ -28,7 +28,12 @@ from . import memory
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "runtime")
 SMALL = 50e6  # parameters
 IN_PIECES = 1.85  # times what tensors take, where freed memory stays with the process: measured were 1.6 to 2.1
-STATES_PER_PARAMETER = {"sgd": 0, "lion": 1, "lion_32bit": 1, "adafactor": 0}  # all others as AdamW: two
+LION = ("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit")
+STATES_PER_PARAMETER = {
+    "sgd": 0,
+    "adafactor": 0,
+    **dict.fromkeys((*LION, "rmsprop", "adagrad"), 1),
+}  # others as AdamW: two
 
 
 def least_states(optim) -> int:

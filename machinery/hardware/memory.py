@@ -60,12 +60,16 @@ def free_bytes() -> int:
     if uses_gpu():
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     free = psutil.virtual_memory().available
-    for limit, used in (  # control groups, version 2 and 1
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit, used, cache in (  # control groups, version 2 and 1
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        with suppress(OSError, ValueError):  # no such group, or "max"
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        with suppress(OSError, ValueError, KeyError):  # no such group, or "max"
+            limit, used = (int(Path(folder, name).read_text()) for name in (limit, used))
+            told = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+            free = min(
+                free, limit - used + int(told[cache])
+            )  # files that were read are held while nobody wants the room
     return max(free, 1)
 
 

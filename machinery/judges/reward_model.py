@@ -23,7 +23,7 @@ from transformers import (
 
 from ..common.bounds import ends_within
 from ..common.chat import check_template, template_ids
-from ..common.errors import UserError
+from ..common.errors import UserError, is_out_of_memory
 from ..common.safe_text import first_line
 from .interface import JudgeError, Prompt
 from .scores import Score
@@ -46,9 +46,9 @@ def load_reward_model(name: str, device, trust_remote_code: bool = False) -> Sco
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, **trust
         )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # a broken file makes the libraries fail anywhere
+        if is_out_of_memory(error):
+            raise
         if NEEDS_CODE in str(error) and not trust_remote_code:
             raise JudgeError(
                 f"--judge_model {name} runs code that comes with it: look at that code, then add --trust_remote_code"

@@ -33,7 +33,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import DPOConfig, ModelConfig, get_peft_config
 
 from ..common.bounds import ends_within
-from ..common.errors import UserError
+from ..common.errors import UserError, is_out_of_memory
 from ..common.kept_files import complete_files
 from ..common.safe_text import first_line, say
 from .checks import check_files, check_model_folder, check_weights, read_object
@@ -56,7 +56,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 def check_adapter(name: str) -> Path:
     """The folder of an adapter with its weights in safetensors. Raises UserError that says what it is instead."""
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if not folder.is_dir():
         raise UserError(f"--adapter {name} is no folder")
     files = check_files(folder)
@@ -123,7 +123,7 @@ def weights_fingerprint(model: nn.Module) -> str | None:
 
 def describe_base(model: nn.Module, name: str, revision: str | None) -> Base:
     """What is to be noted beside an adapter on this model, a folder by its whole path."""
-    local = Path(name).expanduser()
+    local = Path(name)
     return Base(str(local.resolve()) if local.is_dir() else name, revision, weights_fingerprint(model))
 
 
@@ -168,9 +168,9 @@ def load_adapter(base: PreTrainedModel, name: str) -> PeftModel:
             raise UserError("it lacks some of the adapter's weights; they would be random")
         check_weights(model)
         return model
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # a broken file makes the libraries fail anywhere
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"--adapter {name} on {base.config._name_or_path}: {first_line(error)}.") from error
 
 
@@ -235,7 +235,9 @@ def adapter_bytes(model: nn.Module, config: PeftConfig) -> int:
     targets = config.target_modules or ()
     targets = linear_names(model) if targets == "all-linear" else targets
     adapted = [
-        m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.rsplit(".", 1)[-1] in targets
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
     ]
     return sum(4 * config.r * (module.in_features + module.out_features) for module in adapted)
 

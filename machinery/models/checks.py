@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from ..common.bounds import check_file, ends_within, read_json
-from ..common.errors import UserError
+from ..common.errors import UserError, is_out_of_memory
 from ..common.kept_files import size_on_disk
 from ..common.safe_text import first_line
 from .sizes import check_counts, check_size
@@ -44,11 +44,13 @@ def said_in_a_sentence(name: str) -> Iterator[None]:
     """Whatever a broken model makes the libraries raise becomes a UserError about it; want of memory stays what it is."""
     try:
         yield
-    except (UserError, torch.OutOfMemoryError, MemoryError):
+    except UserError:
         raise
     except SafetensorError as error:
         raise UserError(f"{name}: a safetensors file is damaged ({error}). Copy it again.") from error
     except Exception as error:  # a broken configuration makes the libraries fail anywhere
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_line(error)}.") from error
 
 
@@ -96,7 +98,7 @@ def check_loaded(model: nn.Module, report: dict, tokenizer) -> None:
 
 def check_model_folder(name: str) -> None:
     """Accept hub names and folders with a model in safetensors. Raises ValueError for every other path."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.is_dir():
         if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ValueError(f"{name} is no model folder")

@@ -18,11 +18,25 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ..common.errors import UserError
+
 
 def waits_for_shards(model: nn.Module) -> bool:
     """Whether FSDP will cut a model up when its training begins, and has not yet; accelerate ignores FSDP on a CPU."""
     will_be = os.environ.get("ACCELERATE_USE_FSDP") == "true" and torch.accelerator.is_available()
     return will_be and not any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def check_whole(what: str) -> None:
+    """Raise UserError where each process has a piece of the weights, or none: each is to answer by itself."""
+    zero_3 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    is_fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if is_fsdp or (zero_3 and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"):
+        engine = "FSDP" if is_fsdp else "ZeRO-3"
+        raise UserError(
+            f"{what} takes whole weights on every process, and {engine} cuts them up: launch it by "
+            "recipes/accelerate/ddp.yaml"
+        )
 
 
 def on_whole_weights(function: Callable) -> Callable:

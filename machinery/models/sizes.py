@@ -1,6 +1,6 @@
 """Whether config.json describes a model that its files can hold, found before anything is built.
 
-    check_counts(json.loads(text), "my_model")    # ValueError: "my_model/config.json: num_hidden_layers is 1e+07, ..."
+    check_counts(json.loads(text), "my_model")    # ValueError: "my_model/config.json: num_hidden_layers is 10,000,000, ..."
     check_size(config, Path("my_model"))          # ValueError: "config.json describes a model of 64,000,629,000 weights, ..."
 
 A library makes what a configuration says: a layer as often as it is told, a table as large as it is told. Counts are
@@ -35,7 +35,7 @@ def check_counts(config: dict, name: str) -> None:
         for key, value in part.items():
             if isinstance(value, dict):
                 parts.append(value)
-            elif isinstance(value, int):
+            elif isinstance(value, (int, float)):
                 most = next((most for pattern, most in MOST.items() if pattern.fullmatch(key)), value)
                 if value > most:
                     shown = f"{value:,}" if value < 10**15 else f"{value:.0e}"

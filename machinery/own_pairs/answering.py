@@ -17,6 +17,7 @@ from ..common.chat import most_tokens
 from ..common.errors import UserError
 from ..data.store import cleaned_files
 from ..models.adapters import base_of
+from ..models.sharded_weights import check_whole
 
 MOST_AT_ONCE = 64  # answers in a batch; more are hardly faster, and a kill costs a batch
 
@@ -64,6 +65,7 @@ def several_answers(
 
     name: of the policy. Raises UserError.
     """
+    check_whole("--sample_answers")
     for who in args.sample_from:
         base_of(who)  # refuses what cannot be loaded: better now than after the first has answered
     most = {split: args.max_new_tokens or most_tokens(prompts) for split, prompts in splits.items()}

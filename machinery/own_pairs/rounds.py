@@ -57,8 +57,7 @@ def run_rounds(script: str, args, training_args, model_args, utils, settings: Co
         own = [*words, "--model_name_or_path", last]
         own += ["--reference", first] if args.first_reference and last != first else []
         own += revision if last == first or args.first_reference else []  # which a folder does not have
-        if args.num_prompts:
-            own += ["--skip_prompts", str(args.skip_prompts + (number - 1) * args.num_prompts)]
+        own += ["--skip_prompts", str(args.skip_prompts + (number - 1) * (args.num_prompts or 0))]
         return {"words": own, "from": _weights_of(last), "reads": reads}
 
     folder = _folder_of(training_args, made_by(1, first))
@@ -119,7 +118,8 @@ def _as_flags(names: Collection[str], *holders) -> list[str]:
 
 def _held_out(model: str, args, training_args, utils) -> list:
     """The prompts on which each round measures itself."""
-    splits, _ = prompts_by_split(args, training_args.seed, utils.load_tokenizer(model), utils)
+    hub = {name: args.model_kwargs[name] for name in ("revision", "trust_remote_code") if name in args.model_kwargs}
+    splits, _ = prompts_by_split(args, training_args.seed, utils.load_tokenizer(model, **hub), utils)
     return held_out(splits, args.num_eval_prompts)
 
 

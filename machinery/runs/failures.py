@@ -189,7 +189,7 @@ def remedies(trainer, error: BaseException) -> str:
         steps.append(flags + less("activations", per_device_train_batch_size=half))
     if not args.gradient_checkpointing:
         steps.append("--gradient_checkpointing true" + less("activations", gradient_checkpointing=True))
-    if trainer.ref_model is not None:
+    if trainer.ref_model is not None and not args.precompute_ref_log_probs:
         steps.append("--precompute_ref_log_probs" + less("reference"))
     lower = "--max_length and --max_prompt_length lower"
     if needs:

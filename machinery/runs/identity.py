@@ -26,12 +26,14 @@ from .checkpoints import complete_checkpoints, read_manifest
 SETTINGS = """
     seed data_seed train_sampling_strategy dataloader_drop_last num_train_epochs max_steps
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps
-    optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm neftune_noise_alpha
+    optim optim_args optim_target_modules weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm neftune_noise_alpha
     bf16 fp16 max_length truncation_mode disable_dropout
     loss_type loss_weights beta label_smoothing f_divergence_type f_alpha_divergence_coef ld_alpha use_weighting
     discopop_tau router_aux_loss_coef sync_ref_model ref_model_mixup_alpha ref_model_sync_steps
 """.split()
-ADAPTER_SETTINGS = "r lora_alpha target_modules lora_dropout use_rslora use_dora modules_to_save".split()
+ADAPTER_SETTINGS = (
+    "r lora_alpha target_modules lora_dropout use_rslora use_dora modules_to_save target_parameters".split()
+)
 FLAG_OF = {
     "pairs_a_step": "the number of pairs a step",
     **{name: f"--lora_{name}" for name in ("r", "target_modules", "modules_to_save")},
@@ -65,8 +67,11 @@ def describe_run(trainer) -> dict:
     settings["loss_kwargs"] = [f"{name}={value}" for name, value in _keywords(getattr(trainer, "loss", None)).items()]
     for config in list(getattr(trainer.model, "peft_config", {}).values())[:1]:
         settings |= {name: getattr(config, name, None) for name in ADAPTER_SETTINGS}
+    weights, reference = start_weights(trainer.model), getattr(trainer, "ref_model", None)
+    reference = weights if reference is None else start_weights(trainer.accelerator.unwrap_model(reference))
     return {
-        "model": {"name": trainer.model.config._name_or_path, "weights": start_weights(trainer.model)},
+        "model": {"name": trainer.model.config._name_or_path, "weights": weights},
+        "reference": reference,
         "pairs": pairs_digest(trainer.train_dataset),
         "settings": json.loads(json.dumps(settings, default=_plain)),
     }
@@ -78,6 +83,8 @@ def differences(now: dict, then: dict) -> list[str]:
     model, pairs, settings = then.get("model", {}), then.get("pairs"), then.get("settings", {})
     if now["model"]["weights"] != model.get("weights"):  # a folder may move, so its name alone is no difference
         found.append(f"the model is {now['model']['name']}, and was {model.get('name')}: their weights differ")
+    elif now["reference"] != then.get("reference"):
+        found.append("the reference has other weights")
     if now["pairs"] != pairs:
         found.append(f"the training pairs are others ({_count(now['pairs'])} now, {_count(pairs)} then)")
     for name, value in now["settings"].items():
@@ -88,7 +95,7 @@ def differences(now: dict, then: dict) -> list[str]:
 
 
 def start_weights(model: nn.Module) -> str:
-    """A hash of names, shapes and about 64 values of each weight that the run starts from.
+    """A hash of names, shapes, precisions and about 64 values of each weight that the run starts from.
 
     An adapter that is drawn at random does not count (the seed does); one that is trained on counts by its frozen copy.
     """
@@ -98,7 +105,7 @@ def start_weights(model: nn.Module) -> str:
             continue
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, len(flat) // 64)].double().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(some.numpy().tobytes())
     return digest.hexdigest()[:32]
 

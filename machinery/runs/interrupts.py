@@ -16,6 +16,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -111,16 +112,22 @@ class SaveOnSignal(TrainerCallback):
         if heard:
             self.signal = heard[0]
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # which takes long, and with --save_strategy best decides about saving
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.signal is not None:  # what is due at the end of an epoch: this one has not ended
+            control.should_save = control.should_evaluate = False
 
     def on_train_end(self, args, state, control, **kwargs):
         _restore(self._previous)
         if self.signal is not None:
             if state.is_world_process_zero:
-                print(
-                    f"\nStopped by {self.signal.name} after step {state.global_step} of {state.max_steps}; "
-                    f"a checkpoint is in {args.output_dir}.\n"
-                    f"Go on with the same command and --output_dir {args.output_dir} --resume_from_checkpoint"
-                )
+                print(f"\nStopped by {self.signal.name} after step {state.global_step} of {state.max_steps}.")
+                if (Path(args.output_dir) / f"checkpoint-{state.global_step}").exists():
+                    print(
+                        f"A checkpoint is in {args.output_dir}.\n"
+                        f"Go on with the same command and --output_dir {args.output_dir} --resume_from_checkpoint"
+                    )
             raise SystemExit(128 + self.signal)
 
     def _remember(self, number, frame):

@@ -42,6 +42,7 @@ def save_run(
     with finished_first(f"The run is finished, and its files are in {folder}."):
         _write(trainer, folder, metrics, replies, base)
     if trainer.args.push_to_hub:
+        trainer.save_model = lambda *_, **__: None  # it would write all anew first, without what was put right above
         trainer.push_to_hub(dataset_name=about["dataset"])  # by all processes
     return metrics
 

@@ -68,7 +68,9 @@ def show_start(trainer, reference: str, is_the_policy: bool = True) -> None:
         say(f"Loss before training: {loss:.4f}, not ln 2: the policy starts from another model than its reference.\n")
         return
     drift = abs(metrics["rewards/chosen"]) + abs(metrics["rewards/rejected"])
-    is_exact = not (trainer.args.bf16 or trainer.args.fp16) and trainer.model.dtype == torch.float32
+    args = trainer.args
+    is_coarse = args.bf16 or args.fp16 or args.tf32 or args.torch_compile  # which turns TF32 on
+    is_exact = trainer.model.dtype == torch.float32 and not is_coarse
     if not drift / trainer.beta < (0.01 if is_exact else 5.0):  # in nats a completion
         raise UserError(
             f"The policy is not the reference: before training their log-probs already differ by {drift / trainer.beta:.3g} nats. "

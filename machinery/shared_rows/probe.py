@@ -90,7 +90,7 @@ def try_step(trainer) -> None:
     """Run one pair forward and back in training mode, in training's precision. Raises UserError where that fails."""
     batch, labels = _short_batch(trainer)
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    devices = [labels.device] if labels.device.type == "cuda" else []
+    devices = [] if labels.device.type == "cpu" else [labels.device]
     was_training = trainer.model.training
 
     def step(**router) -> None:
@@ -157,9 +157,9 @@ def _log_probs(model, batch: dict, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _tolerance(trainer) -> float:
-    dtype = _policy(trainer).dtype
-    is_fine = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    return FINE if is_fine else COARSE
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # where TF32 is on, products are coarse
+    is_full = all(backend.fp32_precision in ("none", "ieee") for backend in backends)
+    return FINE if _policy(trainer).dtype == torch.float32 and is_full else COARSE
 
 
 def _policy(trainer):

@@ -45,6 +45,14 @@ logger = logging.getLogger("dpo")
 MOST_BYTES = 1_000_000_000
 NAME = "dpo-logps-{}.safetensors"  # a name that nobody else gives a file
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+SCALE = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_dora",
+)  # what decides an adapter's besides its weights
 SETTINGS = ("max_length", "truncation_mode", "ld_alpha", "bf16", "fp16")  # of TRL's that decide a log-prob
 
 
@@ -54,6 +62,8 @@ def reference_key(model: nn.Module, dataset: Dataset, settings: dict, adapter: s
     model: the reference, or a policy with adapters whose base is the reference. adapter: the name of the adapter that
     belongs to the reference; the others do not count. dataset: with the columns prompt_ids, chosen_ids, rejected_ids.
     """
+    if adapter is not None:
+        settings = settings | {name: getattr(model.peft_config[adapter], name, None) for name in SCALE}
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
     weights = {}
     for name, tensor in model.state_dict().items():
@@ -126,7 +136,7 @@ class CachedReference:
             [kept] = broadcast_object_list([kept])
         kept = kept or tuple(torch.full((len(dataset),), torch.nan) for _ in COLUMNS)
         wanted = torch.zeros(len(dataset), dtype=torch.bool)
-        wanted[drawn_rows(self, dataset) if name == "train" else slice(None)] = True
+        wanted[drawn_rows(self, dataset) if dataset is self.train_dataset else slice(None)] = True
         missing = (wanted & kept[0].isnan()).nonzero().squeeze(1)
         if len(missing):
             missing = missing[row_lengths(dataset)[missing].argsort(descending=True, stable=True)]
@@ -149,7 +159,7 @@ class CachedReference:
             _fill(kept, missing, answers)
             if key is not None:
                 save_logps(Path(folder), key, *kept)
-        if name == "train":
+        if dataset is self.train_dataset:
             self.is_asked_in_part = not wanted.all()
 
         def with_columns():

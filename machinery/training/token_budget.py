@@ -84,11 +84,11 @@ class TokenBudget:
 
 
 def pair_lengths(inputs: dict, is_shared: bool) -> list[int]:
-    """The tokens that each pair of a batch puts through the model: its prompt once or twice, and both answers."""
+    """The tokens that each pair of a batch puts through the model: its prompt once (its last token twice) or twice, and both answers."""
     rows = inputs["attention_mask"].sum(dim=1)  # (2B,)
     chosen, rejected = rows.chunk(2)
     prompts = (rows - inputs["completion_mask"].sum(dim=1)).chunk(2)[0]
-    return (chosen + rejected - prompts if is_shared else 2 * torch.maximum(chosen, rejected)).tolist()
+    return (chosen + rejected - prompts + 1 if is_shared else 2 * torch.maximum(chosen, rejected)).tolist()
 
 
 def plan_parts(lengths: list[int], budget: int) -> list[list[int]]:

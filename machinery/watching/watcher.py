@@ -111,7 +111,8 @@ class Watcher(TrainerCallback):
         self._look_at_pairs(getattr(train_dataloader, "dataset", None))
         self.touched = _touch(model)
         precisions = {parameter.dtype for parameter in model.parameters()}
-        self.is_exact = precisions == {torch.float32} and not (args.bf16 or args.fp16)
+        is_coarse = args.bf16 or args.fp16 or args.tf32 or args.torch_compile  # which turns TF32 on
+        self.is_exact = precisions == {torch.float32} and not is_coarse
         if not any(parameter.requires_grad for parameter in model.parameters()):
             self._say("no-parameter", "Every weight of the policy is frozen.")
         is_sampled = self.sample and self.begun_at == 0 and state.max_steps >= FEW_STEPS

@@ -18,12 +18,14 @@ from peft import LoraConfig, get_peft_model
 from dpo_utils import format_pair, load_preferences, pick_prompts
 from machinery.answers import kept as kept_module
 from machinery.answers.kept import KeptAnswers, sample_kept
-from machinery.answers.prompts import load_prompts
+from machinery.answers.prompts import load_prompts, prompts_alone
 from machinery.answers.server import AnswerServer
 from machinery.answers.sources import Sources, sources_from_flags
 from machinery.answers.texts import Windows, read_texts, text_losses, text_windows
 from machinery.answers.written import Answer, read_written
 from machinery.common.errors import UserError
+from machinery.models.sharded_weights import check_whole
+from machinery.readings.reading import schemas
 
 
 def write(path, *rows):
@@ -81,6 +83,33 @@ def test_a_share_of_the_prompts_is_held_out_and_none_is_on_both_sides(tmp_path):
     _, prompts, is_held_out = prompts_in(path, held_out_share=0.3)
     assert is_held_out
     assert len(prompts) == 3
+
+
+def test_prompts_alone_hold_out_those_that_their_pairs_hold_out(tmp_path, base_tokenizer):
+    asked = [f"number {n} of them?" for n in range(40)]
+    pairs = write(tmp_path / "pairs.jsonl", *({"prompt": p, "chosen": f"So {p}", "rejected": "No."} for p in asked))
+    how = dict(held_out_share=0.25, seed=3)
+    _, held_of_pairs, _ = prompts_in(pairs, base_tokenizer, **how)
+    _, held_alone, _ = prompts_in(pairs, base_tokenizer, dataset_format="prompts", **how)
+    assert len(held_alone) == 10
+    assert held_alone == held_of_pairs
+
+
+@pytest.mark.parametrize("name", ["shp", "ms_swift", "openpipe", "nova", "oasst_trees"])
+def test_a_public_shape_of_pairs_is_no_file_of_prompts(tmp_path, name):
+    assert not prompts_alone(write(tmp_path / "pairs.jsonl", *schemas()[name]["rows"]))
+
+
+@pytest.mark.parametrize(
+    "launched",
+    [{"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}],
+)
+def test_weights_in_pieces_answer_nothing_by_themselves(launched, monkeypatch):
+    check_whole("An evaluation")
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="An evaluation takes whole weights on every process"):
+        check_whole("An evaluation")
 
 
 def test_a_row_without_a_prompt_is_named_or_left_out(tmp_path):

@@ -1,7 +1,14 @@
 """Of several scored answers the clearest, a random or every pair; never two that are equal."""
 
+import json
+
+import pytest
+
+from machinery.common.errors import UserError
 from machinery.data.files import Row
+from machinery.data.load import load_pairs
 from machinery.data.pairs import choose_pairs, make_pairs
+from machinery.data.report import verdict
 from machinery.readings.recognise import recognise
 
 
@@ -23,6 +30,33 @@ def test_a_least_margin_counts_as_it_is_written():
         True,
         False,
     ]
+
+
+def test_pairs_left_out_by_a_margin_are_no_fault_of_the_data(tmp_path, capsys):
+    rows = [
+        {"prompt": f"Why {n}?", "response_a": f"So {n}.", "response_b": f"No {n}.", "score_a": 9, "score_b": n}
+        for n in range(9)
+    ]
+    path = tmp_path / "scored.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = load_pairs(str(path), None, None, min_margin=5.0)[2]["train"]
+    assert report["dropped_by_reason"] == {"not_chosen": 4}
+    assert verdict(report)[0].startswith("Sound")
+    assert "has no effect" not in capsys.readouterr().out
+
+
+def test_streaming_takes_the_same_flags(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"Why {n}?", "chosen": "So.", "rejected": f"No {n}."}) + "\n" for n in range(9))
+    )
+    for flags, words in (
+        (dict(pairing="best_wrost"), "--pairing best_wrost: there are"),
+        (dict(keep_findings=["dupplicate"]), "--keep_findings dupplicate: there are"),
+        (dict(save_cleaned="clean.jsonl"), "--save_cleaned writes what was read whole"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_pairs(str(path), None, None, streaming=True, **flags)
 
 
 def test_best_against_random_is_a_worse_one_and_the_same_for_the_same_seed():

@@ -4,7 +4,18 @@ import pytest
 from conftest import make_llama
 from transformers import AutoModelForCausalLM
 
-from machinery.models.checks import FROM_SAFETENSORS, check_loaded, check_model_folder, unused_weights
+from machinery.models.checks import (
+    FROM_SAFETENSORS,
+    check_loaded,
+    check_model_folder,
+    said_in_a_sentence,
+    unused_weights,
+)
+
+
+def test_want_of_memory_on_a_cpu_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="alloc_cpu"), said_in_a_sentence("m"):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory")
 
 
 def test_a_configuration_with_fewer_layers_than_the_files_is_refused(tmp_path, base_tokenizer):

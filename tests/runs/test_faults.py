@@ -27,7 +27,7 @@ from machinery.runs.checkpoints import (
     write_manifest,
 )
 from machinery.runs.failures import remedies, why_write_failed
-from machinery.runs.identity import start_weights
+from machinery.runs.identity import differences, start_weights
 
 FLAGS = ("--max_steps", 4, "--save_steps", 1, "--per_device_train_batch_size", 4, "--num_eval_prompts", 1,
          "--max_new_tokens", 2, "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
@@ -281,6 +281,13 @@ def test_the_start_weights_are_told_apart_without_their_random_adapter():
     first, second = models
     assert not torch.equal(*(next(p for n, p in m.named_parameters() if "lora_A" in n) for m in models))
     assert start_weights(first) == start_weights(second) != start_weights(make_llama(seed=1))
+    assert start_weights(make_llama()) != start_weights(make_llama().bfloat16().float().bfloat16())
+
+
+def test_another_reference_is_another_run():
+    run = {"model": {"name": "m", "weights": "w"}, "reference": "w", "pairs": None, "settings": {}}
+    assert differences(run, run) == []
+    assert differences(run | {"reference": "other"}, run) == ["the reference has other weights"]
 
 
 def test_a_checkpoint_as_the_model_is_refused_and_a_finished_run_is_not(finished, pairs_file, tmp_path, call):

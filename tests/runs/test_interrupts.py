@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PATIENCE, PROJECT, fork_server
 from safetensors import safe_open
+from transformers import TrainerControl
 
 from machinery.runs.interrupts import SIGNALS, SaveOnSignal, Stopped, finished_first, signals_stop
 
@@ -79,6 +81,27 @@ def test_what_nohup_has_ignored_stays_ignored(listening):
     assert saver.signal is None
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+
+
+def test_a_stop_within_an_epoch_is_no_end_of_it(listening, tmp_path, capsys):
+    saver, control = SaveOnSignal(), TrainerControl()
+    state = SimpleNamespace(global_step=3, max_steps=9, is_world_process_zero=True)
+    saver.on_train_begin(None, None, None)
+    own(signal.SIGTERM)
+    control.should_evaluate = True  # of this very step, by which --save_strategy best would decide about saving
+    saver.on_step_end(None, state, control)
+    assert (control.should_save, control.should_training_stop, control.should_evaluate) == (True, True, False)
+    control.should_save = control.should_evaluate = True  # as TRL's strategies by epoch set them
+    saver.on_epoch_end(None, state, control)
+    assert not control.should_save and not control.should_evaluate
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    with pytest.raises(SystemExit):
+        saver.on_train_end(args, state, control)
+    assert "checkpoint" not in capsys.readouterr().out  # there is none
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(SystemExit):
+        saver.on_train_end(args, state, control)
+    assert "A checkpoint is in" in capsys.readouterr().out
 
 
 def test_a_worker_that_was_forked_ends_without_a_word():

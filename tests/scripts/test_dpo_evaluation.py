@@ -1,6 +1,7 @@
 """The evaluation script: a model against itself, log-probs that are TRL's, judges, and what can go wrong."""
 
 import json
+import math
 import shutil
 from functools import partial
 
@@ -27,7 +28,7 @@ from machinery.evaluation.metrics import (
 )
 from machinery.evaluation.verdict import Outcome, Reference, add_scores, compare, decide
 from machinery.judges.endpoint import EndpointJudge
-from machinery.judges.interface import Judge, Verdict
+from machinery.judges.interface import Judge, JudgeError, Verdict
 from machinery.judges.scores import ScoreJudge
 
 FEW = ("--num_eval_prompts", 12, "--num_samples", 2, "--max_new_tokens", 24)
@@ -209,7 +210,9 @@ def test_verdicts_in_words_follow_from_the_test():
     decide([better, worse, unclear])
     assert (better.word, worse.word, unclear.word) == ("better", "worse", "cannot tell")
     assert "Cannot tell with 50 prompts" in unclear.sentences[1]
-    needed = (2.8 * np.std(unclear.wins, ddof=1) / 0.04) ** 2
+    needed = (
+        (2.3940 + 0.8416) * np.std(unclear.wins, ddof=1) / 0.04
+    ) ** 2  # normal quantiles of 1 - 0.025 / 3, and of 0.8
     assert f"about {int(np.ceil(needed / 10) * 10):,}" in unclear.sentences[1]
     assert "corrected for 3 comparisons" in better.sentences[0]
 
@@ -336,6 +339,35 @@ def test_only_a_language_model_gets_the_prior_of_language_models(monkeypatch):
     for judge in (endpoint, FirstWins()):
         verdict.judge_all(judge, ["p"], reference, [{"model": "m", "answers": reference.answers, "measured": {}}])
     assert heard == [LANGUAGE_MODEL_JUDGE, OTHER_JUDGE]
+
+
+def test_a_judge_that_fails_on_a_control_only_costs_that_control():
+    class NotGreedily(FirstWins):
+        def judge(self, comparisons, progress=None):
+            if comparisons[0].first == "greedy":
+                raise JudgeError("it gave no number")
+            return super().judge(comparisons)
+
+    answers, greedy = ([[Completion(text, [1], [1], True)]] * 8 for text in ("a", "greedy"))
+    reference = Reference("r", None, None, (), answers, np.zeros((8, 1)))
+    controls = {verdict.MATCHED: (answers, answers), verdict.GREEDY: (greedy, greedy)}
+    entropies = dict.fromkeys(verdict.ENTROPIES, (1.0, math.nan, math.nan))
+    result = {"model": "m", "answers": answers, "measured": entropies, "controls": controls}
+    [outcome] = verdict.judge_all(NotGreedily(), ["p"] * 8, reference, [result])
+    assert outcome.word == "better"
+    assert list(outcome.controls) == [verdict.MATCHED]
+    assert outcome.problem == "it gave no number"
+
+
+def test_the_least_difference_counts_the_comparisons_and_is_one():
+    one, of_ten = outcome_of([0, 1] * 100), [outcome_of([0, 1] * 100) for _ in range(10)]
+    decide([one])
+    decide(of_ten)
+    assert "a win rate 0.10 away from 0.5" in one.sentences[-1]
+    assert "a win rate 0.13 away from 0.5" in of_ten[0].sentences[-1]
+    few = outcome_of([0, 1, 1, 0])
+    decide([few])
+    assert "away from 0.5" not in " ".join(few.sentences)
 
 
 def test_log_probs_that_overflow_are_named():

@@ -55,6 +55,13 @@ def test_a_router_loss_that_trl_cannot_compute_leads_to_the_flag_that_does_witho
     assert trainer.shared_prompt_refusal is None
 
 
+def test_tf32_makes_products_coarse_and_no_error(base_tokenizer, base_model_folder, tmp_path, monkeypatch):
+    trainer = trainer_of(GPT2LMHeadModel.from_pretrained(base_model_folder), base_tokenizer, tmp_path)
+    assert probe._tolerance(trainer) == probe.FINE
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")  # as Transformers does for --tf32
+    assert probe._tolerance(trainer) == probe.COARSE
+
+
 def test_a_model_without_a_backbone_of_its_name_is_refused_in_words(base_tokenizer, tmp_path):
     config = Llama4TextConfig(vocab_size=len(base_tokenizer), intermediate_size_mlp=64, num_local_experts=2, **SIZES)
     with pytest.raises(UserError, match=r"Llama4ForCausalLM cannot be trained .* backbone"):

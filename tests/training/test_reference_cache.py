@@ -269,7 +269,9 @@ def test_an_adapter_that_belongs_to_the_reference_counts():
         if "lora_A" in name:
             parameter.data += 1
     keys |= {reference_key(model, rows, {}, "ref")}
-    assert len(keys) == 3
+    model.peft_config["ref"].lora_alpha = 64  # another scale of the same weights
+    keys |= {reference_key(model, rows, {}, "ref")}
+    assert len(keys) == 4
     assert reference_key(model, rows, {}, None) in keys
 
 

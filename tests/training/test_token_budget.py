@@ -10,7 +10,7 @@ from trl import DPOConfig, DPOTrainer
 from custom_loss_dpo import LOSSES
 from machinery.common.errors import UserError
 from machinery.training.losses import choose_loss, couples_pairs
-from machinery.training.shared_prompt import SharedPromptDPOTrainer
+from machinery.training.shared_prompt import SharedPromptDPOTrainer, plan_shared_rows
 from machinery.training.token_budget import COUPLED, pair_lengths, plan_parts, split_further, take_pairs
 
 ROWS = [
@@ -108,7 +108,9 @@ def test_lengths_count_a_shared_prompt_once():
         "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]),
         "completion_mask": torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]),
     }
-    assert pair_lengths(inputs, is_shared=True) == [6]
+    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 4, 0]])
+    planned = plan_shared_rows(ids, inputs["attention_mask"], ids.masked_fill(inputs["completion_mask"] == 0, -100))
+    assert pair_lengths(inputs, is_shared=True) == [planned["inputs"]["input_ids"].shape[1]] == [7]
     assert pair_lengths(inputs, is_shared=False) == [10]
 
 
