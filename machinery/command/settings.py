@@ -226,7 +226,10 @@ def _parse(text: str | None, split: Callable, refusal: str) -> dict[str, str]:
     parts = [tuple(map(str.strip, split(part, "="))) for part in text.split(",")] if text else []
     if not all(left and right for left, _, right in parts):
         raise UserError(refusal)
-    return {left: right for left, _, right in parts}
+    made = {left: right for left, _, right in parts}
+    if len(made) < len(parts):
+        raise UserError(f"{refusal.partition(':')[0]}: a name stands twice on the left of =.")
+    return made
 
 
 def _check(args, training_args, losses: Collection[str], needs_data: bool) -> None:

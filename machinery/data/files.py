@@ -365,7 +365,10 @@ def _rows_of(document, path: Path) -> list:
         return next(iter(lists.values()))
     values = list(document.values())
     if {"columns", "data"} <= document.keys() <= {"columns", "data", "index"}:  # df.to_json(orient="split")
-        return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
+        names, rows = document["columns"], document["data"]
+        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == len(names) for row in rows):
+            raise ValueError(f"{path} holds no rows: each under data needs a value for each of its columns")
+        return [dict(zip(names, row, strict=True)) for row in rows]
     if values and all(isinstance(value, dict) and all(key.isdigit() for key in value) for value in values):
         keys = dict.fromkeys(key for value in values for key in value)  # df.to_json()
         return [{name: value.get(key) for name, value in document.items()} for key in keys] or [document]

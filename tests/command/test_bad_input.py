@@ -770,6 +770,7 @@ DATA_FILES = {
     "split_twice": Case(BASIC, "--dataset_train_split test", ("both test",)),
     "prompts_fill_max_length": Case(BASIC, TRAIN + "--max_length 5", ("no pair can be used", "max_length"), PAIRS),
     "prompt_cannot_be_so_short": Case(BASIC, TRAIN + "--max_prompt_length 1", ("no pair can be used",), PAIRS),
+    "columns_named_twice": Case(DATA, "--columns prompt=a,prompt=b", ("--columns prompt=a,prompt=b: a name stands twice",)),
     "columns_without_values": Case(DATA, "--columns prompt", ("--columns prompt: names are given as in",)),
     "column_not_there": Case(
         DATA, ROWS + "--check_only --columns prompt=ask", ("there is no column ask", "prompt, chosen, rejected"),

@@ -253,6 +253,7 @@ def test_types_may_differ_from_row_to_row(tmp_path):
         ("a.json", b"[{]", "line 1: not JSON"),
         ("a.json", b'[\n{"prompt": "a",\n}]', "line 3: not JSON"),
         ("a.json", b"3", "holds no rows"),
+        ("a.json", b'{"columns": ["prompt", "chosen"], "data": [1, 2]}', "a value for each of its columns"),
         ("a.json", b'["a", "b"]', "no object with named columns"),
         ("a.txt", LINES.encode(), ".jsonl"),
         ("a.jsonl.gz", LINES.encode(), "is not compressed by gzip, as its name says"),
