@@ -9,6 +9,8 @@ On a GPU it is what PyTorch had allocated there at the most; elsewhere what the 
 
 import ctypes
 import sys
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +25,8 @@ except ImportError:  # Windows
 START = psutil.Process().memory_info().rss  # when this file was imported: Python and its libraries
 _highest = 0  # the peak before the last reset
 _stays = False  # as `keep_freed_memory` was told
+_watcher: threading.Thread | None = None
+LOOKS_EVERY = 0.5  # seconds
 
 
 def uses_gpu() -> bool:
@@ -88,11 +92,15 @@ def keep_freed_memory(keep: bool) -> None:
 
     Staying is faster: what goes back comes again page by page, each one cleared, which takes a third of a step with
     an adapter on 110 million parameters. Going back takes less: the pieces that stay seldom fit the next tensor.
-    `benchmarks/lora_memory.py` measures both.
+    `benchmarks/lora_memory.py` measures both. How much lies in pieces differs from run to run, so a thread looks on: where
+    less is left than half of what the process holds, what is freed goes back after all.
     """
-    global _stays
+    global _stays, _watcher
     if libc := _glibc():
         _stays = keep
+        if keep and _watcher is None:
+            _watcher = threading.Thread(target=_give_back_where_tight, name="freed memory", daemon=True)
+            _watcher.start()
         trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # their numbers in malloc.h
         if keep:
             settings = {mmap_max: 0, trim_threshold: 2**31 - 1}
@@ -100,6 +108,14 @@ def keep_freed_memory(keep: bool) -> None:
             settings = {mmap_max: 65_536, mmap_threshold: 2**20, trim_threshold: 2**20}
         for number, value in settings.items():
             libc.mallopt(number, value)
+
+
+def _give_back_where_tight() -> None:
+    while True:
+        if _stays and free_bytes() < memory_in_use() / 2:
+            keep_freed_memory(False)
+            give_back_freed_memory()
+        time.sleep(LOOKS_EVERY)
 
 
 def freed_memory_stays() -> bool:

@@ -1,6 +1,7 @@
 """What a training will need is counted or tried out, changes nothing, and is held against what it took."""
 
 import gc
+import time
 
 import pytest
 import torch
@@ -75,6 +76,18 @@ def test_freed_memory_stays_where_there_is_room_for_it(base_model_folder, tmp_pa
     trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()  # what it needs cannot be foreseen
     choose_checkpointing(trainer)
     assert [*stays, memory.freed_memory_stays()] == [True, False, False]
+
+
+def test_freed_memory_goes_back_where_it_gets_tight(monkeypatch):
+    memory.keep_freed_memory(True)
+    if not memory.freed_memory_stays():
+        pytest.skip("freed memory does what it wants on this system")
+    monkeypatch.setattr(memory, "LOOKS_EVERY", 0.01)
+    held = memory.memory_in_use()
+    for left, stays in ((held, True), (held // 4, False)):
+        monkeypatch.setattr(memory, "free_bytes", lambda left=left: left)
+        time.sleep(1.0)
+        assert memory.freed_memory_stays() == stays
 
 
 def test_activations_are_counted_where_no_gradient_is_asked_for_and_no_process_is_waited_for(
