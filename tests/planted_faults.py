@@ -155,7 +155,7 @@ FAULTS = {
         "scripts/test_dpo_evaluation.py",
     ),
     "evaluation: sure at one in two": Planted(
-        "machinery/evaluation/verdict.py", "SURE = 0.05", "SURE = 0.5", "scripts/test_dpo_evaluation.py"
+        "machinery/common/intervals.py", "SURE = 1 - LEVEL", "SURE = 0.5", "scripts/test_dpo_evaluation.py"
     ),
     "evaluation: markup in an answer is obeyed": Planted(
         "machinery/evaluation/html_report.py", "autoescape=True", "autoescape=False", "evaluation"
