@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--show", choices=[*STORIES, "costs"], help="measure nothing, show what was measured")
     parser.add_argument("--commands", choices=STORIES, help="print the commands of a story")
-    parser.add_argument("--replies", choices=STORIES, help="print what the models of a story wrote")
+    parser.add_argument("--replies", choices=STORIES, help="print what the models of a story wrote, of one seed")
     parser.add_argument("--figure", type=Path, help="draw the given pairs' curves at both rates from what was measured")
     options = parser.parse_args()
     if options.commands:
@@ -106,7 +106,7 @@ def main() -> None:
         return
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.replies:
-        for seed, runs in found.get(options.replies, {}).items():
+        for seed, runs in list(found.get(options.replies, {}).items())[:1]:
             for name, run in runs.items():
                 if "replies" in run:
                     print(f"seed {seed}, {name}\n\n{in_paragraphs(run['replies'])}\n")
