@@ -7,8 +7,8 @@ import pytest
 from conftest import PROJECT, run_forked
 
 SHORT = (
-    "--max_steps 3 --per_device_train_batch_size 4 --num_eval_prompts 2 --max_new_tokens 16 --eval_strategy no "
-    "--save_strategy no"
+    "--max_steps 6 --per_device_train_batch_size 4 --num_eval_prompts 2 --max_new_tokens 16 --eval_strategy no "
+    "--save_strategy no --learning_rate 1e-2 --adam_epsilon 1e-5"  # so that six steps change what is said
 ).split()
 
 
