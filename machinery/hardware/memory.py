@@ -71,9 +71,8 @@ def free_bytes() -> int:
         with suppress(OSError, ValueError, KeyError):  # no such group, or "max"
             limit, used = (int(Path(folder, name).read_text()) for name in (limit, used))
             told = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
-            free = min(
-                free, limit - used + int(told[cache])
-            )  # files that were read are held while nobody wants the room
+            cached = int(told[cache])  # files that were read, held while nobody wants the room
+            free = min(free, limit - used + cached)
     return max(free, 1)
 
 

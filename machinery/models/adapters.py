@@ -233,7 +233,7 @@ def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: D
 def adapter_bytes(model: nn.Module, config: PeftConfig) -> int:
     """The bytes of an adapter that is still to be put on a model: A and B of each target, (r, in) and (out, r) in float32."""
     targets = config.target_modules or ()
-    targets = linear_names(model) if targets == "all-linear" else targets
+    targets = linear_names(model) if targets == "all-linear" else [targets] if isinstance(targets, str) else targets
     adapted = [
         module
         for name, module in model.named_modules()
