@@ -1,6 +1,6 @@
 """Does the memory estimate hold, and what does an adapter save? A model of 100 million parameters, made on the spot.
 
-    python benchmarks/lora_memory.py          # four trainings of seven steps: about nine minutes on two cores
+    python benchmarks/lora_memory.py          # four trainings of seven steps: about five minutes on two cores
 
 Each training runs in a process of its own: all weights with a second model as the reference, and an adapter of rank 16
 on all linear layers, whose reference is the base; both with freed memory going back to the system, and with freed memory
