@@ -91,8 +91,9 @@ def keep_freed_memory(keep: bool) -> None:
 
     Staying is faster: what goes back comes again page by page, each one cleared, which takes a third of a step with
     an adapter on 110 million parameters. Going back takes less: the pieces that stay seldom fit the next tensor.
-    `benchmarks/lora_memory.py` measures both. How much lies in pieces differs from run to run, so a thread looks on: where
-    less is left than half of what the process holds, what is freed goes back after all.
+    `benchmarks/lora_memory.py` measures both. The largest tensors, such as the gradient of an embedding, find no piece at
+    all, and go back in either case. How much lies in pieces differs from run to run, so a thread looks on: where less is
+    left than half of what the process holds, what is freed goes back after all.
     """
     global _stays, _watcher
     if libc := _glibc():
@@ -100,11 +101,11 @@ def keep_freed_memory(keep: bool) -> None:
         if keep and _watcher is None:
             _watcher = threading.Thread(target=_give_back_where_tight, name="freed memory", daemon=True)
             _watcher.start()
-        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # their numbers in malloc.h
+        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
         if keep:
-            settings = {mmap_max: 0, trim_threshold: 2**31 - 1}
+            settings = {mmap_threshold: 2**25, trim_threshold: 2**31 - 1}  # glibc takes no higher threshold for mmap
         else:
-            settings = {mmap_max: 65_536, mmap_threshold: 2**20, trim_threshold: 2**20}
+            settings = {mmap_threshold: 2**20, trim_threshold: 2**20}
         for number, value in settings.items():
             libc.mallopt(number, value)
 

@@ -232,13 +232,10 @@ def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: D
 
 def adapter_bytes(model: nn.Module, config: PeftConfig) -> int:
     """The bytes of an adapter that is still to be put on a model: A and B of each target, (r, in) and (out, r) in float32."""
-    targets = config.target_modules or ()
-    targets = linear_names(model) if targets == "all-linear" else [targets] if isinstance(targets, str) else targets
-    adapted = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
-    ]
+    config, targets = copy.copy(config), config.target_modules or []
+    config.target_modules = linear_names(model) if targets == "all-linear" else targets
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    adapted = [module for name, module in linear if check_target_module_exists(config, name)]
     return sum(4 * config.r * (module.in_features + module.out_features) for module in adapted)
 
 

@@ -65,6 +65,14 @@ def test_every_command_of_a_story_writes_where_a_later_one_reads():
         assert {word.removesuffix("/merged") for word in words if word.startswith("runs/")} <= made
 
 
+def test_what_is_shown_was_measured_by_the_commands_that_are_shown():
+    found = json.loads(real_model.RESULTS.read_text())
+    assert found.keys() == real_model.STORIES.keys()
+    for story, seeds in found.items():
+        for runs in seeds.values():
+            assert {run["command"] for run in runs.values()} == {*real_model.STORIES[story]}
+
+
 def test_a_command_is_shown_in_lines_that_a_shell_puts_together():
     for command in (command for commands in real_model.STORIES.values() for command in commands):
         shown = real_model.in_lines(command)

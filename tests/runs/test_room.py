@@ -11,6 +11,7 @@ from peft import LoraConfig
 from torch import nn
 
 from machinery.common.errors import UserError
+from machinery.models.adapters import adapter_bytes
 from machinery.runs.room import check_room, count_checkpoints
 
 PAIRS = Dataset.from_dict({"prompt": ["why?"] * 96})  # 12 steps of 8
@@ -78,9 +79,11 @@ def test_checkpoints_that_are_there_are_not_written_again(tmp_path, policy, disk
     check_room(settings(tmp_path), policy, PAIRS)
 
 
-def test_an_adapter_is_small_and_a_merged_model_is_not(tmp_path, policy, disk):
+@pytest.mark.parametrize("targets", [["q_proj"], "q_proj", ".*q_proj|other"])  # a text is a pattern to PEFT
+def test_an_adapter_is_small_and_a_merged_model_is_not(targets, tmp_path, policy, disk):
     model = nn.ModuleDict({"q_proj": policy})
-    config = LoraConfig(r=2, target_modules=["q_proj"])  # 2 x (500 + 500) numbers of 4 bytes: 8,000
+    config = LoraConfig(r=2, target_modules=targets)  # 2 x (500 + 500) numbers of 4 bytes: 8,000
+    assert adapter_bytes(model, config) == 8_000
     disk(0.1)
     check_room(settings(tmp_path), model, PAIRS, config)
     with pytest.raises(UserError, match=r"the adapter 0\.0 MB, 1 full model of 1\.0 MB"):
