@@ -55,7 +55,7 @@ from machinery.data.load import load_pairs
 from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
 from machinery.evaluation.metrics import kl_interval
 from machinery.evaluation.true_reward import show_scores, show_true_rewards
-from machinery.hardware.memory import keep_freed_memory
+from machinery.hardware.memory import give_back_freed_memory, keep_freed_memory
 from machinery.models.adapters import base_of, load_adapter
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
 from machinery.models.generation import end_ids, neutral_generation, own_precision
@@ -533,7 +533,9 @@ def sample_at(
     if waits_for_shards(model):
         say("Replies before training are not sampled: until FSDP shards it, the model is whole on a CPU.")
         return {t: [Completion("(not sampled)", [], [], False)] * len(prompts) for t in temperatures}
-    return {t: sample_completions(model, tokenizer, prompts, temperature=t, **options) for t in temperatures}
+    sampled = {t: sample_completions(model, tokenizer, prompts, temperature=t, **options) for t in temperatures}
+    give_back_freed_memory()  # caches of keys and values are of other sizes than what a training step needs
+    return sampled
 
 
 def report_change(

@@ -305,21 +305,31 @@ def _with_interval(figures: dict, name: str) -> str:
 
 
 def costs(found: dict) -> str:
-    """Minutes and memory of each command, and beside it the memory that the command had expected of its training."""
-    columns = ("peak_memory_bytes", "memory_total_bytes", "peak_memory_bytes_estimated")
-    lines = ["| output | minutes | memory, GB | in training | as estimated |", "|---|---|---|---|---|"]
+    """Minutes and memory of each command, and beside the memory what the command had expected of its training.
+
+    The process also holds Python, and samples replies; the training alone is measured by the adapter's script.
+    """
+    columns = {"minutes": "minutes", "process": "process, GB", "process_estimated": "estimated"}
+    columns |= {"training": "training alone, GB", "training_estimated": "estimated"}
     outputs, machines = {}, set()
     for runs in (runs for seeds in found.values() for runs in seeds.values()):
         for name, run in runs.items():
-            outputs.setdefault(name, []).append(run)
+            outputs.setdefault(name, []).append(_cost(run))
             machines.add(run["machine"])
-    for name, runs in outputs.items():
-        cells = [spread([run["seconds"] / 60 for run in runs])]
-        for key in columns:
-            values = [run["metrics"][key] / 1e9 for run in runs if run.get("metrics", {}).get(key)]
-            cells.append(spread(values) if values else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines = [f"| output | {' | '.join(columns.values())} |", "|---|" + "---|" * len(columns)]
+    for name, figures in outputs.items():
+        known = [[cost[column] for cost in figures if cost[column]] for column in columns]
+        lines.append(f"| {name} | {' | '.join(spread(values) if values else '' for values in known)} |")
     return "\n".join([*lines, "", f"on {', '.join(sorted(machines))}"])
+
+
+def _cost(run: dict) -> dict[str, float]:
+    """Minutes and gigabytes of one command; 0 is not known."""
+    metrics = run.get("metrics", {})
+    parts = [size for name, size in metrics.items() if re.fullmatch(r"memory_\w+_bytes_estimated", name)]
+    sizes = {"process": metrics.get("peak_memory_bytes", 0), "training": metrics.get("memory_total_bytes", 0)}
+    sizes |= {"process_estimated": metrics.get("peak_memory_bytes_estimated", 0), "training_estimated": sum(parts)}
+    return {"minutes": run["seconds"] / 60} | {name: size / 1e9 for name, size in sizes.items()}
 
 
 TABLES = {"given": given, "beside_trl": beside_trl, "own": own, "too_far": too_far}
