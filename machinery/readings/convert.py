@@ -155,8 +155,10 @@ def _several(row: dict, reading: Reading, part: str) -> list[Text]:
         values = from_json(values, list, f"{path!r} is no list written as JSON")
     if isinstance(values, str) or (isinstance(values, list) and values and isinstance(values[0], dict)):
         values = [values]
-    if not isinstance(values, list) or not values:
-        raise Unusable("missing_field" if not values else "wrong_type", f"{path!r} is no list of answers")
+    if not values:
+        raise Unusable("missing_field", f"{path!r} holds no answer")
+    if not isinstance(values, list):
+        raise Unusable("wrong_type", f"{path!r} is no list of answers")
     return [as_text(value, path) for value in values]
 
 
@@ -242,7 +244,7 @@ def _answers(row: dict, reading: Reading) -> dict:
     scored = reading.parts.get("scores") or reading.parts["labels"]
     answers, scores = (list_at(row, path) for path in (listed, scored))
     if not answers:
-        raise Unusable("missing_field", f"{listed!r} is no list of answers")
+        raise Unusable("missing_field", f"{listed!r} holds no answer")
     if scores is None or len(scores) != len(answers):
         raise Unusable("wrong_type", f"there are {len(answers)} answers, and as many scores are needed in {scored!r}")
     worth = [_label(score, reading) if "labels" in reading.parts else as_score(score, scored) for score in scores]

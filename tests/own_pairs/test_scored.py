@@ -117,6 +117,15 @@ def test_where_no_answer_was_finished_there_is_no_pair(tmp_path):
     assert json.loads((tmp_path / "train.jsonl").read_text())["answers"] == []
 
 
+def test_how_many_prompts_make_no_pair_is_said_and_why_at_their_rows(tmp_path, capsys):
+    cut = [Sampled("It is", "m", False), Sampled("So it", "m", False)]
+    write_scored(tmp_path, "train", PROMPTS, [cut, ANSWERS[1]], [[1.0, 2.0], [0.0, 1.0, 0.0]])
+    assert "1 of the prompts have no two scored answers" in capsys.readouterr().out
+    pairs, _, reports = load_preferences(str(tmp_path), None)
+    assert len(pairs) == 1
+    assert "'answers[].text' holds no answer" in str(reports["train"])
+
+
 def test_prompts_are_drawn_by_the_seed_and_later_rounds_get_others(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"What is {n % 50}?"}) + "\n" for n in range(60)))
