@@ -3,28 +3,30 @@
     python docs/dpo_from_scratch.py
 
 A language model is first *pretrained* to continue text, then shown good answers (supervised fine-tuning, SFT).
-Finally it learns which of two answers people prefer. Reinforcement learning from human feedback (RLHF) takes a second
-model for that, the reward model, which scores answers as people would; then the language model writes, is scored, and is
-pushed (by proximal policy optimization, PPO) to score higher while staying near what it was. Direct Preference
-Optimization (DPO; Rafailov et al., arXiv:2305.18290) reaches for the same goal by one loss on the pairs themselves:
-no reward model, and no text generated while training.
+Finally it learns to write what people prefer, from pairs of a better and a worse answer. Reinforcement learning from
+human feedback (RLHF) takes a second model for that, the reward model, which scores answers as people would; then the
+language model writes, is scored, and is pushed (by proximal policy optimization, PPO) to score higher while staying
+near what it was. Direct Preference Optimization (DPO; Rafailov et al., arXiv:2305.18290) reaches for the same goal by
+one loss on the pairs themselves: no reward model, and no text generated while training.
 
     policy      the model that is trained
     reference   the same model as it was before, frozen: what the policy is measured against, so that a reward is what
                 training has changed and not how likely an answer was anyway
     log-prob    the natural logarithm of an answer's probability given its prompt, a sum over its tokens; its unit is
                 the nat: 1 nat more is e = 2.7 times as likely
-    reward      of an answer: beta * (log-prob under the policy - log-prob under the reference)
+    reward      of an answer: beta * (log-prob under the policy - log-prob under the reference); it stands where RLHF has
+                the reward model's score
     margin      reward of the better answer, chosen, minus that of the worse one, rejected
     loss        -log sigmoid(margin): small where the margin is large
     accuracy    the share of pairs whose margin is above 0
-    beta        the price of leaving the reference: where it is high, a small change of log-probs makes the loss small,
-                its pull fades, and the policy stays near; where it is low, the policy has to go far
-    KL          how far it went: the log-prob of the policy's own replies under itself, minus that under the reference;
-                0 is no change, and at the same gain less is better
+    beta        what a change of log-probs counts: where it is high, a small one makes the loss small, its gradient fades,
+                and the policy stays near; where it is low, the policy has to go far (a margin of 3 takes 30 nats at
+                beta 0.1, and 3 at beta 1)
+    KL          how far it went: the log-prob of the policy's own replies under itself, minus that under the reference,
+                a mean; 0 is no change, and what the model could do before, it may lose far away
 
 The loss sees the margin alone. It falls where chosen rises more than rejected, and also where both fall and rejected
-falls further: then text that nobody has judged takes their place. So look at what the policy writes.
+falls further: then text that is in no pair takes their place. So look at what the policy writes.
 
 This trains the demo, a model of a million parameters that answers a shop's customers, sometimes well, sometimes badly,
 on 2,048 pairs in two or three minutes on two CPU cores. The first loss is 0.6931 = ln 2: the policy still is the
@@ -79,7 +81,7 @@ def batches(pairs: list, size: int) -> list[list]:
 
 
 def sequence_logps(model, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-    """log pi(answer | prompt) of each row (prompt, answer), shape (B,): the sum over the answer's tokens."""
+    """The log-prob of each row's answer given its prompt, shape (B,): the sum over the answer's tokens."""
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)  # (B, L); 0 pads, and counts nowhere
     is_answer, is_text = torch.zeros(2, len(rows), longest, dtype=torch.bool)
