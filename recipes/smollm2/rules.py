@@ -4,8 +4,8 @@
     --judge recipes/smollm2/rules.py:holds    # to evaluate: whether the rule holds, 1 or 0
     --judge recipes/smollm2/rules.py:knows    # whether an answer has the fact that facts.jsonl asks for, 1 or 0
 
-The rule: finished, in four to thirty words, without an apology, without a refusal to help and without speaking of itself as
-a machine. A program cannot see whether such an answer is true, or of use.
+The rule: finished, of at most thirty words and at least four different ones, without an apology, without a refusal to help
+and without speaking of itself as a machine. A program cannot see whether such an answer is true, or of use.
 """
 
 import json
