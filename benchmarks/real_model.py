@@ -32,7 +32,7 @@ sys.path.insert(0, str(PROJECT))
 
 from benchmarks.speed import machine
 from machinery.common.intervals import with_interval
-from machinery.comparing.grid import markdown, spread
+from machinery.comparing.grid import markdown
 from machinery.watching.curves import plot_beside
 
 OUT = PROJECT / "runs" / "real_model"
@@ -305,21 +305,19 @@ def _with_interval(figures: dict, name: str) -> str:
 
 
 def costs(found: dict) -> str:
-    """Minutes and memory of each command, and beside the memory what the command had expected of its training.
+    """Minutes and memory of each command, of one seed, and beside the memory what the command had expected of its training.
 
     The process also holds Python, and samples replies; the training alone is measured by the adapter's script.
     """
     columns = {"minutes": "minutes", "process": "process, GB", "process_estimated": "estimated"}
     columns |= {"training": "training alone, GB", "training_estimated": "estimated"}
-    outputs, machines = {}, set()
-    for runs in (runs for seeds in found.values() for runs in seeds.values()):
-        for name, run in runs.items():
-            outputs.setdefault(name, []).append(_cost(run))
+    lines, machines = [f"| output | {' | '.join(columns.values())} |", "|---|" + "---|" * len(columns)], set()
+    for seeds in found.values():
+        for name, run in next(iter(seeds.values())).items():
+            cost = _cost(run)
+            cells = [f"{cost[column]:.1f}" if cost[column] else "" for column in columns]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
             machines.add(run["machine"])
-    lines = [f"| output | {' | '.join(columns.values())} |", "|---|" + "---|" * len(columns)]
-    for name, figures in outputs.items():
-        known = [[cost[column] for cost in figures if cost[column]] for column in columns]
-        lines.append(f"| {name} | {' | '.join(spread(values) if values else '' for values in known)} |")
     return "\n".join([*lines, "", f"on {', '.join(sorted(machines))}"])
 
 
