@@ -102,12 +102,8 @@ def keep_freed_memory(keep: bool) -> None:
             _watcher = threading.Thread(target=_give_back_where_tight, name="freed memory", daemon=True)
             _watcher.start()
         trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
-        if keep:
-            settings = {mmap_threshold: 2**25, trim_threshold: 2**31 - 1}  # glibc takes no higher threshold for mmap
-        else:
-            settings = {mmap_threshold: 2**20, trim_threshold: 2**20}
-        for number, value in settings.items():
-            libc.mallopt(number, value)
+        libc.mallopt(trim_threshold, 2**31 - 1 if keep else 2**20)
+        libc.mallopt(mmap_threshold, 2**25 if keep else 2**20)  # glibc takes no higher one
 
 
 def _give_back_where_tight() -> None:

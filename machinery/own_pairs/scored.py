@@ -151,11 +151,11 @@ def write_scored(folder: Path, split: str, prompts: list, answers: list[list[Sam
     mean = f", {with_interval(mean_interval(means))} on average" if means and math.isfinite(means[0]) else ""
     say(f"Answers: {file}: {len(flat):,} to {len(prompts):,} prompts, scored{mean}{of_them}.")
     useless = sum(sum(score is not None for score in row) < 2 for row in ranked)
-    if 0 < useless < len(ranked):
-        say(f"{useless:,} of the prompts have no two scored answers, one of them whole, and make no pair.")
     if useless == len(ranked):
         way_out = ": raise --max_new_tokens." if cut else "."
         raise UserError(f"{file}: no prompt has two scored answers, one of them whole, so there is no pair{way_out}")
+    if useless:
+        say(f"{useless:,} of the prompts have no two scored answers, one of them whole, and make no pair.")
 
 
 def _write(file: Path, prompts: list, answers: list[list[Sampled]], scores: list[list[float | None]]) -> None:

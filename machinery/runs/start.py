@@ -88,7 +88,7 @@ def show_start(trainer, reference: str, is_the_policy: bool = True) -> None:
         meaning = " = ln 2" if off < 5e-5 else f" = ln 2, but for what {trainer.args.mixed_precision} rounds off"
     say(
         f"Loss before training: {loss:.4f}{meaning}, because the policy still is the reference and every margin is 0.\n"
-        "A margin of 0 counts as wrong, so the accuracy begins at 0. Each line is a mean over the steps since the last.\n"
+        "A margin of 0 counts as wrong, so the accuracy begins low. A line of training is a mean over the steps since the last.\n"
     )
 
 
