@@ -88,9 +88,16 @@ KINDS = {
     **{f"rate of {truth}, a fifth ties (Wilson)": share(truth, 0.2) for truth in (0.5, 0.7, 0.9)},
     "rate of 0.58, four answers a prompt (Wilson)": answers_rate,
     **{f"rank correlation, Pearson's {pearson} (Fisher)": rank_correlation(pearson) for pearson in (0.0, 0.5, 0.9)},
-    "equal length, language model as judge": equal_length(LANGUAGE_MODEL_JUDGE, *LANGUAGE_MODEL_JUDGE),
     "equal length, another judge, slope 0": equal_length(OTHER_JUDGE, 0.0),
     "equal length, another judge, slope 1": equal_length(OTHER_JUDGE, 1.0),
+    "equal length, language model as judge, the slope of its prior": equal_length(
+        LANGUAGE_MODEL_JUDGE, *LANGUAGE_MODEL_JUDGE
+    ),
+}
+# A language model that likes length less than the prior says: these do not hold, and the reader is to know by how much.
+OUTSIDE = {
+    f"equal length, language model as judge, slope {slope:g}": equal_length(LANGUAGE_MODEL_JUDGE, slope)
+    for slope in (0.5, 0.0)
 }
 
 
@@ -115,7 +122,7 @@ def main() -> None:
     print(
         " | ".join(["| interval", f"{first} prompts", *map(str, others)]) + " |\n|---|" + "---|" * len(options.prompts)
     )
-    for name, simulate in KINDS.items():
+    for name, simulate in (KINDS | OUTSIDE).items():
         shares = [coverage(simulate, options.repetitions, prompts)[0] for prompts in options.prompts]
         print(f"| {name} | " + " | ".join(f"{held:.1%}" for held in shares) + " |", flush=True)
     error = np.sqrt(0.95 * 0.05 / options.repetitions)

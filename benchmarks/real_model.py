@@ -310,7 +310,7 @@ def costs(found: dict) -> str:
     The process also holds Python, and samples replies; the training alone is measured by the adapter's script.
     """
     columns = {"minutes": "minutes", "process": "process, GB", "process_estimated": "estimated"}
-    columns |= {"training": "training alone, GB", "training_estimated": "estimated"}
+    columns |= {"training": "training alone, GB", "training_estimated": "estimated of it"}
     lines, machines = [f"| output | {' | '.join(columns.values())} |", "|---|" + "---|" * len(columns)], set()
     for seeds in found.values():
         for name, run in next(iter(seeds.values())).items():

@@ -5,7 +5,7 @@
     python benchmarks/startup.py --against ../older   # beside another clone of this project, of an older commit
 
 Each figure is the wall time of a process of its own, from its start to its end, the contenders in turn. The basic
-script asks the reference about all pairs before the first step, `trl dpo` does so step by step; with
+script asks the reference about its pairs before the first step, `trl dpo` does so step by step; with
 --no_precompute_ref_log_probs they do the same. Prints medians, lowest and highest in brackets, and writes
 benchmarks/results/startup.json. Beside another clone: the help text, and a training of 24 steps of 32 pairs, as a whole and
 its steps alone; ratios of each round, below 1 where this one is faster. Nothing is written.
@@ -101,7 +101,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
         "`basic_dpo_training.py`, one step, the reference asked at every step as there": [
             *script, *ONE_STEP, "--num_eval_prompts", "1", "--no_precompute_ref_log_probs",
         ],
-        "`basic_dpo_training.py`, one step, after asking the reference about all 2,048 pairs": [
+        "`basic_dpo_training.py`, one step, the reference asked beforehand, about the held-out pairs too": [
             *script, *ONE_STEP, "--num_eval_prompts", "1",
         ],
     }  # fmt: skip

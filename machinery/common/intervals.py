@@ -160,10 +160,12 @@ def holm(p_values: list[float]) -> list[float]:
 def smallest_difference(differences, comparisons: int = 1) -> float:
     """The true mean difference that so many prompts would show in four evaluations of five.
 
-    comparisons: among so many tests, of which Holm's correction asks most of the first.
+    comparisons: among so many tests, of which Holm's correction asks most of the first. The spread is that around 0, as
+    where the difference is small, and not around the mean that was seen: wins of a model that wins always do not vary.
     """
     differences = _finite(differences, "differences")
-    return _found_in_four_of_five(comparisons) * float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    spread = math.sqrt(float((differences**2).mean()))
+    return _found_in_four_of_five(comparisons) * spread / math.sqrt(len(differences))
 
 
 def prompts_needed(differences, comparisons: int = 1) -> float:

@@ -243,7 +243,7 @@ class Checkup:
             "control_characters": CONTROL.search(texts),
             "empty_answer": _is_empty(made["chosen"], chosen) or _is_empty(made["rejected"], rejected),
             "null_word": chosen.strip() in NULL_WORDS or rejected.strip() in NULL_WORDS,
-            "chat_marks": not self.is_plain and _has_chat_marks(texts),
+            "chat_marks": _has_chat_marks(texts) and not (self.is_plain and isinstance(made["prompt"], str)),
             "scores_contradict": is_scored and made["score_chosen"] < made["score_rejected"],
             "empty_prompt": not prompt.strip(),
             "answer_is_prompt": prompt.strip() and (prompt in words[1:] or question in words[1:]),
@@ -267,7 +267,8 @@ class Checkup:
     def _compare(self, made: dict, number: int, prompt: str) -> list[str]:
         """Hold the pair against all before it and against the prompts of the test split.
 
-        What drops a pair is equal to the letter; prompts may differ in case and space around them.
+        What drops a pair is equal to the letter; a prompt is in the test split too where it differs from one there in
+        case, or in space around it.
         """
         beside = str(made.get("tools")) + str(made.get("chat_template_kwargs"))
         asked, *said = (_said(made[part]) for part in PARTS)

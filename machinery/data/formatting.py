@@ -53,10 +53,13 @@ def form_for(tokenizer, kinds: set[str], name: str, keep_plain: bool = False) ->
     if has_turns and tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
         logger.warning("The tokenizer has no chat template: turns are written as 'User: ...' and 'Assistant: ...'.")
-    if not has_turns and tokenizer.chat_template is not None and not keep_plain:
-        how = "plain strings become a user's and an assistant's turn (--keep_plain leaves them plain)"
-        return True, [f"{name}: {how}."]
-    return has_turns, []
+    if has_turns or tokenizer.chat_template is None:
+        why = "there are turns among the pairs" if has_turns else "the tokenizer has no chat template"
+        return has_turns, [f"{name}: --keep_plain does nothing: {why}."] if keep_plain else []
+    if keep_plain:
+        return False, []
+    how = "plain strings become a user's and an assistant's turn (--keep_plain leaves them plain)"
+    return True, [f"{name}: {how}."]
 
 
 def format_pairs(

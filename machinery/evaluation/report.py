@@ -176,8 +176,6 @@ class Report:
                 )
         if not self.is_held_out:
             yield "the data has no test split: for a model that was trained on these prompts, this says nothing of new ones."
-        if "tools" in self.pairs.column_names and any(self.pairs["tools"]):
-            yield "the pairs have tools, and the answers were sampled without them."
         for result in self.results:
             name, wins = result["model"], result["outcome"].wins
             missing = int(np.isnan(wins).sum())

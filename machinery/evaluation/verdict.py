@@ -33,6 +33,7 @@ from ..common.intervals import (
 )
 from ..common.safe_text import first_line
 from ..judges.interface import BY_TEXT, FIRST, SECOND, Comparison, Judge, JudgeError, Verdict
+from .entropy import Sureness, excess
 
 MATCHED, GREEDY = "at matched entropy", "greedily"
 ENTROPIES = ("entropy", "entropy_reference", "entropy_reply", "entropy_reply_reference", "matched_temperature")
@@ -63,6 +64,7 @@ class Outcome:
     wins: np.ndarray  # by prompt, 0 to 1; nan where nothing was judged
     longer_by: np.ndarray  # by prompt, tokens
     p_value: float = math.nan
+    comparisons: int = 1  # of its kind, for which the p-value is corrected
     word: str = "not judged"
     sentences: list[str] = field(default_factory=list)
     measured: dict[str, tuple[float, float, float]] = field(default_factory=dict)
@@ -174,11 +176,11 @@ def decide(outcomes: list[Outcome], prior: SlopePrior = OTHER_JUDGE) -> None:
                 outcome.measured["length_shift"] = (shift, math.nan, math.nan)
             outcome.p_value = paired_test(wins - 0.5)
         for outcome, p_value in zip(judged, holm([outcome.p_value for outcome in judged]), strict=True):
-            outcome.p_value = p_value
-    judged = [outcome for outcome in outcomes if "win_rate" in outcome.measured]
-    for outcome in judged:
-        outcome.word, outcome.sentences = in_words(outcome, len(judged))
-        outcome.sentences += about_length(outcome, prior)
+            outcome.p_value, outcome.comparisons = p_value, len(judged)
+    for outcome in outcomes:
+        if "win_rate" in outcome.measured:
+            outcome.word, outcome.sentences = in_words(outcome)
+            outcome.sentences += about_length(outcome, prior)
 
 
 def side(outcome: Outcome) -> int:
@@ -195,18 +197,18 @@ def word_of(outcome: Outcome) -> str:
         return ("worse", "cannot tell", "better")[1 + (controlled or {sampled}).pop()]
     if controlled != {0}:
         return "mixed"
-    surer = outcome.measured["matched_temperature"][0] < 1
+    token, other_token, reply, other_reply = (outcome.measured[name][0] for name in ENTROPIES[:4])
+    surer = excess(Sureness(other_token, other_reply), Sureness(token, reply)) > 1
     if sampled == (1 if surer else -1):
         return "only surer of itself" if surer else "only less sure of itself"
     return "cannot tell"
 
 
-def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
+def in_words(outcome: Outcome) -> tuple[str, list[str]]:
     """What `word_of` says, and why."""
-    wins = outcome.wins[~np.isnan(outcome.wins)]
-    count, (share, low, high) = len(wins), outcome.measured["win_rate"]
+    count, (share, low, high) = int((~np.isnan(outcome.wins)).sum()), outcome.measured["win_rate"]
     word = word_of(outcome)
-    holms = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
+    holms = f", corrected for {outcome.comparisons} comparisons" if outcome.comparisons > 1 else ""
     sentences = [
         f"Win rate of {outcome.model} against {outcome.against}: {share:.2f} [{low:.2f}, {high:.2f}] on {count} "
         f"prompt{'s' if count > 1 else ''}, ties half (paired test: p {_p(outcome)}{holms})."
@@ -214,21 +216,26 @@ def in_words(outcome: Outcome, comparisons: int) -> tuple[str, list[str]]:
     sentences += _of_order(outcome) + _of_controls(outcome, word) + _price(outcome)
     if count < 2:
         return word, sentences
-    has_spread = wins.std() > 0  # without one nothing tells how many prompts would be needed
+    # What the verdict rests on: the controls, where there are any. The one that shows least decides what can be told.
+    tested = {name: (o.wins[~np.isnan(o.wins)] - 0.5, o.comparisons) for name, o in outcome.controls.items()}
+    tested = tested or {"": (outcome.wins[~np.isnan(outcome.wins)] - 0.5, outcome.comparisons)}
     if word == "cannot tell":
-        if share == 0.5:
-            seen = "No difference was seen"
-        elif has_spread:
-            needed = prompts_needed(wins - 0.5, comparisons)
+        if even := [name for name, (differences, _) in tested.items() if differences.mean() == 0]:
+            seen = f"No difference was seen {' and '.join(even)}".rstrip()
+        elif all(differences.std() > 0 for differences, _ in tested.values()):
+            needed = max(prompts_needed(*of_one) for of_one in tested.values())
             many = "more than 100,000" if needed > 1e5 else f"about {math.ceil(needed / 10) * 10:,}"
             seen = f"For a difference as small as this {many} would be needed"
-        else:
-            more = ", and more with several comparisons" if comparisons > 1 else ""
+        else:  # without a spread nothing tells how many prompts would be needed
+            more = ", and more with several comparisons" if outcome.comparisons > 1 else ""
             seen = f"Where all go one way six are the fewest that can tell{more}"
         sentences.append(f"Cannot tell with {count} prompts. {seen}.")
-    if has_spread and (least := smallest_difference(wins - 0.5, comparisons)) <= 0.5:
+    least = max(smallest_difference(*of_one) for of_one in tested.values())
+    if 0 < least <= 0.5:
+        where = f" {' and '.join(filter(None, tested))}".rstrip()
         sentences.append(
-            f"So many prompts show a win rate {least:.2f} away from 0.5 four times out of five; a smaller one goes unseen."
+            f"So many prompts show a win rate {least:.2f} away from 0.5{where} four times out of five; a smaller one "
+            "goes unseen."
         )
     return word, sentences
 
@@ -263,7 +270,7 @@ def _of_controls(outcome: Outcome, word: str) -> list[str]:
     ]
     if word.startswith("only"):
         less = "lower" if "less" not in word else "higher"
-        sentences.append(f"All of the difference is what a {less} temperature of {outcome.against} does too.")
+        sentences.append(f"No more was seen than what a {less} temperature of {outcome.against} does too.")
     elif word == "mixed":
         held = [name for name, control in outcome.controls.items() if side(control) > 0]
         lost = [name for name, control in outcome.controls.items() if side(control) < 0]

@@ -31,10 +31,10 @@ FILES = (
     FINISHED, "trainer_state.json", "training_args.bin", "*config.json", "*.safetensors", "*.safetensors.index.json",
     "base_model.json", "README.md", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*",
     "*.model", "*.tiktoken", "*.jinja", "warnings.jsonl", "training_curves.png", "completions.md", REPORT,
-    "report.*", "generations.*", "metrics.csv", "blind.csv", "blind.key.json",
+    "report.*", "generations.*", "metrics.csv", "blind.csv", "blind_key.json",
 )  # fmt: skip
 # What it writes before its last files.
-EARLY = (REPORT, "blind.csv", "blind.key.json", "answers/train.jsonl", "answers/test.jsonl")
+EARLY = (REPORT, "blind.csv", "blind_key.json", "answers/train.jsonl", "answers/test.jsonl")
 MANIFEST = "manifest.json"  # in each checkpoint: the files that it has
 FOLDERS = ("checkpoint-*", "base", "merged", "answers", "additional_chat_templates", UNFINISHED)
 

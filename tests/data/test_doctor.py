@@ -60,6 +60,13 @@ def test_marks_are_as_they_should_be_where_no_template_is_written():
     assert examine(PAIR | {"prompt": "[INST] Why? [/INST]"}, is_plain=True).report()["findings"] == {}
 
 
+def test_but_not_inside_turns_which_a_template_always_writes():
+    said = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    texts = PAIR | {"prompt": "[INST] Why? [/INST]"}
+    turns = {part: [{"role": role, "content": texts[part]}] for part, role in said.items()}
+    assert examine(turns, is_plain=True).report()["findings"]["chat_marks"]["count"] == 1
+
+
 @pytest.mark.parametrize(("against", "is_found"), [(2, False), (4, True), (10, True)])
 def test_scores_against_the_labels_are_found_where_they_are_more_than_two_judges_differ(against, is_found):
     scores = [(1.0, 2.0)] * against + [(2.0, 1.0)] * (10 - against)

@@ -54,6 +54,14 @@ def test_plain_strings_become_turns_where_there_is_a_template(chat_tokenizer, tm
     assert parts(load([TEXTS], chat_tokenizer, tmp_path)[0][0]) == TURNS
     assert "plain strings become a user's and an assistant's turn" in capsys.readouterr().out
     assert parts(load([TEXTS], chat_tokenizer, tmp_path, keep_plain=True)[0][0]) == TEXTS
+    assert "--keep_plain does nothing" not in capsys.readouterr().out
+
+
+def test_where_nothing_is_to_be_kept_plain_the_flag_is_named(chat_tokenizer, base_model_folder, tmp_path, capsys):
+    load([TURNS], chat_tokenizer, tmp_path, keep_plain=True)
+    assert "--keep_plain does nothing: there are turns among the pairs" in capsys.readouterr().out
+    load([TEXTS], load_tokenizer(str(base_model_folder)), tmp_path, keep_plain=True)
+    assert "--keep_plain does nothing: the tokenizer has no chat template" in capsys.readouterr().out
 
 
 def test_pairs_that_are_kept_on_disk_are_not_those_of_another_formatting(chat_tokenizer, tmp_path, monkeypatch):

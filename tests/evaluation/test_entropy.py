@@ -86,6 +86,31 @@ def test_better_holds_at_matched_entropy_and_greedily(sampled, matched, greedy, 
     assert "The price: KL 3.00 nats a reply" in " ".join(outcome.sentences)
 
 
+@pytest.mark.parametrize(
+    ("sampled", "reference", "word"),
+    [(WINS, 0.3, "only surer of itself"), (LOSES, 0.1, "only less sure of itself"), (WINS, 0.1, "cannot tell")],
+)
+def test_who_is_surer_is_told_by_the_entropies_at_any_temperature(sampled, reference, word):
+    outcome = outcome_of(sampled, matched=EVEN, greedy=EVEN)
+    outcome.measured |= {"entropy_reference": (reference, 0, 0), "entropy_reply_reference": (reference * 25, 0, 0)}
+    outcome.measured["matched_temperature"] = (0.5 * reference / 0.2, math.nan, math.nan)  # answers sampled at 0.5
+    decide([outcome])
+    assert outcome.word == word
+
+
+def test_what_can_be_told_is_told_of_the_comparisons_that_the_verdict_rests_on():
+    outcome = outcome_of(WINS, matched=[1] * 30 + [0] * 20, greedy=[1, *[0.5] * 48, 0, 1])
+    decide([outcome])
+    assert outcome.word == "only surer of itself"
+    assert "a win rate 0.20 away from 0.5 at matched entropy and greedily four times" in outcome.sentences[-1]
+    outcome = outcome_of([1, 0] * 25, matched=[1] * 28 + [0] * 22, greedy=[1] * 28 + [0] * 22)
+    decide([outcome])
+    assert "For a difference as small as this about 550 would be needed" in " ".join(outcome.sentences)
+    outcome = outcome_of([1] * 26 + [0] * 24, matched=[1] * 28 + [0] * 22, greedy=[0.5] * 50)
+    decide([outcome])
+    assert "No difference was seen greedily." in " ".join(outcome.sentences)
+
+
 def test_many_models_make_it_harder_for_the_controls_too():
     wins = [1] * 33 + [0] * 17
     alone = outcome_of(WINS, matched=wins, greedy=WINS)

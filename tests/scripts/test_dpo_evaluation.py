@@ -273,13 +273,13 @@ def test_several_comparisons_need_more_prompts_than_six():
 @pytest.mark.parametrize(("wins", "words"), [
     ([1] * 5, "Cannot tell with 5 prompts. Where all go one way six are the fewest that can tell."),
     ([0.5] * 200, "Cannot tell with 200 prompts. No difference was seen."),
-    ([1] * 50, None),
+    ([1] * 50, "So many prompts show a win rate 0.20 away from 0.5 four times out of five; a smaller one goes unseen."),
 ])  # fmt: skip
-def test_outcomes_without_a_spread_promise_nothing(wins, words):
+def test_outcomes_without_a_spread_promise_what_others_of_their_number_could_show(wins, words):
     outcome = outcome_of(wins)
     outcome.longer_by = np.arange(len(wins))
     decide([outcome])
-    assert outcome.sentences[1:] == ([words] if words else [])
+    assert outcome.sentences[1:] == [words]
     assert outcome.measured["win_rate_length_controlled"] == outcome.measured["win_rate"]
 
 
@@ -448,6 +448,8 @@ def test_a_person_judges_blind(call, trained, tmp_path):
     table = tmp_path / "a" / "blind.csv"
     lines = table.read_text(encoding="utf-8-sig").splitlines()
     assert "verdict" in lines[0]
+    code, _, error = call(*words, "--overwrite_output_dir", "--output_dir", tmp_path / "a")
+    assert code == 0, error  # table and key are the run's own, so they are replaced
     import csv
 
     with open(table, encoding="utf-8-sig", newline="") as file:
@@ -500,6 +502,10 @@ def test_a_function_of_ones_own_judges_all_answers_and_is_tried_first(call, trai
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert metrics["judge"] == f"--judge {rules}:score"
     assert "win_rate_greedy" in metrics  # a judge of scores is free
+    rules.write_text(rules.read_text() + "score.is_language_model = True\n")
+    code, output, error = call(*words, "--judge", f"{rules}:score", "--output_dir", tmp_path / "l")
+    assert code == 0, error
+    assert "entropy was not controlled" in output  # and a language model is not
     rules.write_text("def score(prompt, answer):\n    return prompt.lower()\n")
     code, _, error = call(*words, "--judge", f"{rules}:score", "--output_dir", tmp_path / "f")
     assert code == 2
