@@ -104,16 +104,12 @@ def answer_prompts(args, training_args, name: str, policy, tokenizer, folder: st
     answers = answering.several_answers(splits, name, policy, tokenizer, args, training_args, dpo_utils)
     scored.score_and_write(judge, splits, answers, folder, args)
     args.source, args.data_kwargs = str(folder), args.data_kwargs | scored.AS_WRITTEN
-    return scored.asked_again(judge, args), answering.held_out(splits, args.num_eval_prompts)
+    return scored.asked_again(judge), answering.held_out(splits, args.num_eval_prompts)
 
 
 def look_at_pairs(args, training_args, tokenizer, folder: str):  # NEW
     """Load the pairs and show what was found: as a table, JSON and a picture, and some of them as the model sees them."""
-    args.data_kwargs |= {
-        "dataset_format": CONVERTERS.get(args.dataset_format, args.data_kwargs["dataset_format"]),
-        "save_cleaned": args.save_cleaned,
-        "look_at": None,  # every pair, token by token; the other scripts look at 500
-    }
+    args.data_kwargs |= {"save_cleaned": args.save_cleaned, "look_at": None}  # None: the tokens of all, not of 500
     train_pairs, eval_pairs, reports = load_preferences(args.source, tokenizer, **args.data_kwargs)
     claim_output_dir(training_args, folder)
     show_reports(reports, training_args.output_dir)
@@ -138,6 +134,7 @@ def check_only(args, training_args, model_args):  # NEW
 
 def main():
     args, training_args, model_args = parse_args(__doc__, DEMO, arguments=DataArguments, flags=DATA_FLAGS, rare=RARE)
+    args.data_kwargs["dataset_format"] = CONVERTERS.get(args.dataset_format, args.dataset_format)  # NEW
     if args.rounds:  # NEW: each is a run of this script, from the model that the one before has trained
         return run_rounds(__file__, args, training_args, model_args, dpo_utils, DEMO)
     if args.check_only:  # NEW
@@ -148,7 +145,7 @@ def main():
     policy, tokenizer = load_model(name, **args.model_kwargs)
     # The reference never changes, so its log-probs of all pairs are computed once, before training, when the policy
     # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
-    is_apart = args.reference or not training_args.precompute_ref_log_probs
+    is_apart = args.reference or not training_args.precompute_ref_log_probs  # NEW: so does another --reference
     reference_name = args.reference or name  # NEW: in later rounds it may be the first model
     reference = load_model(reference_name, **args.model_kwargs)[0] if is_apart else None
 
@@ -176,7 +173,9 @@ def main():
     # over its tokens, under the policy minus that under the reference. Logged are the margin (the difference of the two
     # rewards) and the accuracy (how often the margin is above 0).
     show_start(trainer, f"a frozen copy of {reference_name}", is_the_policy=reference_name == name)
-    watch(trainer, tokenizer, prompts[0])  # warnings, a reply now and then, checkpoints that survive a kill
+    watch(
+        trainer, tokenizer, prompts[0], is_the_policy=reference_name == name
+    )  # warnings, checkpoints, a reply now and then
     truth = known_truth(prompts)  # in the demo's world the true reward of any reply is known; elsewhere this is None
     temperatures = (1, 0) if truth or judge else (1,)  # sampled; greedily, which sharper sampling does not change
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)

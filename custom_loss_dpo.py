@@ -269,7 +269,8 @@ def dpop(beta, lambda_=50.0, **pair):
 def rdpo(beta, chosen_lengths, rejected_lengths, alpha=0.01, **pair):
     """R-DPO: -logsigmoid(beta * (chosen - rejected) + alpha * (|chosen| - |rejected|)); arXiv:2403.19159, Eq. 9.
 
-    Sums. For: labels that favour length. A pair whose chosen answer is longer counts as partly explained by that.
+    Sums. For: labels that favour length. A pair whose chosen answer is longer counts as partly explained by that. (The
+    rDPO of arXiv:2403.00409 is another: `robust`.)
     """
     chosen, rejected = logratios(**pair)
     return -logsigmoid(beta * (chosen - rejected) + alpha * (chosen_lengths - rejected_lengths))

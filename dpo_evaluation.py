@@ -267,9 +267,7 @@ def main():
             reference = reference._replace(given=pair_logps(model, pairs, tokenizer, training_args.max_length))
         if windows is not None:
             reference = reference._replace(text_logps=sequence_logps(model, windows.rows, pad).numpy())
-        # Others cost by the answer: a person, a language model
-        is_free = judge is not None and judge.gives_scores and not judge.is_language_model
-        if args.control_entropy and args.temperature > 0 and is_free:
+        if args.control_entropy and args.temperature > 0 and judge is not None and judge.is_free:
             greedy = write_answers(model, tokenizer, "the reference greedy", prompts, args, training_args, 0, count=1)
             reference = reference._replace(greedy=greedy)
 

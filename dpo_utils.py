@@ -49,6 +49,7 @@ from machinery.common.chat import (
     warn_of_cut_thoughts,
 )
 from machinery.common.errors import UserError
+from machinery.common.for_a_while import in_mode
 from machinery.common.intervals import mean_interval, with_interval
 from machinery.common.safe_text import first_line, inert_record, make_libraries_inert, progress_bar, say, visible
 from machinery.data.load import load_pairs
@@ -367,11 +368,15 @@ def sample_completions(
     ends = end_ids(model, tokenizer)
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))  # like lengths together: little padding
     completions: list[Completion | None] = [None] * len(rows)
-    was_training = model.training
-    model.eval()
     devices = [] if model.device.type == "cpu" else [model.device]
     bar = progress_bar(total=len(rows), desc=progress, disable=progress is None)
-    with torch.random.fork_rng(devices), own_precision(model), neutral_generation(model), bar:
+    with (
+        in_mode(model, training=False),
+        torch.random.fork_rng(devices),
+        own_precision(model),
+        neutral_generation(model),
+        bar,
+    ):
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
@@ -393,7 +398,6 @@ def sample_completions(
                 thought, text = read_reply(tokenizer, prompts[number], ids, is_finished)
                 completions[number] = Completion(text, rows[number], ids, is_finished, thought)
             bar.update(len(numbers))
-    model.train(was_training)
     if progress is not None:
         warn_of_cut_thoughts(progress, most, completions)
     return completions
@@ -493,12 +497,12 @@ def sequence_kls(
 # --- During training -------------------------------------------------------------------------------------------------
 
 
-def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -> None:
+def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt, is_the_policy: bool = True) -> None:
     """Give a trainer a bar, short log lines, a reply now and then, a watcher, and checkpoints that a kill cannot spoil.
 
     preview_prompt: the most likely reply to it is printed after an eighth, a quarter and half of the training; the
     watcher samples others, unseen. It warns of what goes wrong, and with `stop_on_warning` in the trainer's arguments
-    ends there. Raises UserError where the run is to go on from a checkpoint of another one.
+    ends there. is_the_policy: whether the reference is meant to be the policy as it is now. Raises UserError where the run is to go on from a checkpoint of another one.
     """
 
     most = most_tokens([preview_prompt]) if getattr(preview_prompt, "thinks", False) else None
@@ -517,7 +521,7 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt) -
     trainer.add_callback(SaveOnSignal())
     has_reference = getattr(trainer, "needs_reference", True)
     stop_on_warning = getattr(trainer.args, "stop_on_warning", False)
-    trainer.add_callback(Watcher(has_reference, stop_on_warning, sample))
+    trainer.add_callback(Watcher(has_reference, stop_on_warning, sample, is_the_policy=is_the_policy))
 
 
 # --- After training --------------------------------------------------------------------------------------------------

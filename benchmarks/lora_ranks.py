@@ -3,8 +3,8 @@
     python benchmarks/lora_ranks.py                   # 10 settings, three seeds: about 20 minutes on two cores
     python benchmarks/lora_ranks.py --ranks 2 8       # some of them
 
-Each run is lora_dpo_training.py with alpha equal to the rank and a rate of 2e-3, so that only the rank differs;
-finished runs are kept in runs/lora-ranks. Prints a Markdown table.
+Each run is lora_dpo_training.py as it comes, with alpha equal to the rank, so that only the rank differs; finished runs
+are kept in runs/lora-ranks. Prints a Markdown table.
 """
 
 import argparse
@@ -17,7 +17,6 @@ sys.path.insert(0, str(PROJECT))
 from machinery.comparing.grid import markdown, run_grid
 
 TARGETS = {"all-linear": ["all-linear"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-RATE = "2e-3"  # a little more than rank 8 needs: low ranks still move, and high ones show what too much does
 COLUMNS = {
     "trainable_parameters": "trained parameters",
     "true_reward_after": "true reward",
@@ -36,8 +35,7 @@ def main() -> None:
     cases, labels = {}, {}
     for rank in options.ranks:
         for where, targets in TARGETS.items():
-            flags = ["--lora_r", str(rank), "--lora_alpha", str(rank), "--learning_rate", RATE]
-            flags += ["--lora_target_modules", *targets]
+            flags = ["--lora_r", str(rank), "--lora_alpha", str(rank), "--lora_target_modules", *targets]
             cases[f"{where}-r{rank}"] = ("lora_dpo_training.py", flags)
             labels[f"{where}-r{rank}"] = f"{where}, rank {rank}"
     results = run_grid(cases, options.seeds, PROJECT / "runs" / "lora-ranks")

@@ -38,7 +38,7 @@ ANSWERS = {
     "your fault": (0.20, 0.0),
 }
 BETA_ALONE = ("sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "apo_zero")  # no other hyperparameter
-STEPS, RATE = 500, 0.05  # of Adam; the loss is convex here, so any small rate arrives
+STEPS, RATE = 500, 0.05  # of Adam; sigmoid, hinge and ipo are convex here, so any small rate arrives
 SHOWN = (0, 3, 10, 30, 100, 200, 500)
 DRAWS = 200  # sets of --pairs pairs
 

@@ -39,7 +39,7 @@ FLAGS = {
     "precompute_ref_log_probs": "ask the reference once, before training, and keep its answers (default); off: --no_precompute_ref_log_probs",
     "shared_prompt": "compute each prompt once for both answers (same numbers, faster); off: --no_shared_prompt",
     "gradient_checkpointing": "recompute activations: less memory, a step takes about a third longer (default: only where they would not fit)",
-    "bf16": "compute in bfloat16: half the memory, and faster where the device can (default there); off: --bf16 false",
+    "bf16": "compute in bfloat16: activations take half the memory, and it is faster where the device can (default there); off: --bf16 false",
     "eval_strategy": "no, steps or epoch: when to measure on the held-out split",
     "eval_steps": "how often, with --eval_strategy steps",
     "logging_steps": "how often a line is printed",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 SMOOTHED = {"exo_pair", "robust", "aot", "aot_unpaired", "cdpo"}
 WITHOUT_BETA = {"sft", "orpo"}
+WITHOUT_REFERENCE = {"sft", "simpo", "orpo"}
 ADAPTED = (
     "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save use_rslora use_dora"
 ).split()
@@ -27,7 +28,7 @@ def _smoothing(values: dict) -> str | None:
     if not names or names & SMOOTHED or not values["label_smoothing"]:
         return None
     return (
-        f"{' + '.join(sorted(names))} has no such term in TRL. DPO with a share of wrong labels is cDPO: "
+        f"{' + '.join(sorted(names))} has no such term. DPO with a share of wrong labels is cDPO: "
         "custom_loss_dpo.py --loss_type cdpo"
     )
 
@@ -52,8 +53,12 @@ RULES: list[tuple[str, Callable[[dict], str | None]]] = [
         (flag, lambda values, flag=flag: (
             "sft knows no reference" if values[flag] and _losses(values) == {"sft"} else None
         ))
-        for flag in ("f_divergence_type", "ld_alpha", "sync_ref_model")
+        for flag in ("f_divergence_type", "ld_alpha")
     ),
+    ("sync_ref_model", lambda values: (
+        "the loss knows no reference"
+        if values["sync_ref_model"] and _losses(values) and _losses(values) <= WITHOUT_REFERENCE else None
+    )),
     *(
         _only_with(flag, lambda v: v["sync_ref_model"], "--sync_ref_model")
         for flag in ("ref_model_mixup_alpha", "ref_model_sync_steps")

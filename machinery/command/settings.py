@@ -74,6 +74,8 @@ def settle(
 
     for sentence in idle:
         say(sentence)
+    if mixture.datasets:
+        args.dataset_name = None  # not the demo's, which its model brings
     args.source = mixture if mixture.datasets else args.dataset_name
     args.is_model_given = said.model_name_or_path is not None
     args.is_data_given = said.dataset_name is not None or bool(mixture.datasets)
@@ -255,6 +257,10 @@ def _check(args, training_args, losses: Collection[str], needs_data: bool) -> No
     if training_args.max_tokens_per_batch and coupled:
         raise UserError(
             f"--max_tokens_per_batch splits batches, and the loss {min(coupled)} couples the pairs of one: its gradient would change."
+        )
+    if training_args.truncation_mode != "keep_start":
+        raise UserError(
+            "--truncation_mode: here the END of what is too long is cut, as keep_start says. See --max_prompt_length."
         )
     if args.source is None and needs_data:
         raise UserError(

@@ -54,6 +54,8 @@ def beside_full_run(metrics: dict, folder: Path, make_it: bool) -> str:
     make_it: make such a run now, in folder/full.
     """
     where, model, dataset = Path("runs"), metrics["model"], metrics["dataset"]
+    if dataset is None:
+        return "Not compared with a run of all weights: the pairs are a recipe's mixture, which has no one name."
     if make_it:
         if PartialState().num_processes > 1:
             return f"--compare_full: {ALONE}"

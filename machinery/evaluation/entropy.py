@@ -52,9 +52,9 @@ def matching_temperature(excess_at: Callable[[float], float], start: float) -> f
     look first.
     """
     place, low, high, growth = math.log(start), math.log(LEAST), math.log(MOST), 1.0
-    before = None
+    before, tried = None, {}
     for _ in range(STEPS):
-        found = math.log(max(excess_at(math.exp(place)), 1e-6))
+        tried[place] = found = math.log(max(excess_at(math.exp(place)), 1e-6))
         if abs(found) <= CLOSE:
             break
         low, high = (low, place) if found > 0 else (place, high)
@@ -64,4 +64,4 @@ def matching_temperature(excess_at: Callable[[float], float], start: float) -> f
         place -= found / growth
         if not low < place < high:
             place = (low + high) / 2
-    return math.exp(place)
+    return math.exp(min(reversed(tried), key=lambda place: abs(tried[place])))  # not the one that would come next

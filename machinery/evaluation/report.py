@@ -28,7 +28,7 @@ from ..common.intervals import SURE, holm, mean_interval, one_a_prompt, paired_t
 from ..common.kept_files import complete_file, complete_files, dispensable
 from ..common.masking import masked, without_secrets
 from ..common.safe_text import defused, say
-from ..judges.interface import Judge, Verdict
+from ..judges.interface import TRUTH, Judge, Verdict
 from .figures import FEW, bars_svg, calibration_svg, histogram_svg, scatter_svg
 from .html_report import write_report
 from .metrics import by_category, calibration_bins, half_for_ties, margins, prompt_numbers
@@ -160,7 +160,7 @@ class Report:
         if self.judge is None:
             yield "nobody judged the answers, so there is no verdict: see --judge."
         else:
-            if self.judged_by != "the true reward":
+            if self.judged_by != TRUTH:
                 yield f"the verdicts are those of {self.judged_by}, with its own likings."
             if not any(outcome.controls for outcome in self.outcomes):
                 yield "entropy was not controlled: a model that is only surer of itself, as at a lower temperature, may win."

@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..common.errors import is_out_of_memory
-from ..common.one_process import without_gathering
+from ..common.for_a_while import in_mode, without_gathering
 from ..common.token_rows import row_lengths
 from . import memory
 
@@ -213,8 +213,7 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # an output that is kept whole would keep its graph, and that it, for ever
 
-    tokens_seen, was_training = trainer._total_train_tokens, model.training
-    model.train()
+    tokens_seen = trainer._total_train_tokens
     devices = [] if model.device.type == "cpu" else [model.device]  # whose random numbers go on as if nothing had been
     try:
         with (
@@ -223,10 +222,10 @@ def kept_for_backward(trainer, rows: list[dict], checkpointing: bool) -> int:
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
             trainer.accelerator.autocast(),  # as in training, where accelerate puts it around the model's forward
             without_gathering(trainer.accelerator),
+            in_mode(model, training=True),
         ):
             trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
     finally:  # after running out of memory too: the caller may go on
-        model.train(was_training)
         if checkpointing:
             model.gradient_checkpointing_disable()  # the training switches it on itself
         trainer._total_train_tokens = tokens_seen

@@ -8,6 +8,7 @@ On a GPU it is what PyTorch had allocated there at the most; elsewhere what the 
 """
 
 import ctypes
+import re
 import sys
 import threading
 import time
@@ -45,6 +46,11 @@ def peak_since_reset() -> int:
         return torch.cuda.max_memory_allocated()
     if resource is None:
         return psutil.Process().memory_info().peak_wset
+    # Linux keeps two: getrusage's is at least what the process held that started this one, and is never reset.
+    if Path("/proc/self/status").exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))
+        if found:
+            return int(found[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -15,7 +15,7 @@ from transformers.hf_argparser import HfArg
 from ..common.http_client import key_from_environment
 from ..common.safe_text import say
 from .endpoint import MOST_TOKENS, EndpointJudge
-from .interface import Judge, JudgeError, Prompt
+from .interface import TRUTH, Judge, JudgeError, Prompt
 from .person import HumanJudge
 from .question import Question
 from .reward_model import load_reward_model
@@ -92,7 +92,7 @@ def judge_from_flags(
     if kind == "truth":
         if truth is None:
             raise JudgeError("--judge truth: the true reward is known in the demo only")
-        return ScoreJudge("the true reward", lambda prompts, answers: list(map(truth, prompts, answers)))
+        return ScoreJudge(TRUTH, lambda prompts, answers: list(map(truth, prompts, answers)))
     if kind == "reward_model":
         if model is None:
             raise JudgeError("--judge reward_model needs --judge_model, a folder or a hub name")

@@ -28,6 +28,9 @@ class Comparison(NamedTuple):
     second: str
 
 
+TRUTH = "the true reward"  # the name of the judge that knows the demo's world
+
+
 class Verdict(NamedTuple):
     """What a judge says of the second answer against the first."""
 
@@ -42,9 +45,14 @@ class Judge:
     """Compares answers. A subclass says what it is, and implements `judge`."""
 
     name: str  # as it is to be shown
-    gives_scores = False  # one number an answer, at no cost that counts: so it may be asked about any number of answers
+    gives_scores = False  # one number an answer
     is_language_model = False  # verdicts of language models are known to go with length: see `length_controlled_rate`
     most_answers: int | None = None  # to a prompt, that it compares; None: all
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it may be asked about any number of answers, at no cost that counts."""
+        return self.gives_scores and not self.is_language_model
 
     def judge(self, comparisons: list[Comparison], progress: str | None = None) -> list[Verdict]:
         """One verdict a comparison, in their order. progress: a label for a bar. Raises JudgeError."""

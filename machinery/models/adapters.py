@@ -7,8 +7,8 @@
     note_base(folder, describe_base(model, "Qwen/Qwen3-0.6B", None))
     print(merge_adapter(load, "Qwen/Qwen3-0.6B", folder, tokenizer, rows))
 
-An adapter is a difference from its base. On any other base it is noise, and nothing in the files says so: shapes fit
-all models of a family. So a run writes a fingerprint of the base beside its adapter, and it is compared before use.
+An adapter is a difference from its base. It is of no use on another, and nothing in the files says so: shapes fit all
+models of one family and size. So a run writes a fingerprint of the base beside its adapter, and it is compared before use.
 """
 
 import copy
@@ -103,9 +103,12 @@ def _read(path: Path) -> dict:
 def weights_fingerprint(model: nn.Module) -> str | None:
     """A hash of the names, shapes and 64 values of every weight; None where these are not at hand.
 
-    A quantised model has others, and one that ZeRO-3 has cut up has none. Adapters that are on the model do not count.
+    A quantised model has others, one in float16 may have rounded them otherwise than bfloat16 does, and one that ZeRO-3
+    has cut up has none. Adapters that are on the model do not count.
     """
-    if getattr(model, "is_quantized", False) or not all(parameter.numel() for parameter in model.parameters()):
+    parameters = list(model.parameters())
+    is_rounded = getattr(model, "is_quantized", False) or any(p.dtype == torch.float16 for p in parameters)
+    if is_rounded or not all(parameter.numel() for parameter in parameters):
         return None
     weights = {}
     for name, tensor in model.state_dict().items():
@@ -115,7 +118,7 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(weights.items()):
         flat = tensor.reshape(-1)
-        some = flat[:: max(1, len(flat) // 64)].float().cpu().to(torch.bfloat16)  # the same for every way to load it
+        some = flat[:: max(1, len(flat) // 64)].float().cpu().to(torch.bfloat16)  # the same in float32 and bfloat16
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(some.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
@@ -234,9 +237,9 @@ def adapter_bytes(model: nn.Module, config: PeftConfig) -> int:
     """The bytes of an adapter that is still to be put on a model: A and B of each target, (r, in) and (out, r) in float32."""
     config, targets = copy.copy(config), config.target_modules or []
     config.target_modules = linear_names(model) if targets == "all-linear" else targets
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [(name, module) for name, module in model.named_modules() if _is_linear(module)]
     adapted = [module for name, module in linear if check_target_module_exists(config, name)]
-    return sum(4 * config.r * (module.in_features + module.out_features) for module in adapted)
+    return sum(4 * config.r * sum(_sides(module)) for module in adapted)
 
 
 def in_this_transformers(config: PeftConfig, model: nn.Module) -> PeftConfig:
@@ -256,7 +259,7 @@ def module_name(model: nn.Module, module: nn.Module | None) -> str:
 
 def linear_names(model: nn.Module) -> list[str]:
     """What PEFT's all-linear adapts: the last names of the linear layers, the head aside."""
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) or "Conv1D" in type(m).__name__]
+    linear = filter(_is_linear, model.modules())
     return sorted({module_name(model, module) for module in linear if module is not model.get_output_embeddings()})
 
 
@@ -298,8 +301,8 @@ def check_targets(
     if rank < 1:
         raise UserError(f"--lora_r must be at least 1, not {rank}")
     modules = dict(model.named_modules())
-    kinds = (nn.Linear, nn.Embedding)  # PEFT adapts others too, which language models do not have
-    names = [name for name, m in modules.items() if isinstance(m, kinds) or "Conv1D" in type(m).__name__]
+    # PEFT adapts other kinds too, which language models do not have
+    names = [name for name, module in modules.items() if _is_linear(module) or isinstance(module, nn.Embedding)]
     head = next((name for name, module in modules.items() if module is model.get_output_embeddings()), "lm_head")
     sides = [side for name in set(names) - {head} for side in _sides(modules[name])]
     if sides and rank > max(sides):
@@ -333,6 +336,10 @@ def check_targets(
     for name in saved or []:
         if not any(module.endswith(name) for module in modules):  # as PEFT looks for it
             raise UserError(f"--lora_modules_to_save {name}: the model has no such module")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or "Conv1D" in type(module).__name__  # GPT-2's
 
 
 def _sides(module: nn.Module) -> list[int]:

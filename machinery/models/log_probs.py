@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import use_adapter
 
+from ..common.for_a_while import in_mode
 from ..common.safe_text import progress_bar
 from .generation import own_precision
 from .sharded_weights import on_whole_weights
@@ -38,8 +39,6 @@ def sum_over_completions(
     rows: pairs of token lists (prompt, completion). value(logps, batch): (B, L-1), a number for each predicted token;
     logps are those of the whole vocabulary, (B, L-1, V), and batch is what the model was given.
     """
-    was_training = model.training
-    model.eval()
     sums = torch.zeros(len(rows))
     batches = batches_by_length(rows, batch_size, MOST_LOGITS // model.config.get_text_config().vocab_size)
     for numbers in progress_bar(batches, desc=progress, disable=progress is None or len(batches) == 1):
@@ -54,9 +53,9 @@ def sum_over_completions(
             attention_mask[line, :end] = 1
             is_completion[line, len(prompt) : end] = True
         batch = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
-        values = value(next_token_logps(model, batch), batch)
+        with in_mode(model, training=False):
+            values = value(next_token_logps(model, batch), batch)
         sums[numbers] = (values * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
-    model.train(was_training)
     return sums
 
 
@@ -99,11 +98,9 @@ def at_hand(reference: PreTrainedModel | None, policy: PreTrainedModel) -> Itera
     if reference is None:
         yield of_reference
         return
-    was_training = reference.training
-    reference.eval()
     try:
         reference.to(policy.device)
     except torch.OutOfMemoryError:  # beside the optimizer: then slowly, where it was
         reference.to("cpu")
-    yield of_reference
-    reference.train(was_training)
+    with in_mode(reference, training=False):
+        yield of_reference

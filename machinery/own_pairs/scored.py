@@ -21,7 +21,7 @@ from ..common.intervals import mean_interval, with_interval
 from ..common.kept_files import complete_file
 from ..common.safe_text import progress_bar, say
 from ..judges.flags import judge_from_flags
-from ..judges.interface import TRIED_ANSWER, Comparison, Judge, Verdict
+from ..judges.interface import TRIED_ANSWER, TRUTH, Comparison, Judge, Verdict
 from .answering import Sampled
 from .flags import DELTA
 
@@ -58,9 +58,9 @@ def scoring_judge(args, training_args, prompts: list, are_texts: bool, known_tru
     return judge
 
 
-def asked_again(judge: Judge | None, args) -> Judge | None:
+def asked_again(judge: Judge) -> Judge | None:
     """The judge, where it scores at no cost that counts, and says something else than the demo's truth does."""
-    return judge if judge is not None and judge.gives_scores and args.judge not in ("auto", "truth") else None
+    return judge if judge.is_free and judge.name != TRUTH else None
 
 
 def score_and_write(judge: Judge, splits: dict, answers: dict, folder: Path, args) -> None:
@@ -136,7 +136,7 @@ def _compared(judge: Judge, prompts: list, answers: list[list[Sampled]], args) -
 def write_scored(folder: Path, split: str, prompts: list, answers: list[list[Sampled]], scores: list[list]) -> None:
     """Write folder/split.jsonl, and say what is in it. Raises UserError where it makes no pair.
 
-    An answer that was cut off counts as worse than every whole one, by a standard deviation of all scores at least: it has
+    An answer that was cut off counts as worse than every whole one, by a standard deviation of whole ones' scores at least: it has
     no end, and chosen it would teach to stop in the middle of a sentence.
     """
     step, file = _one_deviation(answers, scores), folder / f"{split}.jsonl"

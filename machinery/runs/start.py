@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 
 from ..common.errors import UserError
+from ..common.for_a_while import in_mode
 from ..common.safe_text import say, visible
 from ..hardware.estimate import choose_checkpointing
 from .room import check_room
@@ -95,16 +96,14 @@ def show_start(trainer, reference: str, is_the_policy: bool = True) -> None:
 def _measure(trainer, inputs: dict, mode: str) -> tuple[float, dict[str, float]]:
     """The loss and TRL's metrics of a batch, in the precision of the training; no random number of it is drawn."""
     model, tokens_seen = trainer.model, trainer._total_train_tokens
-    was_training = model.training
-    model.train(mode == "train")
     try:
         with (
+            in_mode(model, training=mode == "train"),
             torch.random.fork_rng([] if model.device.type == "cpu" else [model.device]),
             trainer.accelerator.autocast(),
         ):
             loss = trainer.compute_loss(model, inputs).item()
     finally:
-        model.train(was_training)
         trainer._total_train_tokens = tokens_seen
         metrics = {name: values[-1] for name, values in trainer._metrics[mode].items()}
         trainer._metrics[mode].clear()  # TRL would mix them into the first line that it logs

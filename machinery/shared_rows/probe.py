@@ -21,6 +21,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 
 from ..common.errors import UserError, is_out_of_memory
+from ..common.for_a_while import in_mode
 from ..common.safe_text import first_line
 from ..common.token_rows import row_lengths
 from .shared_masks import layer_reaches
@@ -91,7 +92,6 @@ def try_step(trainer) -> None:
     batch, labels = _short_batch(trainer)
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     devices = [] if labels.device.type == "cpu" else [labels.device]
-    was_training = trainer.model.training
 
     def step(**router) -> None:
         with trainer.accelerator.autocast():
@@ -100,8 +100,7 @@ def try_step(trainer) -> None:
         loss.backward()
 
     # Training draws the numbers that it would have drawn without this.
-    with torch.random.fork_rng(devices):
-        trainer.model.train()
+    with torch.random.fork_rng(devices), in_mode(trainer.model, training=True):
         try:
             with _in_a_sentence(trainer):
                 step(**{"output_router_logits": True} if trainer.aux_loss_enabled else {})
@@ -115,7 +114,6 @@ def try_step(trainer) -> None:
                 "--router_aux_loss_coef 0 trains without it."
             ) from error.__cause__
         finally:
-            trainer.model.train(was_training)
             for parameter in parameters:
                 parameter.grad = None
 
@@ -143,13 +141,8 @@ def _in_a_sentence(trainer) -> Iterator[None]:
 @contextmanager
 def _evaluating(model) -> Iterator[None]:
     """No gradients, no dropout; outside autocast, so that float32 weights are compared in float32."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), in_mode(model, training=False):
+        yield
 
 
 def _log_probs(model, batch: dict, labels: torch.Tensor) -> torch.Tensor:

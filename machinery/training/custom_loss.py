@@ -28,7 +28,7 @@ class CustomLoss:
         if loss is not None and (options := only_in_trl(args)):
             raise UserError(f"--{options[0]} is TRL's, for its own losses, and {name_of(loss)} would not follow it")
         if not self.needs_reference:
-            args.precompute_ref_log_probs = True  # zeros, see below: no reference is asked
+            args.precompute_ref_log_probs, args.sync_ref_model = True, False  # zeros, see below: no reference is asked
         super().__init__(model, ref_model, args, *others, **kwargs)
         if loss is not None:
             if args.loss_type == ["sigmoid"]:  # TRL's default: nobody has said what the loss is called

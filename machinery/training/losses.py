@@ -182,7 +182,9 @@ def _check_start(loss: Callable, name: str, beta: float) -> None:
 
 
 def name_of(loss: Callable) -> str:
-    """What a loss is called, with its hyperparameters filled in or not."""
+    """What a loss is called, with its hyperparameters filled in or not; a weighted sum by its losses."""
+    if getattr(loss, "func", None) is _weighted_sum:
+        return " + ".join(map(name_of, loss.args[0]))
     return getattr(getattr(loss, "func", loss), "__name__", "your_loss")
 
 

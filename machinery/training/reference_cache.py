@@ -125,6 +125,7 @@ class CachedReference:
         settings = {setting: getattr(self.args, setting) for setting in SETTINGS}
         settings |= {library.__name__: library.__version__ for library in (torch, transformers, trl)}
         settings |= {"device": self.accelerator.device.type, "shared_prompt": getattr(self.args, "shared_prompt", None)}
+        settings["mode"] = "eval"  # older files have log-probs in which an adapter's dropout may be on
         folder, key, kept = getattr(self.args, "reference_cache", None), None, None
         if folder and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # whose weights may be in pieces
             if self.accelerator.is_main_process:

@@ -37,7 +37,7 @@ from transformers.utils import logging
 from trl import DPOTrainer
 
 from ..common.errors import UserError
-from ..common.one_process import without_gathering
+from ..common.for_a_while import in_mode, without_gathering
 from ..common.token_rows import row_lengths
 from ..shared_rows import flex_kernel
 from ..shared_rows.cpu_head import cpu_head
@@ -65,12 +65,11 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._share_prompts()
-        if self.args.disable_dropout and (there := switch_off_dropout(self.model)):
-            logger.warning(f"Dropout inside the model's own code is set to 0 for this training: {', '.join(there)}.")
 
     def _precompute_ref_logps(self, *args, **kwargs):
         self._share_prompts()  # TRL calls this in its constructor, before ours gets to it
-        return super()._precompute_ref_logps(*args, **kwargs)
+        with in_mode(self.ref_model or self.model, training=False):  # an adapter's dropout is still on
+            return super()._precompute_ref_logps(*args, **kwargs)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         """TRL's, with each batch's metrics noted once a pair: TRL's mean over batches counts a short last one as a whole."""
@@ -126,6 +125,8 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
         """Put the planned forward in place of TRL's in the policy and, if it has its own weights, the reference."""
         if self.shared_prompt_refusal != "not set up yet":
             return
+        if self.args.disable_dropout and (there := switch_off_dropout(self.model)):
+            logger.warning(f"Dropout inside the model's own code is set to 0 for this training: {', '.join(there)}.")
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
         refusal = self._why_not_at_all()

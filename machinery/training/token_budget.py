@@ -14,7 +14,7 @@ import torch
 from transformers.utils import logging
 
 from ..common.errors import UserError
-from ..common.one_process import without_gathering
+from ..common.for_a_while import without_gathering
 from .weighted_metrics import count, merge
 
 logger = logging.get_logger(__name__)

@@ -41,6 +41,9 @@ UNMOVED = 0.05  # nats an answer, both together, after STUCK_STEPS. Healthy: 0.2
 STUCK_STEPS = (20, 100)  # after warm-up: half of the training, but no less and no more than this
 COIN = 0.55  # training accuracy over COIN_PAIRS pairs. Healthy: 0.62 and more; 40% of wrong labels: 0.53
 COIN_PAIRS = 500  # standard error of a share of them: 0.022
+COIN_MOVED = (
+    0.25  # nats an answer, both together, before which nothing has been learnt yet. With half of the labels flipped 0.6
+)
 ALL_RIGHT = 0.99  # training accuracy of three logs in a row with ALL_RIGHT_PAIRS pairs. Healthy: single logs up to 0.86
 ALL_RIGHT_PAIRS = 64
 GONE = 0.001  # of the loss at step 0: nothing is left to learn from
@@ -82,14 +85,16 @@ class Watcher(TrainerCallback):
         stop_on_warning: bool = False,
         sample: Callable[[nn.Module], list[tuple[list[int], bool]]] | None = None,
         sample_at: tuple[float, ...] = (0.5, 1.0),
+        is_the_policy: bool = True,
     ):
         """has_reference: whether the loss uses one (None: by its name); without, rewards say nothing, and held-out
         log-probs are compared.
         sample(model): a few replies, each its token ids and whether it came to an end; it must leave the random
         generators as they are. It is asked before training and at these shares of the steps, of FEW_STEPS and more.
+        is_the_policy: whether the reference is meant to be the policy as training finds it.
         """
         self.has_reference, self.stop_on_warning = has_reference, stop_on_warning
-        self.sample, self.sample_at = sample, sample_at
+        self.sample, self.sample_at, self.is_the_policy = sample, sample_at, is_the_policy
         self.said: dict[str, str] = {}  # by kind
         self.stopped_at: int | None = None
         self.args = self.state = None  # the trainer's, from where a training begins
@@ -208,7 +213,7 @@ class Watcher(TrainerCallback):
 
     def _at_step_zero(self, logs, held_out: bool = False) -> None:
         is_first = self.state.global_step == (0 if held_out else 1)  # the loss of step 1 was computed before its update
-        if not is_first or not self.has_reference or not self.tokens:
+        if not (is_first and self.has_reference and self.is_the_policy and self.tokens):
             return
         distance = self._moved(logs) / sum(self.tokens.values())
         name, predicted = " + ".join(self.args.loss_type), self.step_zero
@@ -245,7 +250,7 @@ class Watcher(TrainerCallback):
             return
         accuracies = [log["rewards/accuracies"] for log in self.logs if log["step"] > start]
         accuracy = sum(accuracies) / len(accuracies)
-        if accuracy < COIN and self._moved(logs) > 1:
+        if accuracy < COIN and self._moved(logs) > COIN_MOVED:
             right = f"is right about {accuracy:.0%} of the latest training pairs"
             self._say("coin", f"At step {step} the policy has moved, and {right}.")
 

@@ -254,6 +254,7 @@ FLAGS = {
     "two_ways_to_have_a_reference": Case(
         BASIC, TRAIN + "--sync_ref_model --precompute_ref_log_probs", ("sync_ref_model",), PAIRS
     ),
+    "cut_at_the_start": Case(BASIC, "--truncation_mode keep_end", ("--truncation_mode", "--max_prompt_length")),
     "cache_is_a_file": Case(
         BASIC, "--reference_cache pairs.jsonl", ("--reference_cache pairs.jsonl is a file",), PAIRS
     ),

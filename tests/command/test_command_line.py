@@ -9,6 +9,7 @@ import basic_dpo_training
 from dpo_utils import parse_args
 from machinery.command import settings
 from machinery.common.errors import UserError
+from machinery.comparing.side_by_side import beside_full_run
 from machinery.runs import ownership
 from machinery.runs.folder import choose_folder
 
@@ -96,3 +97,12 @@ def test_help_says_what_the_flags_do(capsys):
             parsed(word)
         assert stop.value.code == 0
         assert expected in capsys.readouterr().out
+
+
+def test_a_mixture_of_data_sets_aside_the_demos_own(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("datasets: [{path: my_pairs}, {path: others}]\n")
+    args, *_ = parse_args("", DEMO, ["--config", str(tmp_path / "recipe.yaml")])
+    assert args.dataset_name is None
+    assert [dataset.path for dataset in args.source.datasets] == ["my_pairs", "others"]
+    metrics = {"model": "demo/model", "dataset": None, "beta": 0.1, "seed": 42}
+    assert beside_full_run(metrics, tmp_path, make_it=False).startswith("Not compared")

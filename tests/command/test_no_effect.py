@@ -16,6 +16,7 @@ IDLE = {
     "--loss_type sft --beta 0.3": "beta",
     "--loss_type sft --ld_alpha 0.5": "ld_alpha",
     "--f_alpha_divergence_coef 0.5": "f_alpha_divergence_coef",
+    "--loss_type sft --sync_ref_model": "sync_ref_model",
     "--ref_model_sync_steps 8": "ref_model_sync_steps",
     "--no_precompute_ref_log_probs --precompute_ref_batch_size 8": "precompute_ref_batch_size",
     "--max_steps 3 --num_train_epochs 2": "num_train_epochs",

@@ -43,6 +43,17 @@ def test_the_temperature_is_found_in_a_few_steps(power, own):
     assert len(asked) <= 4 or expected < 0.1
 
 
+def test_what_is_returned_has_been_tried_and_is_the_nearest():
+    asked = {}
+
+    def excess_at(temperature):
+        asked[temperature] = 1.3 if len(asked) % 2 else 0.8
+        return asked[temperature]
+
+    found = matching_temperature(excess_at, start=1.0)
+    assert abs(math.log(asked[found])) == min(abs(math.log(excess)) for excess in asked.values())
+
+
 def test_noise_and_a_reference_that_is_always_surer_have_an_end():
     generator = np.random.default_rng(0)
     found = matching_temperature(lambda t: t / 0.6 * math.exp(generator.normal(0, 0.03)), start=1.0)

@@ -1,10 +1,14 @@
 """What a training will need is counted or tried out, changes nothing, and is held against what it took."""
 
 import gc
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import PROJECT
 from lora_trainers import losses, sft_adapter, trainer_for
 from peft import PeftModel
 
@@ -177,3 +181,11 @@ def test_the_trial_changes_nothing_that_the_training_sees(base_model_folder, tmp
         torch.manual_seed(1)
         results.append((losses(trainer), [logs.get("num_tokens") for logs in trainer.state.log_history]))
     assert results[0] == results[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux's own count")
+def test_the_peak_is_this_processs_own_and_not_that_of_the_one_that_started_it():
+    ask = "from machinery.hardware.memory import peak_memory_bytes; print(peak_memory_bytes())"
+    code = f"import subprocess, sys; held = b'1' * 10**9; subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert 50_000_000 < int(done.stdout) < 900_000_000

@@ -43,6 +43,8 @@ def test_the_fingerprint_of_a_base_is_the_same_with_an_adapter_on_it(base_model_
     other, _ = load_model(str(base_model_folder))
     other.transformer.ln_f.weight.data += 1
     assert weights_fingerprint(other) != alone
+    assert weights_fingerprint(load_model(str(base_model_folder), dtype=torch.bfloat16)[0]) == alone
+    assert weights_fingerprint(load_model(str(base_model_folder), dtype=torch.float16)[0]) is None  # rounded otherwise
     other.transformer.ln_f.weight.data = torch.empty(0)  # as ZeRO-3 leaves it
     assert weights_fingerprint(other) is None
 

@@ -18,12 +18,12 @@ from dpo_utils import load_preferences
 from machinery.answers import kept as kept_module
 from machinery.answers.written import read_written
 from machinery.common.errors import UserError
-from machinery.judges.interface import Judge, Verdict
+from machinery.judges.interface import TRUTH, Judge, Verdict
 from machinery.judges.reward_model import load_reward_model
 from machinery.judges.scores import ScoreJudge, function_judge
 from machinery.own_pairs.answering import Sampled, prompts_by_split, several_answers
 from machinery.own_pairs.flags import SamplingArguments
-from machinery.own_pairs.scored import Delta, score_answers, scoring_judge, write_scored
+from machinery.own_pairs.scored import Delta, asked_again, score_answers, scoring_judge, write_scored
 
 PROMPTS = [[{"role": "user", "content": "Why?"}], [{"role": "user", "content": "Who?"}]]
 ANSWERS = [
@@ -195,6 +195,14 @@ def test_the_judge_is_tried_before_any_answer_is_sampled(tmp_path):
     assert isinstance(function_judge(f"{rules}:score"), ScoreJudge)
 
 
+def test_who_scores_at_no_cost_is_asked_about_the_held_out_replies_too():
+    rewards = ScoreJudge("the reward model rewards", lambda prompts, answers: [0.0] * len(answers))
+    assert asked_again(rewards) is rewards
+    assert asked_again(ScoreJudge("rules.py:score", lambda prompts, answers: [], is_language_model=True)) is None
+    assert asked_again(ScoreJudge(TRUTH, lambda prompts, answers: [])) is None  # it is measured anyway
+    assert asked_again(Delta()) is None
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -204,6 +212,10 @@ def test_the_judge_is_tried_before_any_answer_is_sampled(tmp_path):
         ({"rounds": 2, "sample_answers": 2, "resume_from_checkpoint": True}, "leave out --resume_from_checkpoint"),
         ({"rounds": 2}, "a second round on the same pairs is a second epoch"),
         ({"first_reference": True, "sample_answers": 2}, "--first_reference counts with --rounds"),
+        (
+            {"judge_model": "rewards", "temperature": 0.7},
+            "--judge_model and --temperature counts with --sample_answers",
+        ),
         ({"judge": "truth", "num_prompts": 3}, "--num_prompts and --judge counts with --sample_answers only"),
         ({"sample_answers": 1}, "a pair takes two answers"),
         ({"sample_answers": -2}, "a pair takes two answers"),
@@ -245,6 +257,29 @@ def test_from_prompts_to_a_trained_model_by_one_command_and_again_in_its_place(t
         made = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert made["score_before"] > 0 and made["score_win_rate_ci_low"] <= made["score_win_rate"]
     assert "Score of" in output and "read as prompt, answers = answers[].text" in output
+
+
+def test_a_converter_reads_what_is_to_be_answered(tmp_path, call):
+    rows = [{"ticket": {"title": f"Radio {n}", "body": "It is silent."}, "answers": ["a", "b"]} for n in range(4)]
+    (tmp_path / "tickets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "--dataset_name",
+        tmp_path / "tickets.jsonl",
+        "--dataset_format",
+        "mine",
+        "--held_out_share",
+        0,
+        "--check_only",
+    ]
+    words += ["--model_name_or_path", "demo/model", "--sample_answers", 2, "--max_new_tokens", 16]
+    (tmp_path / "rules.py").write_text("def score(prompt, answer): return len(answer)")
+    words += ["--judge", f"{tmp_path}/rules.py:score", "--output_dir", tmp_path / "out"]
+    _, _, error = call("custom_dataset_dpo", *words)  # without pairs, where both answers are equal
+    asked = [
+        json.loads(line)["prompt"] for line in (tmp_path / "out" / "answers" / "train.jsonl").read_text().splitlines()
+    ]
+    assert asked == [[{"role": "user", "content": f"Radio {n}\n\nIt is silent."}] for n in range(4)]
+    assert "--dataset_format" not in error
 
 
 def test_check_only_samples_scores_saves_and_trains_nothing(tmp_path, call):

@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from machinery.common.errors import UserError
 from machinery.models.adapters import adapter_bytes
@@ -88,6 +89,13 @@ def test_an_adapter_is_small_and_a_merged_model_is_not(targets, tmp_path, policy
     check_room(settings(tmp_path), model, PAIRS, config)
     with pytest.raises(UserError, match=r"the adapter 0\.0 MB, 1 full model of 1\.0 MB"):
         check_room(settings(tmp_path), model, PAIRS, config, whole_models=1)
+
+
+def test_a_linear_layer_of_gpt_2_counts_as_one():
+    config = LoraConfig(r=2, target_modules="all-linear")
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=4, n_layer=1, n_head=1, n_positions=8))
+    sides = (4 + 12) + (4 + 4) + (4 + 16) + (16 + 4)  # attention's two, the feed-forward's two
+    assert adapter_bytes(model, config) == 4 * 2 * sides
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from trl import DPOConfig, DPOTrainer
 from custom_loss_dpo import LIMITS, LOSSES, CustomLossDPOTrainer
 from machinery.common.errors import UserError, function_from
 from machinery.training.custom_loss import CustomLoss
-from machinery.training.losses import TRL_LOSSES, check_loss, choose_loss, made_up_pairs, uses_reference
+from machinery.training.losses import TRL_LOSSES, check_loss, choose_loss, made_up_pairs, name_of, uses_reference
 from machinery.watching.watcher import Watcher
 
 SMOOTHING = dict.fromkeys(("exo_pair", "robust", "cdpo", "aot", "aot_unpaired"), 0.1)
@@ -325,6 +325,7 @@ def test_reference_free_losses_load_no_reference_and_ask_none(name, base_model_f
 
 def test_a_sum_of_losses_is_trls_sum(base_model_folder, tmp_path):
     sum_of_two = choose_loss(["sigmoid", "sft"], LOSSES, weights=[1.0, 0.2])
+    assert name_of(sum_of_two) == "sigmoid + sft"
     stock = trainer_for(
         base_model_folder, tmp_path, kind=DPOTrainer, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2]
     )

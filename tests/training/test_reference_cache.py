@@ -7,7 +7,7 @@ import torch
 from conftest import make_llama, spoil
 from datasets import Dataset, load_from_disk
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from machinery.common import kept_files
@@ -51,6 +51,21 @@ def asked(monkeypatch):
     stock = DPOTrainer.compute_ref_log_probs
     monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", lambda *args: calls.append(1) or stock(*args))
     return calls
+
+
+@pytest.mark.parametrize("disable_dropout", [True, False])
+def test_no_dropout_is_in_what_an_adapters_reference_says(disable_dropout, base_tokenizer, tmp_path):
+    """OPT keeps its dropout as a number; PEFT leaves a new adapter in training mode, on a base that is not."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16)
+    OPTForCausalLM(OPTConfig(vocab_size=len(base_tokenizer), dropout=0.5, **sizes)).save_pretrained(tmp_path / "opt")
+    base_tokenizer.save_pretrained(tmp_path / "opt")
+    adapter = LoraConfig(target_modules="all-linear", lora_dropout=0.5, task_type="CAUSAL_LM")
+    trainer = trainer_for(tmp_path / "opt", tmp_path, peft_config=adapter, disable_dropout=disable_dropout)
+    alone = trainer_for(tmp_path / "opt", tmp_path / "alone", kind=DPOTrainer)
+    for mine, expected in zip(columns(trainer), columns(alone), strict=True):
+        assert torch.allclose(mine, expected, atol=1e-4)
+    assert not trainer.model.get_base_model().model.decoder.training  # as PEFT had left it
 
 
 def test_they_are_trls_row_by_row(base_model_folder, tmp_path):
