@@ -1,6 +1,6 @@
 """What the watcher's limits rest on: how far healthy runs of the demo go, how far faulty ones, and which it warned of.
 
-    python benchmarks/watcher_limits.py               # 41 runs: about 20 minutes on two cores
+    python benchmarks/watcher_limits.py               # 44 runs: about 20 minutes on two cores
     python benchmarks/watcher_limits.py --seeds 5 6   # other seeds
 
 Healthy is each training script as it comes, over five seeds; the faults are made on purpose, over three. Finished runs
@@ -34,10 +34,11 @@ HEALTHY = {
 FAULTY = {
     "three times the rate": ["--learning_rate", "3e-3"],
     # Gradients go with beta: against the demo's epsilon of Adam those of so small a one would move nothing
-    "a hundredth of beta": ["--beta", "0.001", "--adam_epsilon", "1e-5"],
+    "a hundredth of beta": ["--beta", "0.001", "--adam_epsilon", "1e-6"],
     "hardly any rate": ["--learning_rate", "1e-6"],
     "40% of the labels flipped": ["--dataset_name", str(OUT / "flipped-40-seed{seed}")],
     "half of the labels flipped": ["--dataset_name", str(OUT / "flipped-50-seed{seed}")],
+    "all of the labels flipped": ["--dataset_name", str(OUT / "flipped-100-seed{seed}")],
     "chosen answers begin alike": ["--dataset_name", str(OUT / "marked-seed{seed}")],
 }
 COLUMNS = {
@@ -57,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     some = options.seeds[:3]
     for seed in some:
-        for percent in (40, 50):
+        for percent in (40, 50, 100):
             write_pairs(OUT / f"flipped-{percent}-seed{seed}", seed, flipped=percent / 100)
         write_marked_pairs(OUT / f"marked-seed{seed}")
     cases = {name.removesuffix(".py"): (name, [*HELD_OUT, *flags]) for name, flags in HEALTHY.items()}
