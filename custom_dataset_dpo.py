@@ -173,9 +173,7 @@ def main():
     # over its tokens, under the policy minus that under the reference. Logged are the margin (the difference of the two
     # rewards) and the accuracy (how often the margin is above 0).
     show_start(trainer, f"a frozen copy of {reference_name}", is_the_policy=reference_name == name)
-    watch(
-        trainer, tokenizer, prompts[0], is_the_policy=reference_name == name
-    )  # warnings, checkpoints, a reply now and then
+    watch(trainer, tokenizer, prompts[0], reference_name == name)  # warnings, a reply now and then, checkpoints
     truth = known_truth(prompts)  # in the demo's world the true reward of any reply is known; elsewhere this is None
     temperatures = (1, 0) if truth or judge else (1,)  # sampled; greedily, which sharper sampling does not change
     sampling = dict(max_new_tokens=args.max_new_tokens, seed=training_args.seed)

@@ -502,7 +502,8 @@ def watch(trainer, tokenizer: PreTrainedTokenizerBase, preview_prompt: Prompt, i
 
     preview_prompt: the most likely reply to it is printed after an eighth, a quarter and half of the training; the
     watcher samples others, unseen. It warns of what goes wrong, and with `stop_on_warning` in the trainer's arguments
-    ends there. is_the_policy: whether the reference is meant to be the policy as it is now. Raises UserError where the run is to go on from a checkpoint of another one.
+    ends there. is_the_policy: whether the reference is meant to be the policy as it is now. Raises UserError where the
+    run is to go on from a checkpoint of another one.
     """
 
     most = most_tokens([preview_prompt]) if getattr(preview_prompt, "thinks", False) else None

@@ -33,7 +33,7 @@ class CommandLine(TrlParser):
 
     def __init__(self, dataclass_types, description: str, flags: dict[str, str]):
         """flags: the flags that --help shows, each with its effect; --help_all shows every flag."""
-        super().__init__(dataclass_types, add_help=False)
+        super().__init__(dataclass_types, add_help=False, allow_abbrev=False)  # what hides a token knows whole names
         self.description_text, self.flags = description.strip(), flags
         self.argv: list[str] = []
         self.recipe: dict = {}

@@ -183,7 +183,8 @@ class ChatClient:
             raise self._error(f"{whose} key is empty or holds characters that no key has: copy it again")
         if key is not None and parsed.scheme == "http" and not _is_loopback(parsed.host):
             raise self._error(
-                f"a key is not sent over plain http to {parsed.host}: give an https:// address, or no key"
+                f"a key is not sent over plain http to {parsed.host}: give an https:// address, or no key (in {self._key_name} "
+                "or OPENAI_API_KEY)"
             )
         path = parsed.path.rstrip("/")
         if not path.endswith("/chat/completions"):

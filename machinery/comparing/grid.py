@@ -160,7 +160,10 @@ def markdown(results: dict[str, list[dict]], columns: dict[str, str], first: str
 
 
 def spread(values: list[float]) -> str:
-    """Mean (lowest to highest)."""
+    """Mean (lowest to highest), of those that are known."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
     digits = 0 if max(map(abs, values)) >= 100 else 2
     mean = sum(values) / len(values)
     if min(values) == max(values):

@@ -112,8 +112,13 @@ def plot_noise(report: dict, path: Path | str) -> None:
 
 
 def _means(runs: list[dict], key: str) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
-    """The mean of each run over its seeds, and half of its interval; nan where its seeds agree, None for one seed."""
-    means, _, highs = zip(*(mean_interval(run[key]) for run in runs), strict=True)
+    """The mean of each run over its seeds, and half of its interval; nan where its seeds agree, None for one seed.
+
+    A figure that a run does not have, such as an infinite KL, is left out.
+    """
+    known = [[value for value in run[key] if value is not None] for run in runs]
+    found = [mean_interval(values) if values else (math.nan,) * 3 for values in known]
+    means, _, highs = zip(*found, strict=True)
     halves = tuple(high - mean for mean, high in zip(means, highs, strict=True))
     return means, None if all(map(math.isnan, halves)) else halves
 

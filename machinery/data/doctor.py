@@ -176,6 +176,8 @@ class Checkup:
         self._distinct = {part: set() for part in PARTS}  # hashes, up to MOST_COUNTED
         self._are_words = dict.fromkeys(PARTS, True)  # whether all are single words
         self.counts: Counter[str] = Counter()
+        self._rows_with: Counter[str] = Counter()  # by finding: a row may make several pairs, one after the other
+        self._last_rows: dict[str, tuple[int, ...]] = {}
         self.firsts: dict[
             str, dict
         ] = {}  # of each finding: its first rows, where the first stands, what was seen there
@@ -186,6 +188,7 @@ class Checkup:
         self.prompt_of = array.array("q")  # by pair: equal for prompts that say the same, so that none is on both sides
         self._exact_prompts: set[int] = set()
         self._exact: dict[int, int] = {}  # hash of the pair -> its number
+        self._copies: dict[int, list[int]] = {}  # by that number, those of the pairs that are equal to it
         self._loose: dict[int, int] = {}
         self._lengths = {part: array.array("Q") for part in PARTS}
         self._tokens = {part: array.array("Q") for part in PARTS}
@@ -212,6 +215,8 @@ class Checkup:
 
     def _note(self, name: str, rows: tuple[int, ...], where: str, detail: str = "") -> None:
         self.counts[name] += 1
+        self._rows_with[name] += self._last_rows.get(name) != rows
+        self._last_rows[name] = rows
         named = self.firsts.setdefault(name, {"rows": [], "first": where, "detail": detail})["rows"]
         named.extend(row for row in rows[: FIRST_ROWS - len(named)] if row not in named)
 
@@ -223,7 +228,7 @@ class Checkup:
 
     def _look(self, made: dict, number: int) -> list[str]:
         prompt, chosen, rejected = words = [_words_of(made[part]) for part in PARTS]
-        for part, text in zip(PARTS, words, strict=True):
+        for part, text in zip(PARTS, (_with_calls(made[part]) for part in PARTS), strict=True):
             self._lengths[part].append(len(text))
             if len(self._distinct[part]) < MOST_COUNTED:
                 self._distinct[part].add(hash(text))
@@ -261,7 +266,7 @@ class Checkup:
             turns = made["prompt"] + made["chosen"] + made["rejected"]
             self.kinds.add("turns" if all(len(turn) == 2 for turn in turns) else "rich turns")
             self.most_turns = max(self.most_turns, len(made["prompt"]))
-            self.with_system_turn += made["prompt"][0]["role"] == "system"
+            self.with_system_turn += made["prompt"][0]["role"] in ("system", "developer")
         self.kinds |= made.keys() & OPTIONAL.keys()
 
     def _compare(self, made: dict, number: int, prompt: str) -> list[str]:
@@ -281,15 +286,17 @@ class Checkup:
         before = self._exact.setdefault(hash((exact_prompt, *said)), number)
         if before != number:
             found.append("duplicate")
+            self._copies.setdefault(before, []).append(number)
         else:
             loose = hash((_loose(asked), beside, *map(_loose, said)))
             if self._loose.setdefault(loose, number) != number:
                 found.append("near_duplicate")
-        opposite = self._exact.get(hash((exact_prompt, *reversed(said))))
-        if opposite is not None and said[0] != said[1]:
+        first = self._exact.get(hash((exact_prompt, *reversed(said))))
+        if first is not None and said[0] != said[1]:
             found.append("opposite_label")
-            if self.fate[opposite] != "opposite_label":
-                self._find("opposite_label", opposite, made["where"])
+            for opposite in (first, *self._copies.get(first, ())):
+                if self.fate[opposite] not in ("opposite_label", "duplicate"):
+                    self._find("opposite_label", opposite, made["where"])
         return found
 
     def see_tokens(self, number: int, facts: dict) -> None:
@@ -334,7 +341,7 @@ class Checkup:
             "findings": {
                 name: {
                     "count": self.counts[name],
-                    "share": self.counts[name] / max(rows, 1),
+                    "share": min(1.0, self._rows_with[name] / max(rows, 1)),
                     "drops": finding.drops and name not in self.keep,
                     **self.firsts[name],
                     "title": finding.title,
@@ -354,7 +361,7 @@ class Checkup:
 
     def _note_whole(self) -> None:
         """Note what only all pairs together show: few different texts for so many pairs, more than noise in the labels."""
-        pairs = len(self.fate)
+        pairs = min(len(self.fate), len({row for rows in self.rows_of for row in rows}))  # a row may make several
         if self.counts["scores_contradict"] <= self.scored * CONTRADICTING:
             del self.counts["scores_contradict"]
         for part, texts in self._distinct.items():
@@ -362,7 +369,7 @@ class Checkup:
             names = part != "prompt" and self._are_words[part] and pairs >= 4 and len(texts) * 2 <= pairs
             if (few or names) and len(texts) < MOST_COUNTED:
                 name = "few_prompts" if part == "prompt" else f"few_{part}"
-                self.counts[name] = pairs
+                self.counts[name] = self._rows_with[name] = pairs
                 self.firsts[name] = {"rows": [], "first": "all", "detail": f"{len(texts):,} different ones"}
 
     def _describe(self, lengths: dict) -> dict:
@@ -412,6 +419,14 @@ def _said(text: str | list[dict]) -> str:
 
 def _words_of(text: str | list[dict]) -> str:
     return text if isinstance(text, str) else "\n".join([turn["content"] for turn in text])
+
+
+def _with_calls(text: str | list[dict]) -> str:
+    """The words, and the tool calls that stand beside them or in their place."""
+    if isinstance(text, str):
+        return text
+    calls = (json.dumps(turn["tool_calls"]) if turn.get("tool_calls") else "" for turn in text)
+    return "\n".join(turn["content"] + called for turn, called in zip(text, calls, strict=True))
 
 
 def _has_chat_marks(text: str) -> bool:

@@ -366,7 +366,8 @@ def _rows_of(document, path: Path) -> list:
     values = list(document.values())
     if {"columns", "data"} <= document.keys() <= {"columns", "data", "index"}:  # df.to_json(orient="split")
         names, rows = document["columns"], document["data"]
-        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == len(names) for row in rows):
+        is_table = isinstance(names, list) and isinstance(rows, list)
+        if not is_table or not all(isinstance(row, list) and len(row) == len(names) for row in rows):
             raise ValueError(f"{path} holds no rows: each under data needs a value for each of its columns")
         return [dict(zip(names, row, strict=True)) for row in rows]
     if values and all(isinstance(value, dict) and all(key.isdigit() for key in value) for value in values):

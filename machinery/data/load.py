@@ -32,7 +32,7 @@ from .files import RowSource, open_splits, wrap_splits
 from .formatting import form_for, format_pairs
 from .pairs import PAIRINGS, make_pairs
 from .report import summary, to_look_at
-from .stream import stream_pairs
+from .stream import first_kinds, stream_pairs
 
 
 def load_pairs(
@@ -70,11 +70,15 @@ def load_pairs(
             if how.get("save_cleaned"):
                 raise UserError("--save_cleaned writes what was read whole, so it goes without --dataset_streaming.")
             _check(how.get("pairing", PAIRINGS[0]), how.get("keep_findings") or (), how.get("held_out_share", 0.0))
+            if tokenizer is None:
+                raise UserError("--check_only reads all rows, so it goes without --dataset_streaming.")
             notes, pairs, reports = [], [None, None], {}
-            for number, rows in enumerate(splits.values()):
-                asked = {name: how[name] for name in ("dataset_format", "columns", "verdict") if name in how}
-                reading = find_reading(rows, **asked)
-                pairs[number], said = stream_pairs(rows, reading, tokenizer, format_pair, **how)
+            asked = {name: how[name] for name in ("dataset_format", "columns", "verdict") if name in how}
+            readings = [find_reading(rows, **asked) for rows in splits.values()]
+            seen = [first_kinds(rows, reading, **how) for rows, reading in zip(splits.values(), readings, strict=True)]
+            for number, (rows, reading) in enumerate(zip(splits.values(), readings, strict=True)):
+                kinds = set().union(*seen)  # all splits get one form
+                pairs[number], said = stream_pairs(rows, reading, kinds, tokenizer, format_pair, **how)
                 settled = (how.get("pairing", PAIRINGS[0]), how.get("min_margin", 0.0), how.get("columns") or {})
                 notes += [*said, *without_effect(reading, *settled)]
         else:
@@ -157,15 +161,21 @@ def _load_whole(
     _check(how.get("pairing", PAIRINGS[0]), keep_findings or (), held_out_share)
     train, *others = splits
     cleaned = {split: store.cleaned_files(save_cleaned, split, train) for split in splits} if save_cleaned else {}
-    checkups, pairs, reports, notes = {}, {}, {}, []
+    lengths = {
+        name: how.pop(name) for name in ("look_at", "num_proc", "max_prompt_length", "max_length") if name in how
+    }
+    checkups, read, pairs, reports, notes = {}, {}, {}, {}, []
     # On Windows a file that is still mapped cannot be deleted.
     with tempfile.TemporaryDirectory(prefix="dpo-", ignore_cleanup_errors=True) as scratch:
         for split in (*others, train):  # the test split first: its prompts must not be trained on
             rows, elsewhere = splits[split], checkups[others[0]].prompts if checkups else ()
             checkup = checkups[split] = Checkup(elsewhere, keep_findings, keep_plain)
-            kept = Path(scratch) / f"{split}.arrow"
-            pairs[split], reports[split], said = _load_split(
-                rows, checkup, kept, tokenizer, format_pair, keep_plain=keep_plain, seed=seed, **how
+            read[split] = _read_split(rows, checkup, Path(scratch) / f"{split}.arrow", seed=seed, **how)
+        kinds = set().union(*(checkup.kinds for checkup in checkups.values()))  # all splits get one form
+        for split in read:
+            rows, checkup = splits[split], checkups[split]
+            pairs[split], reports[split], said = _format_split(
+                rows, checkup, read[split], kinds, tokenizer, format_pair, keep_plain=keep_plain, **lengths, **how
             )
             notes += said
             if split in cleaned:
@@ -192,12 +202,10 @@ def _check(pairing: str, keep_findings, held_out_share: float) -> None:
         raise UserError(f"--held_out_share must be at least 0 and below 1, not {held_out_share}.")
 
 
-def _load_split(
+def _read_split(
     rows: RowSource,
     checkup: Checkup,
     kept: Path,
-    tokenizer,
-    format_pair: Callable,
     *,
     dataset_format: str | Callable = "auto",
     columns: dict[str, str] | None = None,
@@ -205,15 +213,11 @@ def _load_split(
     pairing: str = PAIRINGS[0],
     min_margin: float = 0.0,
     skip_bad_rows: bool = False,
-    look_at: int | None = None,
     seed: int = 0,
-    num_proc: int | None = None,
-    keep_plain: bool = False,
-    **lengths,
-) -> tuple[Dataset, dict, list[str]]:
-    """The sound pairs of one split, its report, and what is to be said.
+) -> tuple[Reading, Dataset, str]:
+    """How a split is read, its sound pairs as they were read, and a hash of all that were.
 
-    kept: a file for its pairs. lengths: max_prompt_length and max_length. See `load_pairs` for the rest.
+    kept: a file for its pairs. See `load_pairs` for the rest.
     """
     reading = find_reading(rows, dataset_format, columns, verdict)
     made = make_pairs(_with_bar(rows), reading, pairing, min_margin, seed)
@@ -223,15 +227,49 @@ def _load_split(
         raise UserError(str(error).rstrip(".") + ".") from error
     if said := doubt(reading, checkup, columns, verdict):
         raise UserError(f"{rows.name}: {said}")
-    sound, notes = checkup.sound(), []
-    found = found.select(sound)
+    return reading, found.select(checkup.sound()), digest
+
+
+def _format_split(
+    rows: RowSource,
+    checkup: Checkup,
+    read: tuple[Reading, Dataset, str],
+    kinds: set[str],
+    tokenizer,
+    format_pair: Callable,
+    *,
+    columns: dict[str, str] | None = None,
+    pairing: str = PAIRINGS[0],
+    min_margin: float = 0.0,
+    look_at: int | None = None,
+    num_proc: int | None = None,
+    keep_plain: bool = False,
+    max_prompt_length: int | None = None,
+    max_length: int | None = None,
+    **of_reading,
+) -> tuple[Dataset, dict, list[str]]:
+    """The sound pairs of one split in the form that training takes, its report, and what is to be said.
+
+    read: of `_read_split`, whose arguments of_reading are. kinds: what was seen in all splits, so that one form fits all.
+    """
+    (reading, found, digest), sound, notes = read, checkup.sound(), []
     if tokenizer is not None and sound:
-        as_turns, notes = form_for(tokenizer, checkup.kinds, rows.name, keep_plain)
+        as_turns, notes = form_for(tokenizer, kinds, rows.name, keep_plain)
         # sound: which of the pairs that were read; the same file may come with other findings kept
         key = [digest, sound]
         step = 1 if look_at is None else max(1, len(found) // look_at)
         found, facts = format_pairs(
-            found, key, rows.name, checkup.kinds, tokenizer, format_pair, as_turns, step, num_proc, **lengths
+            found,
+            key,
+            rows.name,
+            checkup.kinds,
+            tokenizer,
+            format_pair,
+            as_turns,
+            step,
+            num_proc,
+            max_prompt_length,
+            max_length,
         )
         for number, seen in zip(sound, facts, strict=True):
             checkup.see_tokens(number, seen)
@@ -255,7 +293,8 @@ def in_report(reading: Reading) -> dict:
 def without_effect(reading: Reading, pairing: str, min_margin: float, columns: dict[str, str]) -> list[str]:
     """The flags that do nothing on this data."""
     if reading.kind == "converter":
-        return [f"--columns has no effect: {reading.title}."] if columns else []
+        given = ["--columns"] * bool(columns) + [f"--pairing {pairing}"] * (pairing != PAIRINGS[0])
+        return [f"{' and '.join(given)} has no effect: {reading.title}."] if given else []
     read = {*reading.parts.values(), *reading.meaning.values()}
     unread = [f"{ours}={theirs}" for ours, theirs in columns.items() if theirs not in read]
     notes = [f"--columns {','.join(unread)} has no effect: read as {reading.says}."] if unread else []

@@ -33,6 +33,8 @@ def make_pairs(
     groups: dict[str, list[tuple[int, str, dict]]] = {}
     messages: dict[str, tuple[int, str, dict]] = {}
     is_grouped = reading.is_grouped
+    if not reading.has_scores and reading.convert is None:
+        min_margin = 0.0  # labels are not apart by so much
     for number, row in enumerate(rows):
         try:
             if row.fault is not None:

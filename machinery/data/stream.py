@@ -4,6 +4,7 @@ stream, notes = stream_pairs(rows, reading, tokenizer, format_pair, min_margin=0
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 
@@ -22,31 +23,46 @@ from .tokens import TemplateTrial
 
 logger = logging.getLogger("dpo")
 
+MOST_NAMED = 5  # rows that are skipped for one reason
 
-def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Callable, **how):
-    """An IterableDataset, and what is to be said. Duplicates go unseen. Raises UserError where there can be none.
+
+def first_kinds(rows: RowSource, reading: Reading, **how) -> set[str]:
+    """What is seen among the first 100 pairs: "text", "turns", "rich turns". Raises UserError where none can be used.
 
     how: as for `load.load_pairs`.
     """
-    if tokenizer is None:
-        raise UserError("--check_only reads all rows, so it goes without --dataset_streaming.")
     if reading.is_grouped:
         raise UserError(f"{rows.name}: the answers to a prompt stand in several rows, so it cannot be streamed.")
-    pairing = {name: how[name] for name in ("pairing", "min_margin", "seed") if name in how}
-    keep = how.get("keep_findings") or ()
-    checkup = Checkup(keep=keep)
-    for made in islice(make_pairs(rows, reading, **pairing), 100):
+    checkup = Checkup(keep=how.get("keep_findings") or ())
+    for made in islice(make_pairs(rows, reading, **_pairing(how)), 100):
         checkup.see(made)
     if said := doubt(reading, checkup, how.get("columns"), how.get("verdict")):
         raise UserError(f"{rows.name}: {said}")
     if not checkup.sound():
         raise UserError(f"{rows.name}: none of the first 100 pairs can be used. {what_fails(checkup.report())}")
-    as_turns, notes = form_for(tokenizer, checkup.kinds, rows.name, how.get("keep_plain", False))
+    return checkup.kinds
+
+
+def _pairing(how: dict) -> dict:
+    return {name: how[name] for name in ("pairing", "min_margin", "seed") if name in how}
+
+
+def stream_pairs(rows: RowSource, reading: Reading, kinds: set[str], tokenizer, format_pair: Callable, **how):
+    """An IterableDataset, and what is to be said. Duplicates go unseen.
+
+    kinds: of all splits, see `first_kinds`. how: as for `load.load_pairs`.
+    """
+    pairing, keep = _pairing(how), how.get("keep_findings") or ()
+    as_turns, notes = form_for(tokenizer, kinds, rows.name, how.get("keep_plain", False))
     features = store.pair_features({"rich turns", *store.OPTIONAL}, as_turns)
     nothing, trial = dict.fromkeys(features) | {"chat_template_kwargs": {}}, TemplateTrial(tokenizer)
 
+    skipped = Counter()
+
     def read():
         for made in make_pairs(rows, reading, **pairing):
+            if made.get("fault") == "unreadable" and not how.get("skip_bad_rows"):
+                raise UserError(f"{made['where']}: {made['text']}. --skip_bad_rows goes on without such rows.")
             seen = Checkup(keep=keep)
             seen.see(made)
             if said := doubt(reading):
@@ -65,7 +81,11 @@ def stream_pairs(rows: RowSource, reading: Reading, tokenizer, format_pair: Call
             except UserError:  # the template does not end
                 raise
             except TEMPLATE_ERRORS as error:
-                logger.warning(f"{made['where']} is skipped: {error}.")
+                kind = made.get("fault") or seen.fate[0] or type(error).__name__
+                skipped[kind] += 1
+                if skipped[kind] <= MOST_NAMED:
+                    more = " Others like it are skipped without a word." if skipped[kind] == MOST_NAMED else ""
+                    logger.warning(f"{made['where']} is skipped: {error}.{more}")
 
     stream = IterableDataset.from_generator(
         _Named(read, f"{rows.name} {how} {tokenizer.name_or_path}"), features=features

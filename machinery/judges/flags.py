@@ -47,7 +47,8 @@ class JudgeArguments:
         default=None, help="a reward model; with --judge_url the name of a language model there"
     )
     judge_url: str | None = HfArg(
-        default=None, help="an OpenAI-compatible endpoint; its key is read from DPO_JUDGE_API_KEY"
+        default=None,
+        help="an OpenAI-compatible endpoint; its key is read from DPO_JUDGE_API_KEY, else from OPENAI_API_KEY",
     )
     judge_prompt: str | None = HfArg(
         default=None, help="what the endpoint is asked: a text file with {prompt}, {answer_a} and {answer_b}"

@@ -136,8 +136,8 @@ def _compared(judge: Judge, prompts: list, answers: list[list[Sampled]], args) -
 def write_scored(folder: Path, split: str, prompts: list, answers: list[list[Sampled]], scores: list[list]) -> None:
     """Write folder/split.jsonl, and say what is in it. Raises UserError where it makes no pair.
 
-    An answer that was cut off counts as worse than every whole one, by a standard deviation of whole ones' scores at least: it has
-    no end, and chosen it would teach to stop in the middle of a sentence.
+    An answer that was cut off counts as worse than every whole one, by a standard deviation of whole ones' scores at
+    least: it has no end, and chosen it would teach to stop in the middle of a sentence.
     """
     step, file = _one_deviation(answers, scores), folder / f"{split}.jsonl"
     ranked = [_below(row, numbers, step) for row, numbers in zip(answers, scores, strict=True)]

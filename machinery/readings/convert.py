@@ -9,7 +9,7 @@ written otherwise than its column. Answers that are to be compared come as {"pro
 
 import json
 
-from .reading import Reading, dig, names, pairs_of_names
+from .reading import CARRIED, Reading, dig, names, pairs_of_names
 from .texts import (
     Text,
     Unusable,
@@ -21,6 +21,7 @@ from .texts import (
     extras_of,
     from_json,
     interleave,
+    turns_of_prompt,
     with_system,
 )
 from .values import BAD, FIRST, GOOD, SECOND, TIE, TIES, as_score, canonical, explains, marks_of
@@ -30,6 +31,8 @@ MOST_VALUES = 1000  # of a verdict that are counted; a column of texts taken for
 
 def convert(row: dict, reading: Reading) -> dict | list[dict]:
     """One pair {prompt, chosen, rejected, ...}, or answers, or a list of such. Raises Unusable."""
+    if carried := CARRIED & reading.parts.keys():  # under another name than `extras_of` looks for
+        row = row | {part: dig(row, reading.parts[part]) for part in carried}
     return CONVERTERS[reading.kind](row, reading)
 
 
@@ -106,9 +109,13 @@ def system_of(row: dict, reading: Reading):
     return dig(row, reading.parts["system"]) if "system" in reading.parts else None
 
 
-def _full_prompt(row: dict, reading: Reading) -> Text:
+def _asked(row: dict, reading: Reading, answers: list[tuple[Text, float]]) -> dict:
+    """A prompt with the answers to it that are to be compared, each with its score or label."""
     prompt, system = asked_in(row, reading), system_of(row, reading)
-    return with_system(prompt, system) if system else prompt
+    if turns := turns_of_prompt(prompt):  # as `assemble` does, before a system turn makes it turns of another kind
+        prompt = turns
+        answers = [(a.removeprefix(" ") if isinstance(a, str) else a, worth) for a, worth in answers]
+    return {"prompt": with_system(prompt, system) if system else prompt, "answers": answers, **extras_of(row)}
 
 
 def _given_scores(row: dict, chosen: str | None, rejected: str | None) -> dict:
@@ -142,7 +149,7 @@ def _preference(row: dict, reading: Reading) -> dict:
     if reading.forms.get("rejected") == "several" or reading.forms.get("chosen") == "several":
         answers = [(text, 1.0) for text in _several(row, reading, "chosen")]
         answers += [(text, 0.0) for text in _several(row, reading, "rejected")]
-        return {"prompt": _full_prompt(row, reading), "answers": answers, **extras_of(row)}
+        return _asked(row, reading, answers)
     chosen, rejected = _cell(row, reading, "chosen"), _cell(row, reading, "rejected")
     scores = (reading.parts.get("score_chosen"), reading.parts.get("score_rejected"))
     return _pair(row, reading, chosen, rejected) | _given_scores(row, *scores)
@@ -229,6 +236,8 @@ def _sided(row: dict, reading: Reading, side: str) -> dict:
     texts = {part: _cell(row, reading, part) for part in (FIRST, SECOND)}
     if "turn" in reading.parts:  # the verdict is about so many exchanges of the conversations
         end = 2 * int(as_score(dig(row, reading.parts["turn"]), reading.parts["turn"]))
+        if end < 2:
+            raise Unusable("wrong_type", f"{reading.parts['turn']!r} is below 1, and counts exchanges from 1")
         if not all(isinstance(text, list) for text in texts.values()):
             raise Unusable(
                 "wrong_type", f"{reading.parts['turn']!r} counts exchanges, and the answers are no conversations"
@@ -249,8 +258,7 @@ def _answers(row: dict, reading: Reading) -> dict:
         raise Unusable("wrong_type", f"there are {len(answers)} answers, and as many scores are needed in {scored!r}")
     worth = [_label(score, reading) if "labels" in reading.parts else as_score(score, scored) for score in scores]
     texts = [answer_in(answer, listed, reading) for answer in answers]
-    made = {"prompt": _full_prompt(row, reading), "answers": list(zip(texts, worth, strict=True))}
-    return made | extras_of(row)
+    return _asked(row, reading, list(zip(texts, worth, strict=True)))
 
 
 def list_at(row: dict, path: str) -> list | None:
@@ -283,12 +291,11 @@ def _single(row: dict, reading: Reading) -> dict:
     )
     answer = _cell(row, reading, "answer")
     if "prompt" in parts:
-        prompt = _full_prompt(row, reading)
-    elif isinstance(answer, str) or len(answer) < 2:
+        return _asked(row, reading, [(answer, worth)])
+    if isinstance(answer, str) or len(answer) < 2:
         raise Unusable("wrong_type", f"{parts['answer']!r} is no conversation of a question and its answer")
-    else:
-        prompt, answer = answer[:-1], answer[-1:]
-        check_roles(prompt, answer)
+    prompt, answer = answer[:-1], answer[-1:]
+    check_roles(prompt, answer)
     return {"prompt": prompt, "answers": [(answer, worth)], **extras_of(row)}
 
 
@@ -317,9 +324,12 @@ def _message(row: dict, reading: Reading) -> dict:
     name, parent, text, rank, role = (
         dig(row, reading.parts[part]) for part in ("message", "parent", "answer", "score", "role")
     )
+    for part, identity in (("message", name), ("parent", parent)):
+        if not isinstance(identity, str | int | float | None):
+            raise Unusable("wrong_type", f"{reading.parts[part]!r} is no name of a message")
     score = None if rank in (None, "") else as_score(rank, reading.parts["score"])
     turn = as_turn({"role": role, "content": text}, reading.parts["answer"])
-    return {"message": name, "parent": parent or None, "turn": turn, "score": score}
+    return {"message": name, "parent": None if parent == "" else parent, "turn": turn, "score": score}
 
 
 CONVERTERS = {

@@ -331,12 +331,27 @@ def _listed_answers(look: Names, prompt: dict[str, str], has_meaning: bool) -> l
         told = labels(cells) if is_label else []
         if "labels" in look.columns and (has_meaning or not told):
             told = [TO_BE_SAID]
+        if told and not look.columns.keys() & {"answers", "labels"}:
+            _refuse_steps(answers, scored, cells)
         if told:
             return [
                 Reading(prompt | {"answers": answers, "labels": scored}, meaning, is_guess=True) for meaning in told
             ]
         return [Reading(prompt | {"answers": answers, "scores": scored}, is_guess=True)]
     return []
+
+
+def _refuse_steps(answers: str, labels: str, cells: list) -> None:
+    """TRL's stepwise supervision: the steps of one answer, each right or wrong, look like answers, each good or bad."""
+    if (
+        canonical(answers) == "completions"
+        and canonical(labels) == "labels"
+        and all(isinstance(c, bool) for c in cells)
+    ):
+        raise ValueError(
+            f"{answers} and {labels} may be the steps of one answer, each right or wrong, which make no pair. If they are "
+            f"answers to one prompt, say so by --columns answers={answers},labels={labels}"
+        )
 
 
 def _refuse_order(column: str, cells: list) -> None:

@@ -85,13 +85,14 @@ class Reading:
     @property
     def has_scores(self) -> bool:
         """Whether --min_margin has scores to compare."""
-        is_scored = self.kind in ("scored_answers", "scored_rows", "messages")
+        is_scored = self.kind in ("scored_answers", "scored_rows", "messages", "tree")
         return is_scored or bool(self.parts.keys() & {"score_chosen", "score_first"})
 
     @property
     def has_choice(self) -> bool:
         """Whether --pairing has answers to choose from."""
-        return self.kind in ("scored_answers", "scored_rows", "labelled_answers", "unpaired", "tree", "messages")
+        kinds = ("scored_answers", "scored_rows", "labelled_answers", "unpaired", "tree", "messages")
+        return self.kind in kinds or "several" in self.forms.values()
 
     @property
     def verdict(self) -> str | None:

@@ -189,6 +189,8 @@ def assemble(prompt: Text | None, chosen: Text, rejected: Text, row: dict, syste
     prompt: None where whole conversations bring it along.
     """
     both = (chosen, rejected)
+    if any(isinstance(text, list) and not isinstance(text[0], dict) for text in both):
+        raise Unusable("wrong_type", "an answer is a list of texts, and neither a text nor turns")
     if all(isinstance(text, str) for text in both) and (prompt is None or all(map(is_transcript, both))):
         chosen, rejected = parse_transcript(chosen, "chosen"), parse_transcript(rejected, "rejected")
     if is_conversation(chosen) and is_conversation(rejected):
@@ -239,7 +241,7 @@ def as_turns(text: Text, role: str) -> list[dict]:
 
 def is_conversation(text) -> bool:
     """Whether a text is turns that begin with a question, so that its prompt is in it."""
-    return isinstance(text, list) and text[0]["role"] in ("system", "developer", "user")
+    return isinstance(text, list) and isinstance(text[0], dict) and text[0]["role"] in ("system", "developer", "user")
 
 
 def is_transcript(text) -> bool:
@@ -256,8 +258,9 @@ def extras_of(row: dict) -> dict:
     """What a row carries along for templates and evaluation: tools, template keywords, a category."""
     extras = {}
     tools = row.get("tools")
-    if tools is None and isinstance(row.get("input"), dict):
-        tools = row["input"].get("tools")
+    for holder in ("input", "prompt"):
+        if tools is None and isinstance(row.get(holder), dict):
+            tools = row[holder].get("tools")
     if tools and (tools := from_json(tools, list, "'tools' is no list, nor a list written as JSON")):
         extras["tools"] = json.dumps(tools)
     if kwargs := row.get("chat_template_kwargs"):

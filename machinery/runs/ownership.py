@@ -14,6 +14,7 @@ its checkpoints list it, is then its own, and all else was put there since.
 
 import json
 import os
+import re
 import shutil
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -80,11 +81,11 @@ def is_held(folder: Path) -> bool:
 
 def begin(folder: Path) -> None:
     """Put aside what an older run has left in a held folder, where `in_the_way` is empty, and note that a run has begun."""
-    note, aside = _note_in(folder), _aside(folder)
+    note, older = _note_in(folder), aside(folder)
     if note.exists():
-        aside.mkdir(exist_ok=True)
+        older.mkdir(exist_ok=True)
         for path in (*_entries(folder), note):  # the note last: it says that all of it is there
-            path.rename(aside / path.name)
+            path.rename(older / path.name)
     go_on(folder)
 
 
@@ -96,8 +97,8 @@ def go_on(folder: Path) -> None:
 
 def drop_older(folder: Path) -> None:
     """Delete what `begin` has put aside."""
-    if _aside(folder).is_dir():
-        dropped = _aside(folder).rename(folder / OWN / "dropped")  # at once, so that no part of it is ever brought back
+    if aside(folder).is_dir():
+        dropped = aside(folder).rename(folder / OWN / "dropped")  # at once, so that no part of it is ever brought back
         shutil.rmtree(dropped, ignore_errors=True)
 
 
@@ -170,7 +171,7 @@ def _left_unfinished(folder: Path, files: dict[str, Path]) -> set[str]:
     for name, path in files.items():
         first, *rest = Path(name).parts
         is_made = _is_any_of(name, EARLY) or _is_any_of(path.name, (f".*{UNFINISHED}",))
-        if first.startswith("checkpoint-"):
+        if re.fullmatch(r"checkpoint-\d+", first):  # one of another name was made by hand
             noted = _noted_in(folder / first)
             is_made |= noted is None or "/".join(rest) in {*noted, MANIFEST}
         elif first == "base" and rest:
@@ -193,19 +194,20 @@ def _noted_in(checkpoint: Path) -> set[str] | None:
 def _bring_back(folder: Path) -> None:
     """Undo `begin` where its run ended before it trained, and what was left half done by a kill."""
     shutil.rmtree(folder / OWN / "dropped", ignore_errors=True)
-    note, aside = _note_in(folder), _aside(folder)
-    if not aside.is_dir():
+    note, older = _note_in(folder), aside(folder)
+    if not older.is_dir():
         return
-    if (aside / note.name).exists():
+    if (older / note.name).exists():
         for path in _entries(folder):  # what the run that ended so early had written
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        (aside / note.name).replace(note)
-    for path in aside.iterdir():
+        (older / note.name).replace(note)
+    for path in older.iterdir():
         path.rename(folder / path.name)
-    aside.rmdir()
+    older.rmdir()
 
 
-def _aside(folder: Path) -> Path:
+def aside(folder: Path) -> Path:
+    """Where a run that is to be replaced waits until the new one trains."""
     return folder / OWN / "older"
 
 

@@ -22,6 +22,7 @@ from ..common.kept_files import size_on_disk
 from ..hardware.estimate import least_states
 from ..models.adapters import adapter_bytes
 from .checkpoints import LEAST_KEPT, checkpoints
+from .ownership import aside
 
 logger = logging.getLogger("dpo")
 
@@ -56,7 +57,8 @@ def _too_much(training_args, policy, train_pairs, peft_config, whole_models: int
     folder = Path(training_args.output_dir)
     there = sum(map(size_on_disk, checkpoints(folder)))  # of the run that goes on
     needed = count * (trained + states) + trained + whole_models * weights - there
-    free = shutil.disk_usage(folder.resolve()).free
+    # What is replaced is gone before anything is written.
+    free = shutil.disk_usage(folder.resolve()).free + size_on_disk(aside(folder))
     if needed <= LIKELY * free:
         return None, False
     parts = [f"{count} checkpoint{'s' * (count != 1)} of {_size(trained + states)}"] if count else []

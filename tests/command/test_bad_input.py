@@ -207,7 +207,9 @@ ON_ITSELF = "--model_name_or_path {demo}/model --reference {demo}/model --datase
 
 FLAGS = {
     "misspelt": Case(BASIC, "--leaning_rate 1", ("--leaning_rate", "did you mean --learning_rate?")),
-    "misspelt_twice": Case(BASIC, "--learning_rat 1 --leaning_rate 1", ("--leaning_rate",)),
+    "misspelt_twice": Case(
+        BASIC, "--learning_rat 1 --leaning_rate 1", ("--learning_rat: did you mean --learning_rate?",)
+    ),
     "unknown": Case(BASIC, "--qwertz 1", ("--qwertz", "--help_all")),
     "old_name": Case(BASIC, "--evaluation_strategy steps", ("did you mean --eval_strategy?",)),
     "stray_word": Case(BASIC, "stray", ("'stray'", "belongs to no flag")),

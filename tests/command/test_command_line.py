@@ -106,3 +106,9 @@ def test_a_mixture_of_data_sets_aside_the_demos_own(tmp_path):
     assert [dataset.path for dataset in args.source.datasets] == ["my_pairs", "others"]
     metrics = {"model": "demo/model", "dataset": None, "beta": 0.1, "seed": 42}
     assert beside_full_run(metrics, tmp_path, make_it=False).startswith("Not compared")
+
+
+def test_a_flag_is_given_whole():
+    """What hides a token where a command is shown, and what hands flags on, know whole names."""
+    with pytest.raises(UserError, match="There is no flag --hub_tok: did you mean --hub_token"):
+        parsed("--hub_tok", "hf_secret")

@@ -181,3 +181,11 @@ def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch):
         file.write("{}")
     assert failed.value.filename == str(tmp_path / "metrics.json")
     assert failed.value.errno == errno.ENOSPC
+
+
+def test_files_that_are_written_together_take_the_place_of_folders_too(tmp_path):
+    for text in ("old", "new"):
+        with kept_files.complete_files(tmp_path / "run") as unfinished:
+            (unfinished / "templates").mkdir()
+            (unfinished / "templates" / "tool_use.jinja").write_text(text)
+    assert (tmp_path / "run" / "templates" / "tool_use.jinja").read_text() == "new"

@@ -152,6 +152,47 @@ def test_pairs_that_differ_in_a_tool_call_only_are_no_duplicates():
     assert examine(*pairs, opposite).sound() == [1]
 
 
+def test_answers_that_are_tool_calls_are_counted_by_what_they_call():
+    def call(city):
+        return [
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"c": city}}}]}
+        ]
+
+    pairs = [
+        {
+            "prompt": [{"role": "user", "content": f"Weather {n}?"}],
+            "chosen": call(f"Paris {n}"),
+            "rejected": call(f"Rome {n}"),
+        }
+        for n in range(40)
+    ]
+    assert examine(*pairs).report()["findings"] == {}
+    refusal = [{"role": "assistant", "content": "I cannot."}]
+    assert examine(*(pair | {"rejected": refusal} for pair in pairs)).report()["longer_is_chosen"]["accuracy"] == 1.0
+
+
+def test_a_row_of_many_pairs_counts_once():
+    checkup = Checkup()
+    for row in range(100):
+        for number in range(28):
+            pair = {
+                "prompt": f"Why {row} so?",
+                "chosen": f"Rain {row} {number}.",
+                "rejected": f"I say {row} {number} no.",
+            }
+            spoilt = {"chosen": f"Rain\ufffd {number}."} if row == 7 else {}
+            checkup.see(pair | spoilt | {"rows": [row], "where": f"line {row}"})
+    findings = checkup.report()["findings"]
+    assert list(findings) == ["replacement_characters"]
+    assert (findings["replacement_characters"]["count"], findings["replacement_characters"]["share"]) == (28, 0.01)
+
+
+def test_all_copies_of_a_pair_that_is_contradicted_are_dropped():
+    against = {"chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}
+    for pairs in ([PAIR, PAIR, PAIR, PAIR | against], [PAIR | against, PAIR, PAIR, PAIR]):
+        assert examine(*pairs, keep=("duplicate",)).fate == ["opposite_label"] * 4
+
+
 def test_an_answer_may_repeat_what_a_tool_said():
     prompt = [
         {"role": "user", "content": "Capital?"},

@@ -16,6 +16,7 @@ from trl.chat_template_utils import qwen3_chat_template
 
 from dpo_utils import format_pair, load_preferences, load_tokenizer, prompt_ids, show_pairs
 from machinery.common import kept_files
+from machinery.common.errors import UserError
 from machinery.data import formatting
 from machinery.data.formatting import PLAIN_CHAT_TEMPLATE, format_row
 from machinery.data.tokens import TemplateTrial, shorten_prompt, tokenise
@@ -87,6 +88,16 @@ def test_text_and_turns_in_one_file_become_turns(base_model_folder, tmp_path):
     rows = [TEXTS, TURNS | {"prompt": [{"role": "user", "content": "Else"}]}]
     pairs, _ = load(rows, load_tokenizer(str(base_model_folder)), tmp_path)
     assert [parts(pair) for pair in pairs] == [TURNS, rows[1]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_held_out_pairs_take_the_form_of_those_to_train_on(streaming, base_model_folder, tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(TEXTS) + "\n" + json.dumps(TURNS) + "\n")
+    (tmp_path / "test.jsonl").write_text(json.dumps({"prompt": "Where?", "chosen": "Here.", "rejected": "No."}) + "\n")
+    tokenizer = load_tokenizer(str(base_model_folder))
+    train, held_out, _ = load_preferences(str(tmp_path), tokenizer, streaming=streaming)
+    assert isinstance(next(iter(train))["prompt"], list)
+    assert next(iter(held_out))["prompt"] == [{"role": "user", "content": "Where?"}]
 
 
 def test_tool_calls_come_through_whole(chat_tokenizer, tmp_path):
@@ -241,6 +252,23 @@ def test_streamed_pairs_are_those_of_the_file_and_bad_ones_are_skipped(chat_toke
     assert held_out is None
     assert [pair["prompt"][0]["content"] for pair in pairs] == [f"Hello {n}" for n in range(5)]
     assert "line 6 is skipped: empty_answer" in caplog.text
+
+
+def test_many_rows_that_are_skipped_are_named_a_few_times(chat_tokenizer, tmp_path, caplog):
+    rows = [TEXTS | {"prompt": f"Hello {n}"} for n in range(3)] + [TEXTS | {"chosen": "What"}] * 20
+    pairs, _ = load(rows, chat_tokenizer, tmp_path, streaming=True)
+    assert len(list(pairs)) == 3
+    skipped = [record.message for record in caplog.records if "is skipped" in record.message]
+    assert len(skipped) == 5 and skipped[-1].endswith("Others like it are skipped without a word.")
+
+
+def test_a_streamed_row_that_cannot_be_read_ends_the_run_unless_it_may_be_skipped(chat_tokenizer, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(f"{json.dumps(TEXTS)}\n" * 120 + "{broken\n")
+    pairs, *_ = load_preferences(str(tmp_path / "pairs.jsonl"), chat_tokenizer, streaming=True)
+    with pytest.raises(UserError, match="--skip_bad_rows goes on"):
+        list(pairs)
+    pairs, *_ = load_preferences(str(tmp_path / "pairs.jsonl"), chat_tokenizer, streaming=True, skip_bad_rows=True)
+    assert len(list(pairs)) == 120
 
 
 def test_streamed_turns_may_carry_tool_calls_from_any_row_on(chat_tokenizer, tmp_path):

@@ -463,3 +463,69 @@ def test_a_converter_of_ones_own_is_enough_and_its_errors_are_faults():
     good, bad = make_pairs(rows, shape)
     assert parts(good) == TEXTS
     assert (bad["fault"], bad["text"]) == ("converter_failed", "mine: KeyError: 'yes'")
+
+
+# --- What looks like something else ---
+
+
+def test_the_steps_of_one_answer_are_not_taken_for_answers():
+    row = {
+        "prompt": "How much is 2+2*3?",
+        "completions": ["2*3 is 6.", "2+6 is 9.", "So 9."],
+        "labels": [True, False, False],
+    }
+    with pytest.raises(ValueError, match="may be the steps of one answer"):
+        convert(row)
+    _, [made] = convert(row, columns={"answers": "completions", "labels": "labels"})
+    assert made["chosen"] == "2*3 is 6."
+
+
+def test_tools_and_category_are_found_under_the_names_that_are_given():
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    row = {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "functions": tools, "topic": "reasons"}
+    _, [made] = convert(row, columns={"tools": "functions", "category": "topic"})
+    assert (json.loads(made["tools"]), made["category"]) == (tools, "reasons")
+    _, [made] = convert({"prompt": {"messages": [USER], "tools": tools}, "chosen": [GOOD], "rejected": [BAD]})
+    assert json.loads(made["tools"]) == tools
+
+
+def test_a_transcript_below_a_system_column_is_turns_for_scored_answers_too():
+    asked = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: And now?\n\nAssistant:"
+    row = {"system": "Be brief.", "prompt": asked, "responses": [" Then.", " No."], "scores": [2.0, 1.0]}
+    _, [made] = convert(row)
+    assert made["prompt"] == [SYSTEM, USER, GOOD, THANKS]
+    assert (made["chosen"], made["rejected"]) == tuple(
+        [{"role": "assistant", "content": said}] for said in ("Then.", "No.")
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "Why?", "chosen": '["So."]', "rejected": '["No."]'}, None),
+        (
+            {"a": [USER, GOOD], "b": [USER, BAD], "w": "a", "n": 0},
+            {"first": "a", "second": "b", "verdict": "w", "turn": "n"},
+        ),
+    ],
+)
+def test_what_nobody_can_read_is_a_fault_and_no_accident(row, columns):
+    _, [made] = convert(row, columns=columns)
+    assert "fault" in made or made["chosen"] == '["So."]'
+
+
+def test_a_message_may_be_called_0():
+    told = {"message_id": "message", "parent_id": "parent"}
+    rows = [
+        {"message_id": 0, "parent_id": None, "role": "prompter", "text": "Why?", "rank": None},
+        {"message_id": 1, "parent_id": 0, "role": "assistant", "text": "So.", "rank": 0},
+        {"message_id": 2, "parent_id": 0, "role": "assistant", "text": "No.", "rank": 1},
+    ]
+    assert told and [parts(made) for made in convert(*rows)[1] if "fault" not in made] == [TURNS]
+
+
+def test_a_margin_counts_where_there_are_scores_only():
+    rows = [{"prompt": "Why?", "completion": text, "label": label} for text, label in (("So.", True), ("No.", False))]
+    shape, made = convert(*rows, min_margin=1.5)
+    assert not shape.has_scores
+    assert [parts(one) for one in made if "fault" not in one] == [TEXTS]

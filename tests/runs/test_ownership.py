@@ -149,7 +149,8 @@ def test_what_a_killed_run_has_left_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["README.md", "my_config.json", "model.safetensors", "answers/mine.txt", "base/a/b.txt",
-                                  "checkpoint-2/notes.txt", "merged/model.safetensors"])  # fmt: skip
+                                  "checkpoint-2/notes.txt", "merged/model.safetensors",
+                                  "checkpoint-2-keep/manifest.json", "checkpoint-mine/notes.txt"])  # fmt: skip
 def test_what_the_user_has_put_beside_a_killed_run_stays(tmp_path, name):
     killed_run(tmp_path)
     write(tmp_path, name, text="mine")

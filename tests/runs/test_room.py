@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from machinery.common.errors import UserError
 from machinery.models.adapters import adapter_bytes
+from machinery.runs.ownership import aside
 from machinery.runs.room import check_room, count_checkpoints
 
 PAIRS = Dataset.from_dict({"prompt": ["why?"] * 96})  # 12 steps of 8
@@ -89,6 +90,15 @@ def test_an_adapter_is_small_and_a_merged_model_is_not(targets, tmp_path, policy
     check_room(settings(tmp_path), model, PAIRS, config)
     with pytest.raises(UserError, match=r"the adapter 0\.0 MB, 1 full model of 1\.0 MB"):
         check_room(settings(tmp_path), model, PAIRS, config, whole_models=1)
+
+
+def test_a_run_that_is_replaced_makes_room(tmp_path, policy, disk):
+    disk(9.9)
+    with pytest.raises(UserError):
+        check_room(settings(tmp_path), policy, PAIRS)
+    aside(tmp_path).mkdir(parents=True)
+    (aside(tmp_path) / "model.safetensors").write_bytes(bytes(3 * MB))
+    check_room(settings(tmp_path), policy, PAIRS)
 
 
 def test_a_linear_layer_of_gpt_2_counts_as_one():
