@@ -75,7 +75,9 @@ def settle(
     for sentence in idle:
         say(sentence)
     if mixture.datasets:
-        args.dataset_name = None  # not the demo's, which its model brings
+        if said.dataset_name is not None:
+            say(f"--dataset_name {said.dataset_name} does nothing here: the recipe's datasets are read.")
+        args.dataset_name = None  # nor the demo's, which its model brings
     args.source = mixture if mixture.datasets else args.dataset_name
     args.is_model_given = said.model_name_or_path is not None
     args.is_data_given = said.dataset_name is not None or bool(mixture.datasets)

@@ -130,8 +130,8 @@ def complete_files(folder: Path):
         with named(folder):
             yield unfinished
         for path in sorted(unfinished.iterdir()):
-            if (folder / path.name).is_dir():  # no folder takes the place of one that holds something
-                shutil.rmtree(folder / path.name)
+            if path.is_dir():  # no folder takes the place of one that holds something
+                shutil.rmtree(folder / path.name, ignore_errors=True)
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -176,8 +176,7 @@ class Checkup:
         self._distinct = {part: set() for part in PARTS}  # hashes, up to MOST_COUNTED
         self._are_words = dict.fromkeys(PARTS, True)  # whether all are single words
         self.counts: Counter[str] = Counter()
-        self._rows_with: Counter[str] = Counter()  # by finding: a row may make several pairs, one after the other
-        self._last_rows: dict[str, tuple[int, ...]] = {}
+        self._rows_with: dict[str, set[int]] = {}  # by finding: a row may make several pairs
         self.firsts: dict[
             str, dict
         ] = {}  # of each finding: its first rows, where the first stands, what was seen there
@@ -189,6 +188,7 @@ class Checkup:
         self._exact_prompts: set[int] = set()
         self._exact: dict[int, int] = {}  # hash of the pair -> its number
         self._copies: dict[int, list[int]] = {}  # by that number, those of the pairs that are equal to it
+        self._contradicted: set[int] = set()
         self._loose: dict[int, int] = {}
         self._lengths = {part: array.array("Q") for part in PARTS}
         self._tokens = {part: array.array("Q") for part in PARTS}
@@ -215,8 +215,7 @@ class Checkup:
 
     def _note(self, name: str, rows: tuple[int, ...], where: str, detail: str = "") -> None:
         self.counts[name] += 1
-        self._rows_with[name] += self._last_rows.get(name) != rows
-        self._last_rows[name] = rows
+        self._rows_with.setdefault(name, set()).update(rows)
         named = self.firsts.setdefault(name, {"rows": [], "first": where, "detail": detail})["rows"]
         named.extend(row for row in rows[: FIRST_ROWS - len(named)] if row not in named)
 
@@ -283,20 +282,23 @@ class Checkup:
         exact_prompt = hash((asked, beside))
         self._exact_prompts.add(exact_prompt)
         found = ["in_test_split"] if whole in self.elsewhere else []
+        opposite = self._exact.get(hash((exact_prompt, *reversed(said))))
         before = self._exact.setdefault(hash((exact_prompt, *said)), number)
         if before != number:
             found.append("duplicate")
-            self._copies.setdefault(before, []).append(number)
+            if opposite is None:
+                self._copies.setdefault(before, []).append(number)
         else:
             loose = hash((_loose(asked), beside, *map(_loose, said)))
             if self._loose.setdefault(loose, number) != number:
                 found.append("near_duplicate")
-        first = self._exact.get(hash((exact_prompt, *reversed(said))))
-        if first is not None and said[0] != said[1]:
+        if opposite is not None and said[0] != said[1]:
             found.append("opposite_label")
-            for opposite in (first, *self._copies.get(first, ())):
-                if self.fate[opposite] not in ("opposite_label", "duplicate"):
-                    self._find("opposite_label", opposite, made["where"])
+            if opposite not in self._contradicted:
+                self._contradicted.add(opposite)
+                for earlier in (opposite, *self._copies.pop(opposite, ())):
+                    if self.fate[earlier] not in ("opposite_label", "duplicate"):
+                        self._find("opposite_label", earlier, made["where"])
         return found
 
     def see_tokens(self, number: int, facts: dict) -> None:
@@ -341,7 +343,7 @@ class Checkup:
             "findings": {
                 name: {
                     "count": self.counts[name],
-                    "share": min(1.0, self._rows_with[name] / max(rows, 1)),
+                    "share": len(self._rows_with[name]) / max(rows, 1) if name in self._rows_with else 1.0,
                     "drops": finding.drops and name not in self.keep,
                     **self.firsts[name],
                     "title": finding.title,
@@ -361,7 +363,7 @@ class Checkup:
 
     def _note_whole(self) -> None:
         """Note what only all pairs together show: few different texts for so many pairs, more than noise in the labels."""
-        pairs = min(len(self.fate), len({row for rows in self.rows_of for row in rows}))  # a row may make several
+        pairs = min(len(self.fate), len({row for rows in self.rows_of for row in rows}))
         if self.counts["scores_contradict"] <= self.scored * CONTRADICTING:
             del self.counts["scores_contradict"]
         for part, texts in self._distinct.items():
@@ -369,7 +371,7 @@ class Checkup:
             names = part != "prompt" and self._are_words[part] and pairs >= 4 and len(texts) * 2 <= pairs
             if (few or names) and len(texts) < MOST_COUNTED:
                 name = "few_prompts" if part == "prompt" else f"few_{part}"
-                self.counts[name] = self._rows_with[name] = pairs
+                self.counts[name] = pairs
                 self.firsts[name] = {"rows": [], "first": "all", "detail": f"{len(texts):,} different ones"}
 
     def _describe(self, lengths: dict) -> dict:

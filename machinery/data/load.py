@@ -30,7 +30,7 @@ from . import store
 from .doctor import KEEPABLE, Checkup, what_fails
 from .files import RowSource, open_splits, wrap_splits
 from .formatting import form_for, format_pairs
-from .pairs import PAIRINGS, make_pairs
+from .pairs import PAIRINGS, make_pairs, refuse_unreadable
 from .report import summary, to_look_at
 from .stream import first_kinds, stream_pairs
 
@@ -326,8 +326,7 @@ def _with_bar(rows: RowSource):
 
 def _refusing_unreadable(see: Callable[[dict], bool]) -> Callable[[dict], bool]:
     def checked(made: dict) -> bool:
-        if made.get("fault") == "unreadable":
-            raise UserError(f"{made['where']}: {made['text']}. --skip_bad_rows goes on without such rows.")
+        refuse_unreadable(made)
         return see(made)
 
     return checked

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 from statistics import fmean, pstdev
 
+from ..common.errors import UserError
 from ..readings.convert import convert
 from ..readings.reading import Reading
 from ..readings.texts import Unusable, assemble
@@ -72,6 +73,12 @@ def make_pairs(
         yield from rest
 
 
+def refuse_unreadable(made: dict) -> None:
+    """Raise UserError for a row that cannot be read at all."""
+    if made.get("fault") == "unreadable":
+        raise UserError(f"{made['where']}: {made['text']}. --skip_bad_rows goes on without such rows.")
+
+
 def _check_margin(made: dict, reading: Reading, min_margin: float) -> None:
     """Raise Unusable for a pair whose scores are too near to each other, or of which one is missing."""
     scores = [made[name] for name in ("score_chosen", "score_rejected") if name in made]
@@ -104,7 +111,8 @@ def _of_messages(messages: dict, pairing: str, min_margin: float, seed: int) -> 
         while name in messages and messages[name] not in above:
             above.insert(0, messages[name])
             name = above[0][2]["parent"]
-        if len(nodes) < 2 or name is not None or above[-1][2]["turn"]["role"] != "user":
+        has_root = name is None or (name == 0 and 0 not in messages)  # which some write for no parent
+        if len(nodes) < 2 or not has_root or above[-1][2]["turn"]["role"] != "user":
             continue
         prompt = [made["turn"] for _, _, made in above]
         group = [

@@ -1,6 +1,7 @@
 """Pairs as they are read, for data that fit on no disk: nothing is compared between rows, and nothing is kept.
 
-stream, notes = stream_pairs(rows, reading, tokenizer, format_pair, min_margin=0.5)
+kinds = first_kinds(rows, reading, min_margin=0.5)
+stream, notes = stream_pairs(rows, reading, kinds, tokenizer, format_pair, min_margin=0.5)
 """
 
 import logging
@@ -18,7 +19,7 @@ from . import store
 from .doctor import Checkup, what_fails
 from .files import RowSource
 from .formatting import form_for
-from .pairs import make_pairs
+from .pairs import make_pairs, refuse_unreadable
 from .tokens import TemplateTrial
 
 logger = logging.getLogger("dpo")
@@ -35,6 +36,8 @@ def first_kinds(rows: RowSource, reading: Reading, **how) -> set[str]:
         raise UserError(f"{rows.name}: the answers to a prompt stand in several rows, so it cannot be streamed.")
     checkup = Checkup(keep=how.get("keep_findings") or ())
     for made in islice(make_pairs(rows, reading, **_pairing(how)), 100):
+        if not how.get("skip_bad_rows"):
+            refuse_unreadable(made)
         checkup.see(made)
     if said := doubt(reading, checkup, how.get("columns"), how.get("verdict")):
         raise UserError(f"{rows.name}: {said}")
@@ -61,8 +64,8 @@ def stream_pairs(rows: RowSource, reading: Reading, kinds: set[str], tokenizer, 
 
     def read():
         for made in make_pairs(rows, reading, **pairing):
-            if made.get("fault") == "unreadable" and not how.get("skip_bad_rows"):
-                raise UserError(f"{made['where']}: {made['text']}. --skip_bad_rows goes on without such rows.")
+            if not how.get("skip_bad_rows"):
+                refuse_unreadable(made)
             seen = Checkup(keep=keep)
             seen.see(made)
             if said := doubt(reading):
@@ -81,7 +84,7 @@ def stream_pairs(rows: RowSource, reading: Reading, kinds: set[str], tokenizer, 
             except UserError:  # the template does not end
                 raise
             except TEMPLATE_ERRORS as error:
-                kind = made.get("fault") or seen.fate[0] or type(error).__name__
+                kind = made.get("fault") or seen.fate[0] or str(error).partition("(")[0]  # without what is of one row
                 skipped[kind] += 1
                 if skipped[kind] <= MOST_NAMED:
                     more = " Others like it are skipped without a word." if skipped[kind] == MOST_NAMED else ""

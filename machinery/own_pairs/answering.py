@@ -40,7 +40,9 @@ def prompts_by_split(args, seed: int, tokenizer, utils) -> tuple[dict[str, list]
     for split in splits if args.save_cleaned else ():
         cleaned_files(args.save_cleaned, split, "train")  # refused now, and not after all have answered
     if any(getattr(prompt, "thinks", False) for some in splits.values() for prompt in some):
-        raise UserError(f"{args.dataset_name}: its answers begin with a thought, and --sample_answers samples none.")
+        raise UserError(
+            f"{args.dataset_name or 'datasets'}: its answers begin with a thought, and --sample_answers samples none."
+        )
     prompts = splits["train"]
     order = random.Random(f"{seed} prompts").sample(range(len(prompts)), len(prompts))
     if args.num_prompts is None:

@@ -63,7 +63,8 @@ def check_flags(args) -> None:
     if args.first_reference and (not args.rounds or args.reference):
         raise UserError("--first_reference counts with --rounds, and names what --reference would name.")
     if not args.sample_answers:
-        rest = "sample_from num_prompts skip_prompts answers_url answers_model judge_model judge_url judge_prompt"
+        rest = "sample_from num_prompts skip_prompts answers_url answers_model judge_model judge_url judge_prompt "
+        rest += "judge_max_tokens judge_samples judge_budget"
         idle = [f"--{name}" for name in rest.split() if getattr(args, name)] + ["--judge"] * (args.judge != "auto")
         idle += ["--temperature"] * (args.temperature != 1.0)
         if idle:

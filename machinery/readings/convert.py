@@ -31,9 +31,12 @@ MOST_VALUES = 1000  # of a verdict that are counted; a column of texts taken for
 
 def convert(row: dict, reading: Reading) -> dict | list[dict]:
     """One pair {prompt, chosen, rejected, ...}, or answers, or a list of such. Raises Unusable."""
-    if carried := CARRIED & reading.parts.keys():  # under another name than `extras_of` looks for
-        row = row | {part: dig(row, reading.parts[part]) for part in carried}
-    return CONVERTERS[reading.kind](row, reading)
+    return CONVERTERS[reading.kind](with_carried(row, reading), reading)
+
+
+def with_carried(row: dict, reading: Reading) -> dict:
+    """A row in which tools and the like stand under the names that `extras_of` looks for."""
+    return row | {part: dig(row, reading.parts[part]) for part in CARRIED & reading.parts.keys()}
 
 
 def reading_of_function(function, name: str) -> Reading:
@@ -112,6 +115,8 @@ def system_of(row: dict, reading: Reading):
 def _asked(row: dict, reading: Reading, answers: list[tuple[Text, float]]) -> dict:
     """A prompt with the answers to it that are to be compared, each with its score or label."""
     prompt, system = asked_in(row, reading), system_of(row, reading)
+    if prompt is None:
+        raise Unusable("missing_field", "'prompt' is missing")
     if turns := turns_of_prompt(prompt):  # as `assemble` does, before a system turn makes it turns of another kind
         prompt = turns
         answers = [(a.removeprefix(" ") if isinstance(a, str) else a, worth) for a, worth in answers]

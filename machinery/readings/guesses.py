@@ -331,8 +331,6 @@ def _listed_answers(look: Names, prompt: dict[str, str], has_meaning: bool) -> l
         told = labels(cells) if is_label else []
         if "labels" in look.columns and (has_meaning or not told):
             told = [TO_BE_SAID]
-        if told and not look.columns.keys() & {"answers", "labels"}:
-            _refuse_steps(answers, scored, cells)
         if told:
             return [
                 Reading(prompt | {"answers": answers, "labels": scored}, meaning, is_guess=True) for meaning in told
@@ -341,13 +339,13 @@ def _listed_answers(look: Names, prompt: dict[str, str], has_meaning: bool) -> l
     return []
 
 
-def _refuse_steps(answers: str, labels: str, cells: list) -> None:
+def refuse_steps(look: Names, reading: Reading) -> None:
     """TRL's stepwise supervision: the steps of one answer, each right or wrong, look like answers, each good or bad."""
-    if (
-        canonical(answers) == "completions"
-        and canonical(labels) == "labels"
-        and all(isinstance(c, bool) for c in cells)
-    ):
+    if reading.kind != "labelled_answers" or look.columns.keys() & {"answers", "labels"}:
+        return
+    answers, labels = reading.parts["answers"], reading.parts["labels"]
+    cells = [item for cell in look.values(labels) if isinstance(cell, list) for item in cell]
+    if (canonical(answers), canonical(labels)) == ("completions", "labels") and all(isinstance(c, bool) for c in cells):
         raise ValueError(
             f"{answers} and {labels} may be the steps of one answer, each right or wrong, which make no pair. If they are "
             f"answers to one prompt, say so by --columns answers={answers},labels={labels}"

@@ -8,9 +8,9 @@
 A conversation brings its prompt along: all turns up to the last that is the user's.
 """
 
-from .convert import answer_in, asked_in, list_at, system_of
+from .convert import answer_in, asked_in, list_at, system_of, with_carried
 from .guesses import Names, listed, prompt_parts
-from .reading import Reading, dig, filled
+from .reading import CARRIED, Reading, dig, filled
 from .texts import Unusable, as_text, assemble, form_of, plain
 
 MODEL_NAMES = ("model", "generator", "model_name", "model_id")  # who has answered
@@ -36,6 +36,7 @@ def prompts_reading(rows: list[dict], columns: dict[str, str] | None = None) -> 
         raise ValueError(
             f"the columns {listed(rows)} hold no prompt that is known; say which does by --columns prompt=..."
         )
+    parts |= {part: path for part, path in look.columns.items() if part in CARRIED}
     return Reading(parts, forms=_forms(rows, parts))
 
 
@@ -65,6 +66,7 @@ def convert_prompt(row: dict, reading: Reading) -> dict:
 
     Raises Unusable.
     """
+    row = with_carried(row, reading)
     prompt = asked_in(row, reading)
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
         while prompt and prompt[-1]["role"] == "assistant":

@@ -85,6 +85,8 @@ class Reading:
     @property
     def has_scores(self) -> bool:
         """Whether --min_margin has scores to compare."""
+        if "several" in self.forms.values():  # scores of lists are no scores of answers
+            return False
         is_scored = self.kind in ("scored_answers", "scored_rows", "messages", "tree")
         return is_scored or bool(self.parts.keys() & {"score_chosen", "score_first"})
 
@@ -116,9 +118,14 @@ class Reading:
         return self.title or self.kind.replace("_", " ")
 
     @property
+    def _told(self) -> dict[str, str]:
+        """The parts that a reader is to know of: tools and the like under their usual names are read anyway."""
+        return {part: path for part, path in self.parts.items() if part not in CARRIED or path != part}
+
+    @property
     def columns(self) -> str:
         """The columns by their parts; a column that is called like its part stands alone."""
-        roles = [part for part in (*PARTS, *BESIDE) if part in self.parts and part not in CARRIED]
+        roles = [part for part in (*PARTS, *BESIDE) if part in self._told]
         return ", ".join(
             part
             + f" = {self.parts[part]}" * (part != self.parts[part])
@@ -146,7 +153,7 @@ class Reading:
         """The reading as flags to paste; by the name of its schema where columns alone do not give it."""
         if self.kind == "converter":
             return ""
-        columns = ",".join(f"{part}={path}" for part, path in self.parts.items() if part not in CARRIED)
+        columns = ",".join(f"{part}={path}" for part, path in self._told.items())
         is_all = any(".." in value for value in self.meaning)  # a tie between two ranges may yet come
         used = [value for value in self.meaning if is_all or self.tally[value]] or list(self.meaning)
         told = ",".join(f"{value}={self.name_of(self.meaning[value])}" for value in used if not self.models)

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import replace
 
 from .convert import convert, shown
-from .guesses import Names, answer_pairs, listed, one_by_one, refuse_swapped, two_outputs
+from .guesses import Names, answer_pairs, listed, one_by_one, refuse_steps, refuse_swapped, two_outputs
 from .reading import (
     BELONGING,
     BESIDE,
@@ -181,6 +181,8 @@ def _by_names(look: Names, kind: str | None, verdict: dict[str, str]) -> Reading
         raise ValueError(_two_ways(fitting, look.rows))
     if fitting:
         found = fitting[0]
+        if kind is None:
+            refuse_steps(look, found)
         return replace(found, parts=found.parts | {part: path for part, path in look.columns.items() if part in BESIDE})
     raise ValueError(
         f"the columns {listed(look.rows)} are of no shape that is known{_nearly(look)}. Say which is which by --columns "

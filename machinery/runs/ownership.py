@@ -37,7 +37,8 @@ FILES = (
 # What it writes before its last files.
 EARLY = (REPORT, "blind.csv", "blind_key.json", "answers/train.jsonl", "answers/test.jsonl")
 MANIFEST = "manifest.json"  # in each checkpoint: the files that it has
-FOLDERS = ("checkpoint-*", "base", "merged", "answers", "additional_chat_templates", UNFINISHED)
+CHECKPOINT = re.compile(r"checkpoint-\d+")  # one of another name was made by hand
+FOLDERS = ("base", "merged", "answers", "additional_chat_templates", UNFINISHED)
 
 _held: dict[Path, FileLock] = {}
 
@@ -162,7 +163,7 @@ def is_written(folder: Path, path: Path) -> bool:
     if not path.is_relative_to(folder):
         return False
     first, *rest = path.relative_to(folder).parts or (OWN,)
-    return first == OWN or _is_any_of(first, FOLDERS) or (_is_any_of(first, FILES) and not rest)
+    return first == OWN or _is_own_folder(first) or (_is_any_of(first, FILES) and not rest)
 
 
 def _left_unfinished(folder: Path, files: dict[str, Path]) -> set[str]:
@@ -171,7 +172,7 @@ def _left_unfinished(folder: Path, files: dict[str, Path]) -> set[str]:
     for name, path in files.items():
         first, *rest = Path(name).parts
         is_made = _is_any_of(name, EARLY) or _is_any_of(path.name, (f".*{UNFINISHED}",))
-        if re.fullmatch(r"checkpoint-\d+", first):  # one of another name was made by hand
+        if CHECKPOINT.fullmatch(first):
             noted = _noted_in(folder / first)
             is_made |= noted is None or "/".join(rest) in {*noted, MANIFEST}
         elif first == "base" and rest:
@@ -219,13 +220,21 @@ def _note_in(folder: Path) -> Path:
 def _entries(folder: Path) -> list[Path]:
     """What is in the folder under the names that a run writes."""
     is_folder = {path: path.is_dir() and not path.is_symlink() for path in folder.iterdir()} if folder.is_dir() else {}
-    return [path for path, is_one in is_folder.items() if _is_any_of(path.name, FOLDERS if is_one else FILES + FOLDERS)]
+    return [
+        path
+        for path, is_one in is_folder.items()
+        if _is_own_folder(path.name) or (not is_one and _is_any_of(path.name, FILES))
+    ]
 
 
 def _files(folder: Path) -> list[Path]:
     """The same, with each file in the place of its folder; links are not followed."""
     inside = (path.rglob("*") if path.is_dir() and not path.is_symlink() else [path] for path in _entries(folder))
     return [path for paths in inside for path in paths if path.is_symlink() or not path.is_dir()]
+
+
+def _is_own_folder(name: str) -> bool:
+    return bool(CHECKPOINT.fullmatch(name)) or _is_any_of(name, FOLDERS)
 
 
 def _is_any_of(name: str, patterns: tuple[str, ...]) -> bool:

@@ -57,8 +57,9 @@ def _too_much(training_args, policy, train_pairs, peft_config, whole_models: int
     folder = Path(training_args.output_dir)
     there = sum(map(size_on_disk, checkpoints(folder)))  # of the run that goes on
     needed = count * (trained + states) + trained + whole_models * weights - there
-    # What is replaced is gone before anything is written.
-    free = shutil.disk_usage(folder.resolve()).free + size_on_disk(aside(folder))
+    free = shutil.disk_usage(folder.resolve()).free
+    if not whole_models:  # which may be written before what is replaced is gone, when training begins
+        free += size_on_disk(aside(folder))
     if needed <= LIKELY * free:
         return None, False
     parts = [f"{count} checkpoint{'s' * (count != 1)} of {_size(trained + states)}"] if count else []

@@ -236,7 +236,13 @@ class Watcher(TrainerCallback):
         due = self.warm_at + max(least, min(most, (self.state.max_steps - self.warm_at) // 2))
         is_first_log = step >= due and not any(log["step"] >= due for log in self.logs[:-1])
         is_explained = {"no-parameter", "rate-zero", "rounded", "unreached", "same-answers"} & self.said.keys()
-        if self.has_reference and is_first_log and not is_explained and self._moved(logs) < UNMOVED:
+        if (
+            self.has_reference
+            and self.is_the_policy
+            and is_first_log
+            and not is_explained
+            and self._moved(logs) < UNMOVED
+        ):
             moved = f"policy and reference differ by {self._moved(logs):.2g} nats an answer"
             self._say("stuck", f"At step {step} the loss is {logs['loss']:.4f}, where it began: {moved}.")
 
@@ -273,6 +279,8 @@ class Watcher(TrainerCallback):
     def _distance(self, logs, held_out: bool = False) -> None:
         seen = self.held_out[-1:] if held_out else self.logs[-2:]  # a batch may be odd: the last two must agree
         if not self.tokens or (not held_out and len(seen) < 2):
+            return
+        if self.has_reference and not self.is_the_policy:  # how far it has come since the start nobody knows
             return
         if self.has_reference:
             moved = {answer: max(log[f"rewards/{answer}"] for log in seen) / self.args.beta for answer in self.tokens}

@@ -478,6 +478,9 @@ def test_the_steps_of_one_answer_are_not_taken_for_answers():
         convert(row)
     _, [made] = convert(row, columns={"answers": "completions", "labels": "labels"})
     assert made["chosen"] == "2*3 is 6."
+    whole = row | {"chosen": "So 8.", "rejected": "So 9."}  # beside pairs they are no matter
+    assert convert(whole)[0].kind == "preference"
+    assert convert(whole, columns={"chosen": "rejected", "rejected": "chosen"})[1][0]["chosen"] == "So 9."
 
 
 def test_tools_and_category_are_found_under_the_names_that_are_given():
@@ -502,7 +505,8 @@ def test_a_transcript_below_a_system_column_is_turns_for_scored_answers_too():
 @pytest.mark.parametrize(
     ("row", "columns"),
     [
-        ({"prompt": "Why?", "chosen": '["So."]', "rejected": '["No."]'}, None),
+        ({"prompt": '["Why?"]', "chosen": '["So.", "No."]', "rejected": '["No.", "So."]'}, None),
+        ({"system": "S", "chosen": ["a b", "c"], "rejected": ["d", "e f"]}, None),
         (
             {"a": [USER, GOOD], "b": [USER, BAD], "w": "a", "n": 0},
             {"first": "a", "second": "b", "verdict": "w", "turn": "n"},
@@ -511,17 +515,17 @@ def test_a_transcript_below_a_system_column_is_turns_for_scored_answers_too():
 )
 def test_what_nobody_can_read_is_a_fault_and_no_accident(row, columns):
     _, [made] = convert(row, columns=columns)
-    assert "fault" in made or made["chosen"] == '["So."]'
+    assert made["fault"] in ("wrong_type", "missing_field")
 
 
 def test_a_message_may_be_called_0():
-    told = {"message_id": "message", "parent_id": "parent"}
-    rows = [
-        {"message_id": 0, "parent_id": None, "role": "prompter", "text": "Why?", "rank": None},
-        {"message_id": 1, "parent_id": 0, "role": "assistant", "text": "So.", "rank": 0},
-        {"message_id": 2, "parent_id": 0, "role": "assistant", "text": "No.", "rank": 1},
-    ]
-    assert told and [parts(made) for made in convert(*rows)[1] if "fault" not in made] == [TURNS]
+    for first, no_parent in ((0, None), (5, 0), (5, None)):  # and 0 may stand for none
+        rows = [
+            {"message_id": first, "parent_id": no_parent, "role": "prompter", "text": "Why?", "rank": None},
+            {"message_id": 1, "parent_id": first, "role": "assistant", "text": "So.", "rank": 0},
+            {"message_id": 2, "parent_id": first, "role": "assistant", "text": "No.", "rank": 1},
+        ]
+        assert [parts(made) for made in convert(*rows)[1] if "fault" not in made] == [TURNS]
 
 
 def test_a_margin_counts_where_there_are_scores_only():

@@ -141,6 +141,17 @@ def killed_run(folder, files=OF_A_KILLED_RUN):
     ownership.release(folder)
 
 
+def test_a_checkpoint_that_was_copied_by_hand_stays_whatever_becomes_of_runs(tmp_path):
+    killed_run(tmp_path)
+    mine = ("checkpoint-2-keep/manifest.json", "checkpoint-mine/notes.txt")
+    write(tmp_path, *mine, text="mine")
+    for _ in range(2):  # over a run that was killed, then over one that came to its end
+        choose_folder(str(tmp_path), None, None, True)
+        write(tmp_path, "metrics.json")
+        ownership.let_go(tmp_path, is_finished=True)
+        assert everything(tmp_path) == dict.fromkeys(mine, "mine") | {"metrics.json": "a run's"}
+
+
 def test_what_a_killed_run_has_left_is_replaced(tmp_path):
     killed_run(tmp_path)
     choose_folder(str(tmp_path), None, None, True)
@@ -149,8 +160,7 @@ def test_what_a_killed_run_has_left_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["README.md", "my_config.json", "model.safetensors", "answers/mine.txt", "base/a/b.txt",
-                                  "checkpoint-2/notes.txt", "merged/model.safetensors",
-                                  "checkpoint-2-keep/manifest.json", "checkpoint-mine/notes.txt"])  # fmt: skip
+                                  "checkpoint-2/notes.txt", "merged/model.safetensors"])  # fmt: skip
 def test_what_the_user_has_put_beside_a_killed_run_stays(tmp_path, name):
     killed_run(tmp_path)
     write(tmp_path, name, text="mine")

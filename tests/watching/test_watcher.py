@@ -123,9 +123,9 @@ def test_the_loss_of_0_and_the_two_faults_of_ipo_and_of_no_reference(tmp_path):
 
 
 def test_a_reference_that_is_meant_to_be_another_model_is_no_fault(tmp_path):
-    far = dict(step=1, chosen=-0.5, rejected=-0.4, loss=0.5)
-    assert Made(tmp_path).log(**far).kinds == {"wrong-reference"}
-    assert Made(tmp_path, made=Watcher(is_the_policy=False)).log(**far).kinds == set()
+    far = dict(chosen=-0.5, rejected=-0.4, loss=0.5)
+    assert Made(tmp_path).log(1, **far).log(2, **far).kinds == {"wrong-reference", "displaced"}
+    assert Made(tmp_path, made=Watcher(is_the_policy=False)).log(1, **far).log(2, **far).kinds == set()
 
 
 def test_each_kind_is_said_once_with_the_step_and_a_section_that_is_there(tmp_path, caplog):
