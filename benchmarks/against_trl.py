@@ -7,8 +7,8 @@
 A round runs TRL's own script, the basic script with the same settings (the reference asked at every step too), and the
 basic script with its own batches, of rows of like length, and with the reference asked beforehand, nothing kept from
 earlier runs. Timed are whole processes, start-up and saving included; the basic script samples short replies to four
-prompts before and after besides. Prints medians, lowest and highest in brackets, and the largest difference between the losses of the
-first two, which see the same batches. Writes benchmarks/results/against_trl.json.
+prompts before and after besides. Prints medians, lowest and highest in brackets, and the largest difference between
+the losses of the first two, which see the same batches. Writes benchmarks/results/against_trl.json.
 """
 
 import argparse

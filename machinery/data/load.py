@@ -76,8 +76,8 @@ def load_pairs(
             asked = {name: how[name] for name in ("dataset_format", "columns", "verdict") if name in how}
             readings = [find_reading(rows, **asked) for rows in splits.values()]
             seen = [first_kinds(rows, reading, **how) for rows, reading in zip(splits.values(), readings, strict=True)]
+            kinds = set().union(*seen)  # all splits get one form
             for number, (rows, reading) in enumerate(zip(splits.values(), readings, strict=True)):
-                kinds = set().union(*seen)  # all splits get one form
                 pairs[number], said = stream_pairs(rows, reading, kinds, tokenizer, format_pair, **how)
                 settled = (how.get("pairing", PAIRINGS[0]), how.get("min_margin", 0.0), how.get("columns") or {})
                 notes += [*said, *without_effect(reading, *settled)]

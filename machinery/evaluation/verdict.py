@@ -217,8 +217,8 @@ def in_words(outcome: Outcome) -> tuple[str, list[str]]:
     if count < 2:
         return word, sentences
     # What the verdict rests on: the controls, where there are any. The one that shows least decides what can be told.
-    tested = {name: (o.wins[~np.isnan(o.wins)] - 0.5, o.comparisons) for name, o in outcome.controls.items()}
-    tested = tested or {"": (outcome.wins[~np.isnan(outcome.wins)] - 0.5, outcome.comparisons)}
+    rests_on = outcome.controls or {"": outcome}
+    tested = {name: (o.wins[~np.isnan(o.wins)] - 0.5, o.comparisons) for name, o in rests_on.items()}
     if word == "cannot tell":
         if even := [name for name, (differences, _) in tested.items() if differences.mean() == 0]:
             seen = f"No difference was seen {' and '.join(even)}".rstrip()

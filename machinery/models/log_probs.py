@@ -41,21 +41,21 @@ def sum_over_completions(
     """
     sums = torch.zeros(len(rows))
     batches = batches_by_length(rows, batch_size, MOST_LOGITS // model.config.get_text_config().vocab_size)
-    for numbers in progress_bar(batches, desc=progress, disable=progress is None or len(batches) == 1):
-        width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
-        input_ids = torch.full((len(numbers), width), pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        is_completion = torch.zeros_like(input_ids, dtype=torch.bool)
-        for line, number in enumerate(numbers):
-            prompt, completion = rows[number]
-            end = len(prompt) + len(completion)
-            input_ids[line, :end] = torch.tensor(prompt + completion)
-            attention_mask[line, :end] = 1
-            is_completion[line, len(prompt) : end] = True
-        batch = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
-        with in_mode(model, training=False):
+    with in_mode(model, training=False):
+        for numbers in progress_bar(batches, desc=progress, disable=progress is None or len(batches) == 1):
+            width = max(len(rows[n][0]) + len(rows[n][1]) for n in numbers)
+            input_ids = torch.full((len(numbers), width), pad_token_id)
+            attention_mask = torch.zeros_like(input_ids)
+            is_completion = torch.zeros_like(input_ids, dtype=torch.bool)
+            for line, number in enumerate(numbers):
+                prompt, completion = rows[number]
+                end = len(prompt) + len(completion)
+                input_ids[line, :end] = torch.tensor(prompt + completion)
+                attention_mask[line, :end] = 1
+                is_completion[line, len(prompt) : end] = True
+            batch = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
             values = value(next_token_logps(model, batch), batch)
-        sums[numbers] = (values * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
+            sums[numbers] = (values * is_completion[:, 1:].to(model.device)).sum(-1).cpu()
     return sums
 
 

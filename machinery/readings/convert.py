@@ -36,7 +36,8 @@ def convert(row: dict, reading: Reading) -> dict | list[dict]:
 
 def with_carried(row: dict, reading: Reading) -> dict:
     """A row in which tools and the like stand under the names that `extras_of` looks for."""
-    return row | {part: dig(row, reading.parts[part]) for part in CARRIED & reading.parts.keys()}
+    carried = CARRIED & reading.parts.keys()
+    return row | {part: dig(row, reading.parts[part]) for part in carried} if carried else row
 
 
 def reading_of_function(function, name: str) -> Reading:
