@@ -41,7 +41,19 @@ def signals_stop() -> Iterator[None]:
         raise Stopped(number)
 
     with _heard_by(stop):
-        yield
+        try:
+            yield
+        except Exception as error:
+            if (stopped := _before(error)) is None:
+                raise
+            raise stopped.with_traceback(error.__traceback__) from None
+
+
+def _before(error: BaseException) -> Stopped | None:
+    """The signal that an error came of: what is cut off anywhere may fail to tidy up, as a lock that was waited for."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error
 
 
 @contextmanager

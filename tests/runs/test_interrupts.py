@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from conftest import PATIENCE, PROJECT, fork_server
 from safetensors import safe_open
 from transformers import TrainerControl
 
+from machinery.runs.failures import local_value
 from machinery.runs.interrupts import SIGNALS, SaveOnSignal, Stopped, finished_first, signals_stop
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -49,6 +51,22 @@ def test_a_signal_ends_what_is_being_done_with_the_code_of_the_contract(number, 
         own(number)
     assert stopped.value.code == CODES[number]
     assert stopped.value.signal == number
+
+
+def test_what_fails_because_a_signal_cut_it_off_is_the_signal(listening):
+    """As a Condition that is waited in does: its lock is not held where it would be released."""
+    trainer = None
+    with pytest.raises(Stopped, match="143") as stopped, signals_stop():
+        trainer = "a trainer"
+        with threading.Lock():
+            try:
+                own(signal.SIGTERM)
+            finally:
+                threading.Lock().release()
+    assert stopped.value.__suppress_context__
+    assert local_value(stopped.value, "trainer") == trainer  # what is said of it names what it has kept
+    with pytest.raises(RuntimeError, match="unlocked"), signals_stop():
+        threading.Lock().release()
 
 
 @pytest.mark.parametrize("number", CODES)
