@@ -75,11 +75,11 @@ def show_loss(policy, reference, tokenizer, pair: dict, beta: float) -> None:
 
     say(f"""
 The first training pair, by hand (before training its margin was 0, and its loss ln 2 = 0.693)
-  log-prob of chosen   {describe_logp(policy, tokenizer, pair)}
+  log-prob of chosen now   {describe_logp(policy, tokenizer, pair)}
             policy  reference  reward = {beta:g} * (policy - reference)
   chosen  {policy_chosen_logps.item():8.2f}   {ref_chosen_logps.item():8.2f}  {chosen_reward.item():+.3f}
   rejected{policy_rejected_logps.item():8.2f}   {ref_rejected_logps.item():8.2f}  {rejected_reward.item():+.3f}
-  margin = {chosen_reward.item():+.3f} - {rejected_reward.item():+.3f} = {margin.item():+.3f}, loss = -log sigmoid(margin) = {loss.item():.3f}""")
+  margin = reward of chosen - reward of rejected = {margin.item():+.3f}, loss = -log sigmoid(margin) = {loss.item():.3f}""")
 
 
 def main():

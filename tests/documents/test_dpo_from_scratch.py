@@ -29,7 +29,7 @@ def test_its_losses_are_those_of_the_basic_script(tmp_path, tokenizer, models):
     done = run_forked("basic_dpo_training.py", *flags.split(), tmp_path / "run")
     assert done.returncode == 0, done.stderr
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
-    names = ("loss", "rewards/margins", "rewards/accuracies")
+    names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies")
     theirs = torch.tensor([[log[name] for name in names] for log in history if "loss" in log])
     pairs = read_pairs(DEMO / "train.jsonl", tokenizer)
     in_order = [pairs[start : start + SIZE] for start in range(0, STEPS * SIZE, SIZE)]
@@ -37,7 +37,7 @@ def test_its_losses_are_those_of_the_basic_script(tmp_path, tokenizer, models):
     assert len(theirs) == STEPS
     assert ours[0, 0] == pytest.approx(0.693147, abs=1e-6)
     assert ours[-1, 0] < 0.68  # it has learnt something to be compared
-    torch.testing.assert_close(ours[:, :2], theirs[:, :2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours[:, :3], theirs[:, :3], atol=1e-5, rtol=0)
     # The first step has a rate of 0, so until the third all margins are 0 but for rounding, which says nothing.
     torch.testing.assert_close(ours[2:], theirs[2:], atol=1e-5, rtol=0)
 
@@ -54,9 +54,9 @@ def test_the_loss_of_a_pair_turned_around_is_that_of_a_negative_margin(tokenizer
         weight.data += 0.01 * torch.randn_like(weight)
     batch = read_pairs(DEMO / "test.jsonl", tokenizer)[:4]
     turned = [(prompt, rejected, chosen) for prompt, chosen, rejected in batch]
-    (_, margin), (loss, other) = (dpo_loss(policy, reference, rows, BETA) for rows in (batch, turned))
-    torch.testing.assert_close(other, -margin)
-    torch.testing.assert_close(loss, (1 + margin.exp()).log().mean())
+    (_, chosen, rejected), (loss, *others) = (dpo_loss(policy, reference, rows, BETA) for rows in (batch, turned))
+    torch.testing.assert_close(others, [rejected, chosen])
+    torch.testing.assert_close(loss, (1 + (chosen - rejected).exp()).log().mean())
 
 
 def test_batches_hold_each_pair_once():
