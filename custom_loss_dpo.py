@@ -225,7 +225,7 @@ def sft(policy_chosen_logps, chosen_lengths, **_):
 def sigmoid_norm(beta, chosen_lengths, rejected_lengths, **pair):
     """-logsigmoid(beta * (chosen / |chosen| - rejected / |rejected|)); Tulu 3, arXiv:2411.15124, Eq. 6.
 
-    Means over tokens, so beta is large (the paper's is 5). For: answers of very different length.
+    Means over tokens, so beta is large (Tulu 3's is 5). An ablation of SimPO's authors. For: answers of unlike length.
     """
     chosen, rejected = logratios(**pair)
     return -logsigmoid(beta * (chosen / chosen_lengths - rejected / rejected_lengths))
