@@ -123,7 +123,8 @@ def main():
     after = sample_at(temperatures, policy, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after.
-    reference = reference or load_model(name, **args.model_kwargs)[0]  # for the KL
+    if reference is None or training_args.sync_ref_model:  # which has moved it
+        reference = load_model(name, **args.model_kwargs)[0]  # for the KL
     if truth and training_args.loss_type == ["sigmoid"]:
         show_loss(policy, reference, tokenizer, next(iter(train_pairs)), training_args.beta)
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth)

@@ -182,7 +182,8 @@ def main():
     after = sample_at(temperatures, policy, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after.
-    reference = reference or load_model(name, **args.model_kwargs)[0]  # for the KL
+    if reference is None or training_args.sync_ref_model:  # which has moved it
+        reference = load_model(reference_name, **args.model_kwargs)[0]  # for the KL
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth, judge)
     about = dict(script="custom_dataset", model=name, reference=reference_name, dataset=args.dataset_name)
     save_run(trainer, about, outcome, replies=(prompts, before[1], after[1]))

@@ -407,8 +407,8 @@ def main():
     after = sample_at(temperatures, policy, tokenizer, prompts, **sampling, progress="replies after")
 
     # Result: the same held-out prompts before and after.
-    if peft_config is None:  # for the KL; NEW: under an adapter it is there
-        reference = reference or load_model(name, **args.model_kwargs)[0]
+    if peft_config is None and (reference is None or training_args.sync_ref_model):  # NEW: under an adapter it is there
+        reference = load_model(name, **args.model_kwargs)[0]  # for the KL
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth)
     about = dict(script="custom_loss", model=name, reference=name, dataset=args.dataset_name)
     about["reference"] = name if needs_reference else "none"  # NEW

@@ -56,6 +56,11 @@ def claim_output_dir(training_args, default: str) -> None:
         raise UserError(f"{refusal}." if refusal.startswith("--") else f"The output folder: {refusal}.")
     training_args.output_dir, checkpoint, passed_over = choice
     training_args.is_output_dir_claimed = True
+    if checkpoint and training_args.sync_ref_model:
+        raise UserError(
+            "--resume_from_checkpoint: under --sync_ref_model the reference moves too, and no checkpoint holds it. Begin "
+            "anew with another --output_dir, or with --overwrite_output_dir."
+        )
     if training_args.resume_from_checkpoint:
         for sentence in passed_over:
             say(sentence)

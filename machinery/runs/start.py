@@ -54,6 +54,11 @@ def show_start(trainer, reference: str, is_the_policy: bool = True) -> None:
     batch = trainer.data_collator(rows)
     _show_pair(batch, trainer.processing_class, rejected=len(rows))  # the batch is [chosen rows; rejected rows]
     say(f"\nReference: {reference}")
+    if trainer.args.sync_ref_model:
+        say(
+            f"Every {trainer.args.ref_model_sync_steps} steps it goes {trainer.args.ref_model_mixup_alpha:g} of the way to the "
+            "policy. Rewards, margins and accuracy are measured from where it is; the KL at the end from where it was."
+        )
     say(f"Precision: {trainer.args.mixed_precision.replace('no', 'fp32')}. {choose_checkpointing(trainer)}")
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.args.logging_first_step = True

@@ -248,3 +248,18 @@ def test_a_loss_that_is_no_number_ends_with_1_and_a_remedy(pairs_file, tmp_path,
     assert "training failed" in error
     assert "--learning_rate" in error
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_the_kl_is_from_where_a_reference_that_follows_began_and_no_checkpoint_holds_it(tmp_path):
+    flags = "--max_steps 3 --warmup_steps 0 --save_steps 2 --eval_strategy no --per_device_train_batch_size 8 --num_eval_prompts 4 "
+    flags += "--max_new_tokens 16 --sync_ref_model --ref_model_sync_steps 1 --ref_model_mixup_alpha 1 --output_dir"
+    command = ["basic_dpo_training.py", *flags.split(), tmp_path / "run"]
+    done = run_forked(*command)
+    assert done.returncode == 0, done.stderr
+    assert "Every 1 steps it goes 1 of the way to the policy." in done.stdout
+    # At the end it is the policy, and the KL from it would be 0.
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["kl"] > 1e-3
+    (tmp_path / "run" / "metrics.json").unlink()
+    again = run_forked(*command, "--resume_from_checkpoint")
+    assert again.returncode == 2
+    assert "no checkpoint holds it" in again.stderr
