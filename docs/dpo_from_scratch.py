@@ -31,9 +31,8 @@ they lose. So look at what the policy writes.
 
 This trains the demo in two or three minutes on two CPU cores: a model of a million parameters that answers a shop's
 customers, sometimes well and sometimes badly, and 2,048 pairs of its answers, in 15% of which the worse one is called
-better. The first loss is 0.6931 = ln 2: the policy still is the
-reference, so every margin is 0 (none above it: accuracy 0), and -log sigmoid(0) = ln 2. At the end you see replies
-before and after, and the KL, about 3.
+better. The first loss is 0.6931 = ln 2: the policy still is the reference, so every margin is 0 (none above it: accuracy
+0), and -log sigmoid(0) = ln 2. At the end you see replies before and after, and the KL, about 3.
 
 Try next:
 
