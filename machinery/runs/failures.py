@@ -125,6 +125,10 @@ def _way_on(trainer) -> str:
     checkpoint = newest_complete(Path(trainer.args.output_dir))[0] if trainer is not None else None
     if checkpoint is None:
         return "No checkpoint was complete yet."
+    if trainer.args.sync_ref_model:
+        return (
+            f"{checkpoint} is complete, but no run goes on from it: under --sync_ref_model the reference is not saved."
+        )
     return f"{checkpoint} is complete: go on from it by --output_dir {checkpoint.parent} --resume_from_checkpoint."
 
 

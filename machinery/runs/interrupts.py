@@ -136,10 +136,10 @@ class SaveOnSignal(TrainerCallback):
             if state.is_world_process_zero:
                 print(f"\nStopped by {self.signal.name} after step {state.global_step} of {state.max_steps}.")
                 if (Path(args.output_dir) / f"checkpoint-{state.global_step}").exists():
-                    print(
-                        f"A checkpoint is in {args.output_dir}.\n"
-                        f"Go on with the same command and --output_dir {args.output_dir} --resume_from_checkpoint"
-                    )
+                    way_on = f"Go on with the same command and --output_dir {args.output_dir} --resume_from_checkpoint"
+                    if getattr(args, "sync_ref_model", False):
+                        way_on = "No run goes on from it: under --sync_ref_model the reference has moved, and it is not saved."
+                    print(f"A checkpoint is in {args.output_dir}.\n{way_on}")
             raise SystemExit(128 + self.signal)
 
     def _remember(self, number, frame):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import dpo_utils
 from machinery.common.errors import is_out_of_memory
+from machinery.runs import failures
 from machinery.runs.checkpoints import (
     checkpoints,
     delete_older,
@@ -28,6 +29,7 @@ from machinery.runs.checkpoints import (
 )
 from machinery.runs.failures import remedies, why_write_failed
 from machinery.runs.identity import differences, start_weights
+from machinery.watching.log_lines import NonFiniteLoss
 
 FLAGS = ("--max_steps", 4, "--save_steps", 1, "--per_device_train_batch_size", 4, "--num_eval_prompts", 1,
          "--max_new_tokens", 2, "--eval_strategy", "no", "--logging_steps", 1)  # fmt: skip
@@ -325,6 +327,17 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(cut, pairs_f
     assert "Traceback" not in done.stderr
     assert {path: path.read_bytes() for path in (cut / "checkpoint-3").iterdir()} == before
     assert not (cut / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("follows", "words"), [(False, "go on from it by --output_dir"), (True, "no run goes on from it")]
+)
+def test_a_failure_names_the_way_on_only_where_there_is_one(follows, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(failures, "newest_complete", lambda folder: (folder / "checkpoint-3", []))
+    trainer = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path), sync_ref_model=follows))
+    code, text = failures.explain(NonFiniteLoss("the loss is nan at step 4"), trainer)
+    assert code == 1
+    assert words in text
 
 
 def test_a_folder_that_is_taken_away_is_one_sentence(pairs_file, tmp_path, call, monkeypatch):

@@ -119,7 +119,13 @@ def test_a_stop_within_an_epoch_is_no_end_of_it(listening, tmp_path, capsys):
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(SystemExit):
         saver.on_train_end(args, state, control)
-    assert "A checkpoint is in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "A checkpoint is in" in said and "--resume_from_checkpoint" in said
+    args.sync_ref_model = True  # TR-DPO: going on would be refused
+    with pytest.raises(SystemExit):
+        saver.on_train_end(args, state, control)
+    said = capsys.readouterr().out
+    assert "A checkpoint is in" in said and "No run goes on from it" in said and "resume" not in said
 
 
 def test_a_worker_that_was_forked_ends_without_a_word():
