@@ -89,11 +89,14 @@ def show_start(trainer, reference: str, is_the_policy: bool = True) -> None:
             f"In training mode the policy's log-probs differ by {noise:.2g} nats from those it has otherwise: something in "
             "its code is random or switched there (dropout, noise of experts), and every margin will carry that noise."
         )
-    meaning, off = "", abs(loss - math.log(2))
+    meaning, off = ", because the policy still is the reference and every margin is 0", abs(loss - math.log(2))
     if trainer.args.loss_type == ["sigmoid"] and off < 0.05:
-        meaning = " = ln 2" if off < 5e-5 else f" = ln 2, but for what {trainer.args.mixed_precision} rounds off"
+        rounded = "" if off < 5e-5 else f", but for what {trainer.args.mixed_precision} rounds off"
+        meaning = f" = ln 2{rounded}{meaning}"
+    elif "sft" in trainer.args.loss_type:
+        meaning = f" on the first {len(rows)} pairs. Every margin is 0; what SFT adds differs from pair to pair"
     say(
-        f"Loss before training: {loss:.4f}{meaning}, because the policy still is the reference and every margin is 0.\n"
+        f"Loss before training: {loss:.4f}{meaning}.\n"
         "A margin of 0 counts as wrong, so the accuracy begins low. A line of training is a mean over the steps since the last.\n"
     )
 
