@@ -203,7 +203,7 @@ def apo_down(beta, **pair):
 def discopop(beta, discopop_tau, **pair):
     """DiscoPOP: (1 - s) * -logsigmoid(m) + s * exp(-m), m = the margin, s = sigmoid(m / tau); arXiv:2406.08414, Eq. 5.
 
-    Sums. For: a loss that was found by search and not by argument. Between margins of about -0.1 and 0.1 its slope
+    Sums. For: a loss that was found by search and not by argument. Between margins of about -0.12 and 0.07 its slope
     turns round: it is not convex. The exponents are added before they are taken, so that large margins overflow
     nothing.
     """

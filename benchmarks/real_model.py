@@ -54,6 +54,7 @@ PLAIN = "--max_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --lear
 QUOTED = {
     "given-facts": ('The plural of "foot" is what?', "What is the capital of France?"),
     "too-far-facts": ("What is the opposite of hot?", "A full day lasts how many hours?"),
+    "held-facts": ("What is the opposite of hot?", "A full day lasts how many hours?"),
     "own-rule": ("How do I say no without feeling guilty?", "Which sport is good for a beginner who is out of shape?"),
     "own-facts": ('What animal says "moo"?', "What is the capital of France?"),
 }
@@ -84,6 +85,8 @@ STORIES = {
     "too_far": [
         f"{TRAIN} {FAR} --output_dir runs/too-far",
         f"{JUDGE} --models runs/too-far {KNOWS} --output_dir runs/too-far-facts",
+        f"{TRAIN} {OWN} --output_dir runs/held",
+        f"{JUDGE} --models runs/held {KNOWS} --output_dir runs/held-facts",
     ],
 }
 
@@ -213,16 +216,9 @@ def first_replies(generations: Path, prompts: tuple[str, ...]) -> dict[str, dict
 
 def given(seeds: dict) -> list[str]:
     """What the training on given pairs did: to held-out pairs, to facts, to a text that has nothing to do with them."""
-    columns = {"reward_accuracy": "held-out accuracy", "reward_margin": "margin", "chosen": "chosen, nats"}
-    columns |= {"rejected": "rejected, nats", "kl": "KL, nats a reply"}
-    rows = {}
     names = {"an adapter": "lora", "the same, three epochs": "lora-3", "all weights": "full"}
-    for label, name in names.items():
-        metrics = [runs[name]["metrics"] for runs in seeds.values()]
-        changes = [{part: m[f"{part}_logp_change"] for part in ("chosen", "rejected")} for m in metrics]
-        rows[label] = [m | change for m, change in zip(metrics, changes, strict=True)]
     models = {label: f"runs/{name}" for label, name in names.items()}
-    return [markdown(rows, columns, "trained"), _prices(seeds, "given-facts", models)]
+    return [_held_out(seeds, names), _prices(seeds, "given-facts", models)]
 
 
 def beside_trl(seeds: dict) -> list[str]:
@@ -243,7 +239,9 @@ def own(seeds: dict) -> list[str]:
 
 
 def too_far(seeds: dict) -> list[str]:
-    """The given pairs at too high a rate: what each measurement on held-out pairs showed, and what the watcher said."""
+    """The given pairs at too high a rate, by each measurement on held-out pairs; with the SFT term, which holds it; what
+    the watcher said of both.
+    """
     lines = [
         "| step | held-out loss | accuracy | margin | chosen, nats | rejected, nats |",
         "|---|---|---|---|---|---|",
@@ -254,11 +252,23 @@ def too_far(seeds: dict) -> list[str]:
         moved = [log[f"eval_rewards/{part}"] / run["metrics"]["beta"] for part in ("chosen", "rejected")]
         numbers = [log["eval_loss"], log["eval_rewards/accuracies"], log["eval_rewards/margins"], *moved]
         lines.append(f"| {log['step']} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |")
-    said = [f"seed {seed}: {text}" for seed, runs in seeds.items() for text in runs["too-far"].get("warnings", [])]
-    columns = {"kl": "KL, nats a reply", "reply_tokens_before": "tokens a reply before", "reply_tokens_after": "after"}
-    metrics = [runs["too-far"]["metrics"] for runs in seeds.values()]
-    prices = _prices(seeds, "too-far-facts", {"too far": "runs/too-far"})
-    return ["\n".join(lines), markdown({"too far": metrics}, columns, "trained"), prices, "\n".join(said)]
+    names = {"too far": "too-far", "with SFT's term": "held"}
+    prices = [_prices(seeds, f"{name}-facts", {label: f"runs/{name}"}) for label, name in names.items()]
+    said = [
+        f"seed {seed}, {name}: {text}"
+        for seed, runs in seeds.items()
+        for name in names.values()
+        for text in runs[name].get("warnings", [])
+    ]
+    return ["\n".join(lines), _held_out(seeds, names), *prices, "\n".join(said)]
+
+
+def _held_out(seeds: dict, names: dict[str, str]) -> str:
+    """What trainings did to held-out pairs; names: by label, the output folder's."""
+    columns = {"reward_accuracy": "held-out accuracy", "reward_margin": "margin", "chosen_logp_change": "chosen, nats"}
+    columns |= {"rejected_logp_change": "rejected, nats", "kl": "KL, nats a reply"}
+    rows = {label: [runs[name]["metrics"] for runs in seeds.values()] for label, name in names.items()}
+    return markdown(rows, columns, "trained")
 
 
 def _by_rule(seeds: dict, name: str, models: dict[str, str]) -> list[str]:

@@ -27,7 +27,7 @@ from . import memory
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "runtime")
 SMALL = 50e6  # parameters
-IN_PIECES = 2.0  # times what tensors take, where freed memory stays with the process: measured were 1.3 to 2.4
+IN_PIECES = 2.0  # times what tensors take, where freed memory stays with the process: measured were 1.1 to 2.4
 LION = ("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit")
 STATES_PER_PARAMETER = {
     "sgd": 0,

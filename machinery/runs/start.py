@@ -59,7 +59,8 @@ def show_start(trainer, reference: str, is_the_policy: bool = True) -> None:
             f"Every {trainer.args.ref_model_sync_steps} steps it goes {trainer.args.ref_model_mixup_alpha:g} of the way to the "
             "policy. Rewards, margins and accuracy are measured from where it is; the KL at the end from where it was."
         )
-    say(f"Precision: {trainer.args.mixed_precision.replace('no', 'fp32')}. {choose_checkpointing(trainer)}")
+    precision = trainer.args.mixed_precision.replace("no", "fp32")
+    say(f"Precision: {precision} on {trainer.accelerator.device.type}. {choose_checkpointing(trainer)}")
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.args.logging_first_step = True
         say("The weights are sharded, so the first loss that is logged must tell: it should be ln 2 = 0.6931.")
