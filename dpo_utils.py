@@ -57,7 +57,7 @@ from machinery.data.tokens import end_of_turn, shorten_prompt, tokenise
 from machinery.evaluation.metrics import kl_interval
 from machinery.evaluation.true_reward import show_scores, show_true_rewards
 from machinery.hardware.memory import give_back_freed_memory, keep_freed_memory
-from machinery.models.adapters import base_of, load_adapter
+from machinery.models.adapters import base_of, load_adapter, noted_beside
 from machinery.models.checks import FROM_SAFETENSORS, check_loaded, look_at, said_in_a_sentence
 from machinery.models.generation import end_ids, neutral_generation, own_precision
 from machinery.models.log_probs import at_hand, sum_over_completions
@@ -189,10 +189,13 @@ def run(main) -> None:
 # --- Loading ---------------------------------------------------------------------------------------------------------
 
 
-def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    name: str, tokenizer_from: str | None = None, **init_kwargs
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, with a pad token.
 
-    name: a folder or a hub name. init_kwargs: for `from_pretrained` (revision, dtype, attn_implementation, ...).
+    name: a folder or a hub name. tokenizer_from: the folder of an adapter that has a tokenizer of its own. init_kwargs: for
+    `from_pretrained` (revision, dtype, attn_implementation, ...).
     Only safetensors are read: other weight files can run code when they are loaded.
     Raises UserError where there is no such model, or it is not one that DPO can train.
     """
@@ -200,7 +203,7 @@ def load_model(name: str, **init_kwargs) -> tuple[PreTrainedModel, PreTrainedTok
     with said_in_a_sentence(name):
         config = look_at(name, **hub_kwargs)
         model, report = AutoModelForCausalLM.from_pretrained(name, config=config, **FROM_SAFETENSORS, **init_kwargs)
-        tokenizer = load_tokenizer(name, **hub_kwargs)
+        tokenizer = load_tokenizer(tokenizer_from or name, **hub_kwargs)
         check_loaded(model, report, tokenizer)
     keep_freed_memory(True)
     return model, tokenizer
@@ -232,9 +235,24 @@ def load_any(name: str, **init_kwargs) -> tuple[PreTrainedModel | PeftModel, Pre
     base = base_of(name)
     if base is None:
         return load_model(name, **init_kwargs)
-    model, tokenizer = load_model(base, **init_kwargs)
+    model, tokenizer = load_model(base, **init_kwargs | noted_beside(name))
     adapted = load_adapter(model, name)
     return adapted if getattr(model, "is_quantized", False) else adapted.merge_and_unload(), tokenizer
+
+
+def load_reference(name: str, tokenizer: PreTrainedTokenizerBase, **init_kwargs) -> PreTrainedModel:
+    """Load another model than the policy as its reference; tokenizer: the policy's, in whose tokens it is asked.
+
+    Raises UserError where its own tokenizer gives one of these another number, or none.
+    """
+    reference, own = load_model(name, **init_kwargs)
+    numbers = own.get_vocab()
+    if any(numbers.get(token) != number for token, number in tokenizer.get_vocab().items()):
+        raise UserError(
+            f"--reference {name} has another tokenizer than the policy, so log-probs of the same tokens mean other words. "
+            "Name a model of the same family."
+        )
+    return reference
 
 
 def load_preferences(
@@ -484,10 +502,13 @@ def sequence_kls(
     with at_hand(reference, policy) as of_reference:
 
         def of_the_steps(logps, batch):
-            of_rows = zip(
-                logps, of_reference(batch).to(logps.device), strict=True
-            )  # one by one: the vocabulary is large
-            # where neither gives a token any chance, as a mask of the vocabulary does, there is nothing to differ in
+            of_its = of_reference(batch).to(logps.device)
+            width = min(
+                logps.shape[-1], of_its.shape[-1]
+            )  # one may have more embeddings, which pad it: no token has them
+            # Row by row, as the vocabulary is large. Where neither gives a token any chance, as a mask of the vocabulary
+            # does, there is nothing to differ in.
+            of_rows = zip(logps[..., :width], of_its[..., :width], strict=True)
             kls = [(row.exp() * (row - ref)).nan_to_num(0.0, posinf=torch.inf).sum(-1) for row, ref in of_rows]
             return torch.stack(kls)
 

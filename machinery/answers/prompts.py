@@ -22,7 +22,7 @@ from ..readings.prompts import convert_prompt, holds_prompts_alone, prompts_read
 from ..readings.recognise import by_schema
 from ..readings.texts import Unusable, plain
 
-SPLITS = ("train_split", "test_split", "config", "encoding")
+SPLITS = ("train_split", "test_split", "config", "encoding", "seed")
 
 
 def prompts_alone(source, dataset_format="auto", columns: dict | None = None, **how) -> bool:

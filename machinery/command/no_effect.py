@@ -98,6 +98,15 @@ RULES: list[tuple[str, Callable[[dict], str | None]]] = [
         "--optim galore_adamw, apollo_adamw and their kin",
     ),
     ("length_column_name", lambda values: "rows are grouped by their tokens, which are counted here"),
+    *(
+        (flag, lambda values, flag=flag: (
+            "it would round the weights that are saved; pairs are measured in training's precision" if values[flag] else None
+        ))
+        for flag in ("bf16_full_eval", "fp16_full_eval")
+    ),
+    ("ignore_bias_buffers", lambda values: (
+        "it is for masks that older versions of Transformers kept in a model" if values["ignore_bias_buffers"] else None
+    )),
     ("padding_free", lambda values: "TRL has taken it out for now" if values["padding_free"] else None),
     *(
         (flag, lambda values: (

@@ -22,7 +22,7 @@ from ..common.errors import UserError
 from ..common.masking import remember_secrets
 from ..common.safe_text import say
 from ..hardware.precision import prefers_bf16
-from ..models.adapters import base_of_adapter, check_adapter
+from ..models.adapters import base_of_adapter, check_adapter, noted_beside
 from ..runs.checkpoints import is_checkpoint
 from ..runs.folder import is_to_go_on, why_not
 from ..runs.ownership import is_written
@@ -93,9 +93,17 @@ def settle(
     if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
         raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
     _check(args, training_args, losses, needs_data)
+    asks_beforehand = training_args.precompute_ref_log_probs and not model_args.use_peft
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and asks_beforehand and model_args.model_revision != "main":
+        raise UserError(
+            "--precompute_ref_log_probs: under FSDP TRL loads the reference itself, and not by --model_revision. Leave it out."
+        )
     _use_one_gpu(training_args)
     args.data_kwargs = _data_kwargs(args, training_args)
     args.model_kwargs = _model_kwargs(model_args, training_args)
+    if getattr(args, "adapter", None):
+        args.model_kwargs |= noted_beside(args.adapter) | {"revision": model_args.model_revision}
+    training_args.bf16_full_eval = training_args.fp16_full_eval = False  # they cast the policy for good
     training_args.model_init_kwargs = None  # they have gone into model_kwargs: the scripts load their models themselves
     return args, training_args, model_args
 
@@ -107,7 +115,10 @@ def _fill_in_layers(parser: CommandLine, said, demo: dict, defaults: dict, by_lo
         said.model_name_or_path = base_of_adapter(check_adapter(said.adapter))
         if said.model_name_or_path is None:
             raise UserError(f"--adapter {said.adapter} does not name its base: add --model_name_or_path.")
-        parser.fill({"model_name_or_path": said.model_name_or_path})
+        revision = noted_beside(said.adapter).get("revision")
+        parser.fill(
+            {"model_name_or_path": said.model_name_or_path} | ({"model_revision": revision} if revision else {})
+        )
     if said.model_name_or_path is None or Path(said.model_name_or_path).resolve() == PROJECT / "demo" / "model":
         paths = {"model_name_or_path": "demo/model", "dataset_name": demo["dataset_name"]}
         parser.fill(demo | {name: _from_here(path) for name, path in paths.items()})

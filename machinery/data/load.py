@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import datasets
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from trl import get_dataset
@@ -65,7 +66,9 @@ def load_pairs(
     is_quiet = is_small or not sys.stderr.isatty()
     (datasets.disable_progress_bars if is_quiet else datasets.enable_progress_bars)()
     try:
-        splits, others = find_splits(source, train_split, test_split, config, streaming, encoding)
+        splits, others = find_splits(
+            source, train_split, test_split, config, streaming, encoding, seed=how.get("seed", 0)
+        )
         if streaming:
             if how.get("save_cleaned"):
                 raise UserError("--save_cleaned writes what was read whole, so it goes without --dataset_streaming.")
@@ -95,14 +98,20 @@ def load_pairs(
 
 
 def find_splits(
-    source, train: str, test: str, config: str | None = None, streaming: bool = False, encoding: str = "utf-8"
+    source,
+    train: str,
+    test: str,
+    config: str | None = None,
+    streaming: bool = False,
+    encoding: str = "utf-8",
+    seed: int = 0,
 ):
     """The training split and, where there is one, the test split, as {name: RowSource}, in this order; other splits' names."""
     try:
         if isinstance(source, str):
             splits = open_splits(source, config, streaming, encoding)
         else:
-            splits = wrap_splits(_mixture(source), "mixture")
+            splits = wrap_splits(_mixture(source, seed), "mixture")
     except (ValueError, OSError) as error:
         raise UserError(f"{str(error).rstrip('.')}.") from error
     if train not in splits:
@@ -110,11 +119,16 @@ def find_splits(
     return {split: splits[split] for split in (train, test) if split in splits}, splits.keys() - {train, test}
 
 
-def _mixture(source) -> dict:
+def _mixture(source, seed: int) -> dict:
+    """TRL's, which draws its `test_split_size` from NumPy's state: with the seed, and so in every process the same."""
+    state = np.random.get_state()
+    np.random.seed(seed % 2**32)
     try:
         return get_dataset(source)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"datasets, the mixture of the recipe: {first_line(error)}.") from error
+    finally:
+        np.random.set_state(state)
 
 
 def find_reading(

@@ -93,6 +93,16 @@ def base_of(name: str) -> str | None:
     return base
 
 
+def noted_beside(name: str) -> dict[str, str]:
+    """What `load_model` is to take of an adapter's folder: its tokenizer and the revision of its base, where they are there."""
+    noted, config = {}, Path(name) / "adapter_config.json"
+    if config.is_file() and isinstance(revision := _read(config).get("revision"), str):
+        noted["revision"] = revision
+    if config.with_name("tokenizer_config.json").is_file():
+        noted["tokenizer_from"] = name
+    return noted
+
+
 def _read(path: Path) -> dict:
     content = read_object(path)
     if content is None:

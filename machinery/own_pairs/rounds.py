@@ -68,7 +68,7 @@ def run_rounds(script: str, args, training_args, model_args, utils, settings: Co
             metrics = None if training_args.overwrite_output_dir else _finished(out, made)
             say(f"\n=== Round {number} of {args.rounds}, from {last}" + (": it is finished" if metrics else ""))
             if metrics is None:
-                metrics = _run(script, out, made, training_args.overwrite_output_dir)
+                metrics = _run(script, out, made, training_args)
             if "kl_first" not in metrics:
                 prompts = prompts or _held_out(first, args, training_args, utils)
                 for name, other in (("kl_last", last), ("kl_first", first)):
@@ -147,9 +147,9 @@ def table(rounds: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _run(script: str, out: Path, made_by: dict, anew: bool) -> dict:
+def _run(script: str, out: Path, made_by: dict, training_args) -> dict:
     """The metrics of a round that is run now, or goes on from a checkpoint that it has written itself."""
-    began = math.inf
+    began, anew = math.inf, training_args.overwrite_output_dir or training_args.sync_ref_model  # see `claim_output_dir`
     if not anew and _is_of(_noted(out), made_by):
         began = out.with_suffix(".json").stat().st_mtime
     how = ["--resume_from_checkpoint", "newest", "--overwrite_output_dir", "false"]

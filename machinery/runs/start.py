@@ -23,10 +23,14 @@ logger = logging.getLogger("dpo")
 
 
 def check_start(training_args, policy, train_pairs, eval_pairs, peft_config=None, whole_models: int = 0) -> None:
-    """Before the trainer is built: nothing is evaluated where nothing is held out, and what will be written has room.
+    """Before the trainer is built: weights fit the precision, nothing is evaluated where nothing is held out, and what will be
+    written has room.
 
     eval_pairs: None where nothing is held out. The rest is as `check_room` takes it. Raises UserError.
     """
+    trained = [] if peft_config else [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    if training_args.fp16 and any(parameter.dtype == torch.float16 for parameter in trained):
+        raise UserError("--fp16 trains weights in float32, and these are in float16: --dtype float32.")
     if eval_pairs is None:
         never_evaluate(training_args)
     check_room(training_args, policy, train_pairs, peft_config, whole_models)

@@ -1,8 +1,8 @@
 """Before any long work: are the log-probs that training will see the model's own, and does a step go through?
 
-    check_head(trainer)                            # UserError where TRL's head is not the model's
-    why_not_the_same(trainer, model, forward)      # None, or why a pair keeps two rows
-    try_step(trainer)                              # UserError where the libraries do not fit together
+    check_head(trainer)                                 # UserError where TRL's head is not the model's
+    why_not_the_same(trainer, model, forward, costs)    # None, or why a pair keeps two rows
+    try_step(trainer)                                   # UserError where the libraries do not fit together
 
 Three computations are held to each other on the model that is to be trained. Its own logits, as `model(...)` gives
 them, say what its log-probs are: TRL's head leaves out what it does not know of, such as a soft cap under another name.
@@ -59,14 +59,15 @@ def check_head(trainer) -> None:
         )
 
 
-def why_not_the_same(trainer, model, forward: Callable) -> str | None:
+def why_not_the_same(trainer, model, forward: Callable, costs: tuple[float, float]) -> str | None:
     """Compare one row a pair with two on rows of the data; None where they agree.
 
-    model: trainer.model, or what training has wrapped it in. forward: from `share_prompt`.
+    model: trainer.model, or what training has wrapped it in. forward: from `share_prompt`. costs: by which it decides
+    whether one row is cheaper, see `forward_costs`.
     """
     for rows in _rows_to_compare(trainer):
         batch, labels = _collate(trainer, rows)
-        if forward.plan(batch, labels, costs=(1.0, 0.0)) is None:
+        if forward.plan(batch, labels, costs) is None:  # it would be two rows held to two rows
             continue
         log_probs = []
         try:
@@ -182,7 +183,8 @@ def _first_rows(pairs, count: int) -> list[dict]:
 
 
 def _rows_to_compare(trainer) -> Iterator[list[dict]]:
-    """The two longest pairs; then, as one row of those may not be shorter, the two of the longest prompts.
+    """The two longest pairs; then, as one row of those may not be cheaper, the two of the longest prompts; then these with
+    short answers, as one row of some batch may be cheaper all the same.
 
     Where other pairs reach further back than these, and further than a window of the model, the prompts are lengthened.
     """
@@ -192,12 +194,22 @@ def _rows_to_compare(trainer) -> Iterator[list[dict]]:
     beyond = max(windows, default=0) * 2  # so far that chunks and windows show wherever they begin
     limit = trainer.args.max_length or beyond
     if not isinstance(pairs, Dataset):  # a stream: nobody knows its longest pair
-        yield [_lengthened(row, min(beyond, limit)) for row in _first_rows(pairs, 2)]
+        rows = [_lengthened(row, min(beyond, limit)) for row in _first_rows(pairs, 2)]
+        yield rows
+        yield _with_short_answers(rows)
         return
     sets = [pairs, *(held for held in _held_out(trainer) if isinstance(held, Dataset))]
     need = min(beyond, limit, max(int(row_lengths(rows).max()) for rows in sets if len(rows)))
     for count in (row_lengths, lambda pairs: torch.tensor([len(ids) for ids in pairs["prompt_ids"]])):
-        yield [_lengthened(pairs[n], need) for n in count(pairs).topk(min(2, len(pairs))).indices.tolist()]
+        rows = [_lengthened(pairs[n], need) for n in count(pairs).topk(min(2, len(pairs))).indices.tolist()]
+        yield rows
+    yield _with_short_answers(rows)
+
+
+def _with_short_answers(rows: list[dict]) -> list[dict]:
+    """The same prompts, of some length, before the beginnings of the answers: cheaper in one row for every model."""
+    cut = [row | {name: row[name][: SHORT // 2] for name in ("chosen_ids", "rejected_ids")} for row in rows]
+    return [_lengthened(row, 4 * SHORT) for row in cut]
 
 
 def _held_out(trainer) -> list:

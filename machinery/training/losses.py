@@ -76,6 +76,9 @@ def loss_from_flags(args, training_args, known: dict[str, Callable], limits: dic
         known, training_args.loss_type = known | {name: function_from(args.loss_file, "--loss_file")}, [name]
     names = training_args.loss_type
     settings = {"label_smoothing": training_args.label_smoothing, "discopop_tau": training_args.discopop_tau}
+    for name, value in _parse(args.loss_kwargs).items():
+        if name in settings:  # TRL and the watcher look for it there
+            setattr(training_args, name, value)
     loss = choose_loss(
         names, known, weights=training_args.loss_weights, loss_kwargs=args.loss_kwargs, settings=settings, limits=limits
     )

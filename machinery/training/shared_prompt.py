@@ -137,11 +137,13 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
             check_head(self)
         if refusal is None:
             reasons = [why_not_one_row(forward.model) for forward in self._forwards]
+            if self.args.neftune_noise_alpha:
+                reasons.append("the noise of --neftune_noise_alpha goes by a row's length")
             refusal = next((reason for reason in reasons if reason is not None), None)
         # Until training begins, weights that will be sharded are whole on one process's CPU: too slow to try anything.
         self._is_to_be_compared = refusal is None and not can_be_tried
         if refusal is None and can_be_tried:
-            refusal = why_not_the_same(self, self.model, self._forwards[0])
+            refusal = self._why_not_the_same(self.model)
         self._decide(refusal)
         if can_be_tried:
             if refusal is None and getattr(self.args, "shared_prompt_attention", None) == "flex":
@@ -155,7 +157,7 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
         reasons = [flex_kernel.use_flex(model) for model in models]
         refusal = next((reason for reason in reasons if reason is not None), None)
         if refusal is None:
-            refusal = why_not_the_same(self, self.model, self._forwards[0])
+            refusal = self._why_not_the_same(self.model)
             self._decide(None)  # with masks the rows were the same
         if refusal is None:
             try:
@@ -173,7 +175,7 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
         """TRL's. Before the first, rows are compared where that had to wait for the weights to be sharded."""
         if self._is_to_be_compared:
             self._is_to_be_compared = False
-            self._decide(why_not_the_same(self, model, self._forwards[0]))
+            self._decide(self._why_not_the_same(model))
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _compute_loss(self, model, inputs, return_outputs):
@@ -190,6 +192,10 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
             forward.one_row = refusal is None
         if refusal is not None and getattr(self.args, "shared_prompt", True):
             logger.warning(f"Each prompt is computed twice, as in TRL: {refusal}.")
+
+    def _why_not_the_same(self, model) -> str | None:
+        [forward, *_] = self._forwards
+        return why_not_the_same(self, model, forward, forward_costs(forward.model))
 
     def _why_not_at_all(self) -> str | None:
         """Why TRL's own forward stays, head and all."""

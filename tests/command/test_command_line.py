@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import SCRIPTS_ON_DEMO
 
 import basic_dpo_training
@@ -12,6 +13,7 @@ from machinery.common.errors import UserError
 from machinery.comparing.side_by_side import beside_full_run
 from machinery.runs import ownership
 from machinery.runs.folder import choose_folder
+from machinery.runs.start import check_start
 
 DEMO = basic_dpo_training.DEMO
 
@@ -99,6 +101,18 @@ def test_help_says_what_the_flags_do(capsys):
         assert expected in capsys.readouterr().out
 
 
+def test_what_would_round_the_policy_for_good_is_off():
+    _, training_args, _ = parse_args("", DEMO, ["--bf16_full_eval"])
+    assert not training_args.bf16_full_eval
+
+
+def test_under_fsdp_a_reference_that_trl_would_load_without_the_revision_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    parse_args("", DEMO, ["--model_revision", "step1000"])
+    with pytest.raises(UserError, match="--precompute_ref_log_probs: under FSDP TRL loads the reference itself"):
+        parse_args("", DEMO, ["--model_revision", "step1000", "--precompute_ref_log_probs"])
+
+
 def test_a_mixture_of_data_sets_aside_the_demos_own(tmp_path):
     (tmp_path / "recipe.yaml").write_text("datasets: [{path: my_pairs}, {path: others}]\n")
     args, *_ = parse_args("", DEMO, ["--config", str(tmp_path / "recipe.yaml")])
@@ -112,3 +126,10 @@ def test_a_flag_is_given_whole():
     """What hides a token where a command is shown, and what hands flags on, know whole names."""
     with pytest.raises(UserError, match="There is no flag --hub_tok: did you mean --hub_token"):
         parsed("--hub_tok", "hf_secret")
+
+
+def test_weights_in_float16_are_refused_under_fp16():
+    """Its gradients cannot be unscaled; an adapter on them is in float32."""
+    policy = torch.nn.Linear(2, 2, dtype=torch.float16)
+    with pytest.raises(UserError, match="--dtype float32"):
+        check_start(SimpleNamespace(fp16=True), policy, [], [])

@@ -25,6 +25,8 @@ IDLE = {
     "--lr_scheduler_type constant --warmup_steps 3": "warmup_steps",
     "--optim sgd --adam_beta1 0.8": "adam_beta1",
     "--metric_for_best_model loss": "metric_for_best_model",
+    "--bf16_full_eval": "bf16_full_eval",
+    "--ignore_bias_buffers": "ignore_bias_buffers",
     "--lora_r 4": "lora_r",
     "--bnb_4bit_quant_type nf4": "bnb_4bit_quant_type",
 }

@@ -5,9 +5,12 @@ import gzip
 import json
 import lzma
 
+import numpy as np
 import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
+from trl import DatasetMixtureConfig
+from trl.scripts.utils import DatasetConfig
 
 from dpo_utils import load_preferences
 from machinery.common.errors import UserError
@@ -386,3 +389,20 @@ def test_a_flag_that_has_no_effect_is_named(tmp_path, capsys):
     pairs, _, reports = load_preferences(str(tmp_path / "b.jsonl"), None, min_margin=2.0)
     assert (len(pairs), reports["train"]["dropped_by_reason"]) == (1, {"not_chosen": 2})
     assert "--min_margin" not in capsys.readouterr().out
+
+
+def test_what_a_mixture_holds_out_is_drawn_by_the_seed(base_tokenizer, tmp_path):
+    """TRL draws it from NumPy's state, which differs from run to run and from process to process."""
+    (tmp_path / "pairs").mkdir()
+    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes, {n}.", "rejected": f"No, {n}."} for n in range(40)]
+    (tmp_path / "pairs" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixture = DatasetMixtureConfig(datasets=[DatasetConfig(path=str(tmp_path / "pairs"))], test_split_size=0.25)
+    held = []
+    for state, seed in ((1, 0), (2, 0), (2, 5)):
+        np.random.seed(state)
+        expected = np.random.get_state()[1].copy()
+        _, held_out, _ = load_preferences(mixture, base_tokenizer, seed=seed)
+        held.append(sorted(held_out["prompt"]))
+        assert (np.random.get_state()[1] == expected).all()
+    assert len(held[0]) == 10
+    assert held[0] == held[1] != held[2]

@@ -1,5 +1,7 @@
 """An adapter belongs to one base and to modules that are there; merged, it is the base with it."""
 
+import json
+
 import pytest
 import torch
 from conftest import make_llama
@@ -17,7 +19,7 @@ from trl import DPOConfig, ModelConfig
 
 from dpo_utils import load_any, load_model, load_tokenizer
 from machinery.common.errors import UserError
-from machinery.models.adapters import check_targets, merge_adapter, new_adapter, weights_fingerprint
+from machinery.models.adapters import check_targets, merge_adapter, new_adapter, noted_beside, weights_fingerprint
 
 
 def test_a_merge_that_changes_the_model_is_refused_and_leaves_nothing(base_model_folder, tmp_path):
@@ -73,6 +75,18 @@ def test_on_a_quantised_base_an_adapter_stays_beside_it(base_model_folder, tmp_p
     monkeypatch.setattr("dpo_utils.load_model", load_quantised)
     model, _ = load_any(str(sft_adapter(base_model_folder, tmp_path)))
     assert isinstance(model, PeftModel)
+
+
+def test_an_adapter_brings_the_tokenizer_it_was_trained_with_and_the_revision_of_its_base(base_model_folder, tmp_path):
+    folder = sft_adapter(base_model_folder, tmp_path)
+    _, tokenizer = load_any(str(folder))
+    assert tokenizer.chat_template is None  # the base's
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"revision": "v2"}))
+    assert load_any(str(folder))[1].chat_template == tokenizer.chat_template
+    assert noted_beside(str(folder)) == {"revision": "v2", "tokenizer_from": str(folder)}
 
 
 def test_targets_that_match_nothing_are_named_with_those_there_are(base_model_folder):

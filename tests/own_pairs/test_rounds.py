@@ -53,6 +53,7 @@ def run(tmp_path, monkeypatch, *words, first_reference=False, num_prompts=None, 
         output_dir=str(tmp_path / (out or "")),
         is_output_dir_given=out is not None,
         overwrite_output_dir="--overwrite_output_dir" in words,
+        sync_ref_model="--sync_ref_model" in words,
         resume_from_checkpoint=None,
         learning_rate=3e-4,
         reads={"--model_name_or_path": model, "--judge": str(tmp_path / "rules.py")},
@@ -134,6 +135,22 @@ def test_a_round_that_was_killed_goes_on_from_its_own_checkpoint(script, tmp_pat
     how = [("--resume_from_checkpoint" in words, "--overwrite_output_dir" in words) for words in script.words]
     assert how == [(False, True), (False, True), (True, True), (False, True)]
     assert script.told("--overwrite_output_dir")[2] == "false"
+
+
+def test_a_round_whose_reference_moves_begins_anew(script, tmp_path, monkeypatch):
+    """No checkpoint holds that reference, so its own run would refuse to go on."""
+    script.killed_in = "round-2"
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, monkeypatch, "--sync_ref_model")
+    script.killed_in = None
+    run(tmp_path, monkeypatch, "--sync_ref_model")
+    assert [rounds.Path(out).name for out in script.told("--output_dir")] == [
+        "round-1",
+        "round-2",
+        "round-2",
+        "round-3",
+    ]
+    assert not any("--resume_from_checkpoint" in words for words in script.words)
 
 
 def test_a_checkpoint_of_another_command_is_not_gone_on_from(script, tmp_path, monkeypatch):

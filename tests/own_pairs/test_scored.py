@@ -330,6 +330,13 @@ def test_the_policy_is_held_to_another_model_than_the_one_it_starts_from(tmp_pat
     assert made["reference"] == str(tmp_path / "first") and made["kl"] > 0.001
 
 
+def test_a_reference_that_numbers_its_tokens_otherwise_is_refused(base_model_folder, tmp_path, call):
+    words = ["--dataset_name", "demo", "--reference", base_model_folder, "--output_dir", tmp_path / "out", *SHORT]
+    code, _, error = call("custom_dataset_dpo", *words)
+    assert code == 2
+    assert f"--reference {base_model_folder} has another tokenizer than the policy" in error
+
+
 def prefers_the_later_seed(body) -> tuple[int, dict] | None:
     """What a server says as the model "judge": the answer with the larger number at its end is better."""
     if body["model"] != "judge":

@@ -20,7 +20,15 @@ from trl import DPOConfig, DPOTrainer
 from custom_loss_dpo import LIMITS, LOSSES, CustomLossDPOTrainer
 from machinery.common.errors import UserError, function_from
 from machinery.training.custom_loss import CustomLoss
-from machinery.training.losses import TRL_LOSSES, check_loss, choose_loss, made_up_pairs, name_of, uses_reference
+from machinery.training.losses import (
+    TRL_LOSSES,
+    check_loss,
+    choose_loss,
+    loss_from_flags,
+    made_up_pairs,
+    name_of,
+    uses_reference,
+)
 from machinery.watching.watcher import Watcher
 
 SMOOTHING = dict.fromkeys(("exo_pair", "robust", "cdpo", "aot", "aot_unpaired"), 0.1)
@@ -520,6 +528,16 @@ def test_a_good_one_is_taken(tmp_path):
     check_loss(own, "good", 0.1)
     pair = made_up_pairs()
     assert torch.allclose(own(beta=0.3, **pair), loss_named("sigmoid")(beta=0.3, **pair))
+
+
+def test_a_smoothing_given_as_a_hyperparameter_is_the_flag():
+    """TRL's constructor and the watcher look at the arguments, and would refuse or warn of the 0 there."""
+    args = SimpleNamespace(loss_file=None, loss_kwargs=["label_smoothing=0.2"], beside=None)
+    training_args = SimpleNamespace(
+        loss_type=["exo_pair"], loss_weights=None, label_smoothing=0.0, discopop_tau=0.05, max_tokens_per_batch=None
+    )
+    loss = loss_from_flags(args, training_args, LOSSES, LIMITS)
+    assert loss.keywords["label_smoothing"] == training_args.label_smoothing == 0.2
 
 
 def test_limits_name_hyperparameters_that_exist():

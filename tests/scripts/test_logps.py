@@ -189,3 +189,12 @@ def test_a_token_that_neither_can_write_makes_no_kl():
             lambda module, args, logits: logits.index_fill(-1, torch.tensor([9]), -torch.inf)
         )
     assert sequence_kls(policy, reference, [([3, 7], [4, 5])], pad_token_id=0).isfinite().all()
+
+
+def test_embeddings_that_pad_a_vocabulary_make_no_kl():
+    """Models of one family share a tokenizer, and some have more rows of embeddings than it has tokens."""
+    policy, padded = make_llama(seed=0), make_llama(seed=0)
+    padded.resize_token_embeddings(policy.config.vocab_size + 24)
+    padded.lm_head.weight.data[policy.config.vocab_size :] = 0.0
+    for one, other in ((policy, padded), (padded, policy)):
+        assert sequence_kls(one, other, [([3, 7], [4, 5])], pad_token_id=0).abs().max() < 1.0

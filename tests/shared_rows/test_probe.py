@@ -99,7 +99,8 @@ def test_pairs_shorter_than_others_are_lengthened_until_a_window_shows(words, ba
     trainer.eval_dataset = Dataset.from_list(
         [{"prompt_ids": [5] * 90, "chosen_ids": [6], "rejected_ids": [7]}]
     )  # longer than any pair to train on
-    for rows in probe._rows_to_compare(trainer):
+    *whole, short = probe._rows_to_compare(trainer)
+    for need, rows in (*((20, rows) for rows in whole), (4 * probe.SHORT, short)):  # 20: twice the window
         for row in rows:
             answers = min(len(row["chosen_ids"]), len(row["rejected_ids"]))
-            assert len(row["prompt_ids"]) == max(own, 20 - answers)  # twice the window
+            assert len(row["prompt_ids"]) == max(own, need - answers)

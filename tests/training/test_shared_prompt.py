@@ -231,6 +231,18 @@ def test_a_model_that_ignores_the_mask_is_found_by_the_probe(base_tokenizer, tmp
     assert logs[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
+def test_the_probe_holds_one_row_to_two_also_where_the_longest_pairs_keep_two(base_tokenizer, tmp_path):
+    """Long answers are no cheaper behind one prompt, so these pairs alone would be two rows held to two rows."""
+    torch.manual_seed(0)
+    model = MptForCausalLM(MptConfig(vocab_size=len(base_tokenizer), d_model=32, n_heads=4, n_layers=2))
+    model = reloaded(model, tmp_path / "mpt")
+    pairs = Dataset.from_list([{"prompt": "the cat", "chosen": "sat " * 300, "rejected": "ran " * 300}] * 4)
+    trainer = SharedPromptDPOTrainer(
+        model=model, args=config_for(tmp_path, max_length=None), train_dataset=pairs, processing_class=base_tokenizer
+    )
+    assert "would differ" in trainer.shared_prompt_refusal
+
+
 def test_attention_to_what_is_near_is_found_by_the_longest_pairs(base_tokenizer, tmp_path):
     torch.manual_seed(0)
     config = GPTNeoConfig(vocab_size=len(base_tokenizer), hidden_size=32, num_layers=2, num_heads=2, window_size=6,
