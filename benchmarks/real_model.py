@@ -110,9 +110,9 @@ def main() -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.replies:
         for seed, runs in list(found.get(options.replies, {}).items())[:1]:
-            for name, run in runs.items():
-                if "replies" in run:
-                    print(f"seed {seed}, {name}\n\n{in_paragraphs(run['replies'])}\n")
+            for name in (command.rpartition("/")[2] for command in STORIES[options.replies]):
+                if "replies" in runs[name]:
+                    print(f"seed {seed}, {name}\n\n{in_paragraphs(runs[name]['replies'])}\n")
         return
     if options.figure:
         runs = {"rate 5e-5": found["given"]["0"]["lora-3"], "rate 1e-4": found["too_far"]["0"]["too-far"]}
@@ -217,8 +217,8 @@ def first_replies(generations: Path, prompts: tuple[str, ...]) -> dict[str, dict
 def given(seeds: dict) -> list[str]:
     """What the training on given pairs did: to held-out pairs, to facts, to a text that has nothing to do with them."""
     names = {"an adapter": "lora", "the same, three epochs": "lora-3", "all weights": "full"}
-    models = {label: f"runs/{name}" for label, name in names.items()}
-    return [_held_out(seeds, names), _prices(seeds, "given-facts", models)]
+    facts = {label: ("given-facts", f"runs/{name}") for label, name in names.items()}
+    return [_held_out(seeds, names), _prices(seeds, facts)]
 
 
 def beside_trl(seeds: dict) -> list[str]:
@@ -235,7 +235,8 @@ def beside_trl(seeds: dict) -> list[str]:
 def own(seeds: dict) -> list[str]:
     """What two rounds of the model's own pairs did to held-out prompts, and to facts."""
     names = {f"round {number}": f"runs/round-{number}/merged" for number in (1, 2)}
-    return [*_by_rule(seeds, "own-rule", names), _prices(seeds, "own-facts", names)]
+    facts = {label: ("own-facts", model) for label, model in names.items()}
+    return [*_by_rule(seeds, "own-rule", names), _prices(seeds, facts)]
 
 
 def too_far(seeds: dict) -> list[str]:
@@ -253,14 +254,14 @@ def too_far(seeds: dict) -> list[str]:
         numbers = [log["eval_loss"], log["eval_rewards/accuracies"], log["eval_rewards/margins"], *moved]
         lines.append(f"| {log['step']} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |")
     names = {"too far": "too-far", "with SFT's term": "held"}
-    prices = [_prices(seeds, f"{name}-facts", {label: f"runs/{name}"}) for label, name in names.items()]
+    facts = {label: (f"{name}-facts", f"runs/{name}") for label, name in names.items()}
     said = [
         f"seed {seed}, {name}: {text}"
         for seed, runs in seeds.items()
         for name in names.values()
         for text in runs[name].get("warnings", [])
     ]
-    return ["\n".join(lines), _held_out(seeds, names), *prices, "\n".join(said)]
+    return ["\n".join(lines), _held_out(seeds, names), _prices(seeds, facts), "\n".join(said)]
 
 
 def _held_out(seeds: dict, names: dict[str, str]) -> str:
@@ -275,35 +276,39 @@ def _by_rule(seeds: dict, name: str, models: dict[str, str]) -> list[str]:
     """Held-out prompts: how often the rule holds, and at what price; and by seed how much more often than before."""
     columns = {"score": "rule holds", "greedy": "greedily wins", "reply_tokens": "tokens a reply"}
     columns |= {"stopped_share": "finished", "kl": "KL, nats a reply"}
-    start = [_of(runs[name], models, twin=True) | {"kl": 0.0, "greedy": 0.5} for runs in seeds.values()]
+    [a_model, *_] = models.values()
+    start = [_of(runs[name], a_model, twin=True) | {"kl": 0.0, "greedy": 0.5} for runs in seeds.values()]
     rows = {"before": start} | {
-        label: [(m := _of(runs[name], models, model)) | {"greedy": m["win_rate_greedy"]} for runs in seeds.values()]
+        label: [(m := _of(runs[name], model)) | {"greedy": m["win_rate_greedy"]} for runs in seeds.values()]
         for label, model in models.items()
     }
     lines = [f"| seed | {' | '.join(models)} |", "|---|" + "---|" * len(models)]
     for seed, runs in seeds.items():
-        cells = [_with_interval(_of(runs[name], models, model), "score_change") for model in models.values()]
+        cells = [_with_interval(_of(runs[name], model), "score_change") for model in models.values()]
         lines.append(f"| {seed} | {' | '.join(cells)} |")
     return [markdown(rows, columns, "held-out prompts"), "\n".join(lines)]
 
 
-def _prices(seeds: dict, name: str, models: dict[str, str]) -> str:
-    """Facts that were known and are known, and how much less a text that has nothing to do with it all is expected."""
+def _prices(seeds: dict, models: dict[str, tuple[str, str]]) -> str:
+    """Facts that were known and are known, and how much less a text that has nothing to do with it all is expected.
+
+    models: by label, the evaluation that has it and its name there.
+    """
+    [(evaluation, a_model), *_] = models.values()
     lines = ["| seed | model | facts known | change | change of the loss on a kept text |", "|---|---|---|---|---|"]
     for seed, runs in seeds.items():
-        before = _with_interval(_of(runs[name], models, twin=True), "score")
+        before = _with_interval(_of(runs[evaluation], a_model, twin=True), "score")
         lines.append(f"| {seed} | before | {before} | | |")
-        for label, model in models.items():
-            figures = _of(runs[name], models, model)
+        for label, (name, model) in models.items():
+            figures = _of(runs[name], model)
             cells = [_with_interval(figures, key) for key in ("score", "score_change", "text_loss_change")]
             lines.append(f"| {seed} | {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _of(run: dict, models: dict, model: str | None = None, twin: bool = False) -> dict:
-    """The figures of one model in an evaluation of several; twin: those of the reference."""
-    model = model or next(iter(models.values()))
-    prefix = f"{model}/" if len(models) > 1 else ""
+def _of(run: dict, model: str, twin: bool = False) -> dict:
+    """The figures of a model in an evaluation of one or several; twin: those of the reference beside it."""
+    prefix = f"{model}/" if any(name.startswith(f"{model}/") for name in run["metrics"]) else ""
     figures = {key.removeprefix(prefix): value for key, value in run["metrics"].items() if key.startswith(prefix)}
     return {key.replace("_reference", ""): v for key, v in figures.items() if "_reference" in key} if twin else figures
 
