@@ -93,16 +93,10 @@ def settle(
     if not takes_adapters and (model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit):
         raise UserError("This script trains all weights. Adapters and quantised models: lora_dpo_training.py.")
     _check(args, training_args, losses, needs_data)
-    asks_beforehand = training_args.precompute_ref_log_probs and not model_args.use_peft
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and asks_beforehand and model_args.model_revision != "main":
-        raise UserError(
-            "--precompute_ref_log_probs: under FSDP TRL loads the reference itself, and not by --model_revision. Leave it out."
-        )
+    _check_reference_of_fsdp(training_args, model_args)
     _use_one_gpu(training_args)
     args.data_kwargs = _data_kwargs(args, training_args)
-    args.model_kwargs = _model_kwargs(model_args, training_args)
-    if getattr(args, "adapter", None):
-        args.model_kwargs |= noted_beside(args.adapter) | {"revision": model_args.model_revision}
+    args.model_kwargs = _model_kwargs(args, model_args, training_args)
     training_args.bf16_full_eval = training_args.fp16_full_eval = False  # they cast the policy for good
     training_args.model_init_kwargs = None  # they have gone into model_kwargs: the scripts load their models themselves
     return args, training_args, model_args
@@ -192,7 +186,7 @@ def _put_tokens_away(training_args) -> None:
     training_args.hub_token = None
 
 
-def _model_kwargs(model_args, training_args) -> dict:
+def _model_kwargs(args, model_args, training_args) -> dict:
     """What `load_model` takes."""
     kwargs = {
         "revision": model_args.model_revision,
@@ -203,6 +197,9 @@ def _model_kwargs(model_args, training_args) -> dict:
     }
     if model_args.load_in_4bit or model_args.load_in_8bit:
         kwargs["quantization_config"] = get_quantization_config(model_args)
+    adapter = getattr(args, "adapter", None)
+    if adapter and (own := noted_beside(adapter).get("tokenizer_from")):
+        kwargs["tokenizer_from"] = own
     return kwargs
 
 
@@ -305,6 +302,14 @@ def _check(args, training_args, losses: Collection[str], needs_data: bool) -> No
     for what, name in training_args.reads.items():
         if cache and os.path.isdir(cache) and os.path.isdir(name) and Path(name).samefile(cache):
             raise UserError(f"--reference_cache {cache} is where {what} is: name a folder that only caches use.")
+
+
+def _check_reference_of_fsdp(training_args, model_args) -> None:
+    asks_beforehand = training_args.precompute_ref_log_probs and not model_args.use_peft
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and asks_beforehand and model_args.model_revision != "main":
+        raise UserError(
+            "--precompute_ref_log_probs: under FSDP TRL loads the reference itself, and not by --model_revision. Leave it out."
+        )
 
 
 def _refuse_checkpoint(flag: str, name: str | None) -> None:
