@@ -22,7 +22,7 @@ the reader. Where the block comes from is said in docs/blocks.json, by page and 
                 nothing is taken from earlier runs. "snippet" runs the ```python block below; the block behind it is what
                 it prints. The snippets of a page share their variables.
     speed       quick: seconds; the tests run it, and compare the text. slow: minutes and more; the tests only look
-                whether the code has changed since, and warn. A snippet has none: it is quick.
+                whether the code has changed since, and fail. A snippet has none: it is quick.
     from        the file the command leaves the text or the figure in, or stderr for its warnings; without it, its output,
                 or the figure's own path
     within      how far numbers may be off, as in 5%; without it, one in the last digit behind a point
@@ -67,7 +67,7 @@ ENTRIES = "docs/blocks.json"
 KEYS = ("run", "speed", "from", "within", "depends", "made", "code")
 MARK = r"<!-- block: ([\w-]+) -->"
 CODE = ("*.py", *(f"{folder}/**/*.py" for folder in ("machinery", "demo", "benchmarks", "docs")))  # what has names
-OLD_IS_WRONG = False  # whether a slow block that is older than its code is a failure, or a warning
+OLD_IS_WRONG = True  # whether a slow block that is older than its code is a failure, or a warning
 NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 GAP = "..."
 WIDTH = 110  # of the terminal that commands print for
