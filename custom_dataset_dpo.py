@@ -32,7 +32,6 @@ from dpo_utils import (
     TutorialArguments,
     load_model,
     load_preferences,
-    load_reference,
     load_tokenizer,
     parse_args,
     pick_prompts,
@@ -148,7 +147,7 @@ def main():
     # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
     is_apart = args.reference or not training_args.precompute_ref_log_probs  # NEW: so does another --reference
     reference_name = args.reference or name  # NEW: in later rounds it may be the first model
-    reference = load_reference(reference_name, tokenizer, **args.model_kwargs) if is_apart else None
+    reference = dpo_utils.load_reference(reference_name, tokenizer, **args.model_kwargs) if is_apart else None
 
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     judge, prompts, folder = None, None, "runs/custom_dataset"
@@ -184,7 +183,7 @@ def main():
 
     # Result: the same held-out prompts before and after.
     if reference is None or training_args.sync_ref_model:  # which has moved it
-        reference = load_reference(reference_name, tokenizer, **args.model_kwargs)  # for the KL
+        reference = dpo_utils.load_reference(reference_name, tokenizer, **args.model_kwargs)  # for the KL
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth, judge)
     about = dict(script="custom_dataset", model=name, reference=reference_name, dataset=args.dataset_name)
     save_run(trainer, about, outcome, replies=(prompts, before[1], after[1]))
