@@ -32,6 +32,7 @@ from dpo_utils import (
     TutorialArguments,
     load_model,
     load_preferences,
+    load_reference,
     load_tokenizer,
     parse_args,
     pick_prompts,
@@ -85,9 +86,8 @@ class DataArguments(TutorialArguments, SamplingArguments):  # NEW
     held_out_share: float = HfArg(default=0.1, help="the share of prompts held out if there is no test split")
 
 
-# NEW: where no known shape fits, a few lines make one. `--dataset_format mine` uses this one; edit it.
-def mine(row: dict) -> dict:
-    """A row of {"ticket": {"title", "body"}, "answers": [best, ..., worst]} as a prompt and two answers."""
+def mine(row: dict) -> dict:  # NEW: where no known shape fits, a few lines make one
+    """`--dataset_format mine`, to be edited; here of {"ticket": {"title", "body"}, "answers": [best, ..., worst]}."""
     ticket, answers = row["ticket"], row["answers"]
     return {"prompt": f"{ticket['title']}\n\n{ticket['body']}", "chosen": answers[0], "rejected": answers[-1]}
 
@@ -147,7 +147,7 @@ def main():
     # still equals it, and kept on disk. Only --no_precompute_ref_log_probs runs a second model beside the policy.
     is_apart = args.reference or not training_args.precompute_ref_log_probs  # NEW: so does another --reference
     reference_name = args.reference or name  # NEW: in later rounds it may be the first model
-    reference = dpo_utils.load_reference(reference_name, tokenizer, **args.model_kwargs) if is_apart else None
+    reference = load_reference(reference_name, tokenizer, **args.model_kwargs) if is_apart else None
 
     # Data: every row becomes a prompt, a chosen and a rejected completion; what teaches nothing is left out, and said.
     judge, prompts, folder = None, None, "runs/custom_dataset"
@@ -183,7 +183,7 @@ def main():
 
     # Result: the same held-out prompts before and after.
     if reference is None or training_args.sync_ref_model:  # which has moved it
-        reference = dpo_utils.load_reference(reference_name, tokenizer, **args.model_kwargs)  # for the KL
+        reference = load_reference(reference_name, tokenizer, **args.model_kwargs)  # for the KL
     outcome = report_change(policy, reference, tokenizer, prompts, before, after, truth, judge)
     about = dict(script="custom_dataset", model=name, reference=reference_name, dataset=args.dataset_name)
     save_run(trainer, about, outcome, replies=(prompts, before[1], after[1]))

@@ -503,9 +503,8 @@ def sequence_kls(
 
         def of_the_steps(logps, batch):
             of_its = of_reference(batch).to(logps.device)
-            width = min(
-                logps.shape[-1], of_its.shape[-1]
-            )  # one may have more embeddings, which pad it: no token has them
+            # One may have more embeddings than the other, which pad it: no token has them.
+            width = min(logps.shape[-1], of_its.shape[-1])
             # Row by row, as the vocabulary is large. Where neither gives a token any chance, as a mask of the vocabulary
             # does, there is nothing to differ in.
             of_rows = zip(logps[..., :width], of_its[..., :width], strict=True)

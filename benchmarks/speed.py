@@ -71,7 +71,6 @@ ROWS = {
     f"rows_{n}": dict(label=f"{n:,} rows", prompt=12, completion=4, rows=n, **TINY)
     for n in (1_000, 10_000, 100_000, 1_000_000)
 }
-FAST = ("tuned", "ours")  # with the reference asked beforehand
 GROUPS = {"shapes": list(SHAPES), "length": list(LENGTH), "batch": list(BATCH), "rows": list(ROWS)}
 CASES = SHAPES | LENGTH | BATCH | ROWS
 SIZES = {  # 23 million parameters with 32,000 tokens, one to try things on, and two for benchmarks/gpu.py
@@ -257,7 +256,9 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
 
     asked, tokens, ticks = [], [], []
     is_ours = name in ("ours", "exact")
-    asks_beforehand = name in FAST and not shape["rows"]  # many rows would take hours, and all of them are alike
+    asks_beforehand = (
+        name in ("tuned", "ours") and not shape["rows"]
+    )  # many rows would take hours, and all of them are alike
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
 
     class Contender(SharedPromptDPOTrainer if is_ours else DPOTrainer):
