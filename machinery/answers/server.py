@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from transformers.hf_argparser import HfArg
 
 from ..common.errors import UserError
-from ..common.http_client import GIVE_UP_AFTER, ChatClient, Failed, key_from_environment
+from ..common.http_client import ChatClient, Failed, Patience, key_from_environment
 from ..common.safe_text import progress_bar
 from ..readings.texts import as_turns
 from .kept import FOLDER, KeptAnswers, digest_of, from_all, share_of
@@ -65,13 +65,14 @@ class AnswerServer:
         return [done[number] for number in range(len(prompts))]
 
     async def _ask(self, prompts: list, count: int, progress: str | None, settings: dict) -> list:
-        wanted = [(place, sample) for place in range(len(prompts)) for sample in range(count)]
+        # The shortest first: a server that refuses long ones has answered by then.
+        places = sorted(range(len(prompts)), key=lambda place: len(str(prompts[place])))
+        wanted = [(place, sample) for place in places for sample in range(count)]
         found: dict[tuple[int, int], dict] = {}
         failed: dict[int, str] = {}
-        waiting, in_a_row = iter(wanted), 0
+        waiting, patience = iter(wanted), Patience()
 
         async def work() -> None:
-            nonlocal in_a_row
             for place, sample in waiting:  # shared by all workers: each takes the next
                 body = _body(prompts[place], settings, sample)
                 key = digest_of(body)
@@ -80,14 +81,14 @@ class AnswerServer:
                     try:
                         answer = (await self.client.ask(http, **body))._asdict()
                         self.kept.put(key, answer)
-                        in_a_row = 0
                     except Failed as failure:
                         failed[place] = str(failure)
-                        in_a_row += 1
-                        if in_a_row >= GIVE_UP_AFTER:
-                            raise UserError(self._gave_up(in_a_row, failure)) from None
+                        patience.failed(failure)
+                        if patience.is_spent:
+                            raise UserError(self._gave_up(patience.in_a_row, failure)) from None
                 if answer is not None:
                     found[place, sample] = answer
+                    patience.answered()
                 bar.update()
 
         with progress_bar(total=len(wanted), desc=progress, disable=progress is None) as bar:

@@ -32,16 +32,40 @@ logger = logging.getLogger("dpo")
 OPTIONAL = ("temperature", "top_p", "seed", "max_tokens")  # settings that a server may not know
 NEWER = {"max_tokens": "max_completion_tokens"}  # by the name that it may know instead
 JSON = {"Content-Type": "application/json"}
-GIVE_UP_AFTER = 5  # questions in a row without an answer
+GIVE_UP_AFTER = 5  # questions in a row that a server leaves unanswered
 LONGEST_WAIT = 300.0  # seconds a server may ask to wait before that counts as a refusal
 
 
 class Failed(Exception):
-    """A request without an answer. wait: seconds the server asks for. again: whether another attempt may help."""
+    """A request without an answer. wait: seconds the server asks for. again: whether another attempt may help.
 
-    def __init__(self, reason: str, wait: float = 0.0, again: bool = True):
+    of_this: it is this question that was not answered, as one that is too long; others may well be.
+    """
+
+    def __init__(self, reason: str, wait: float = 0.0, again: bool = True, of_this: bool = False):
         super().__init__(reason if wait <= LONGEST_WAIT else f"{reason}; it asks to wait {wait:.0f} s")
-        self.wait, self.again = wait, again and wait <= LONGEST_WAIT
+        self.wait, self.again, self.of_this = wait, again and wait <= LONGEST_WAIT, of_this
+
+
+class Patience:
+    """When to stop asking: a server that is gone is not asked thousands of times, one that refuses some questions is.
+
+    Until it has answered anything, those that it refuses count too: it may refuse them all.
+    """
+
+    def __init__(self, has_answered: bool = False):
+        """has_answered: it has at another time, and the answers were kept."""
+        self.in_a_row, self._has_answered = 0, has_answered
+
+    @property
+    def is_spent(self) -> bool:
+        return self.in_a_row >= GIVE_UP_AFTER
+
+    def answered(self) -> None:
+        self.in_a_row, self._has_answered = 0, True
+
+    def failed(self, failure: Failed) -> None:
+        self.in_a_row += not (failure.of_this and self._has_answered)
 
 
 class Reply(NamedTuple):
@@ -137,12 +161,11 @@ class ChatClient:
                     logger.warning(
                         f"{self.url} does not take {refused}; it is asked {instead}: {self._quote(response.text)}"
                     )
-            raise Failed(f"HTTP {status}: {self._quote(response.text)}", _retry_after(response), again)
+            told, of_this = self._quote(response.text), status in (400, 413, 422)
+            raise Failed(f"HTTP {status}: {told}", _retry_after(response), again, of_this)
         try:
             choice = response.json()["choices"][0]
-            text, reason = choice["message"].get("content"), choice.get("finish_reason")
-            thoughts = (choice["message"].get(name) for name in THOUGHTS)
-            thought = next((found for found in thoughts if isinstance(found, str)), "")
+            (text, thought), reason = _read_message(choice["message"]), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise Failed("its answer is no JSON with choices[0].message.content") from None
         reason = reason if isinstance(reason, str) else None
@@ -150,7 +173,7 @@ class ChatClient:
             text = ""
         if not isinstance(text, str):
             because = f" (finish_reason {self._quote(reason)})" if reason else ""
-            raise Failed(f"its answer has no text{because}", again=reason is None)
+            raise Failed(f"its answer has no text{because}", again=reason is None, of_this=True)
         return Reply(self._without_key(text), reason, self._without_key(thought))
 
     def _refusals(self) -> dict[int, str]:
@@ -190,6 +213,37 @@ class ChatClient:
         if not path.endswith("/chat/completions"):
             path += "/chat/completions" if re.search(r"/v\d", path) else "/v1/chat/completions"
         return parsed.copy_with(path=path)
+
+
+def _read_message(message: dict) -> tuple[str | None, str]:
+    """The text of an answer, its calls of tools written out behind it, and its thought where the server keeps that apart.
+
+    Some servers send typed parts instead of a text, Mistral's among them.
+    """
+    text = message.get("content")
+    thought = next((found for name in THOUGHTS if isinstance(found := message.get(name), str)), "")
+    if isinstance(text, list):
+        thought = thought or "".join(_text_of(part["thinking"]) for part in text if part.get("type") == "thinking")
+        text = _text_of(text)
+    called = [call["function"] for call in message.get("tool_calls") or []]
+    if called and isinstance(text, str | None):
+        text = "\n".join([text] * bool(text) + [f"<tool_call>\n{_as_json(call)}\n</tool_call>" for call in called])
+    return text, thought
+
+
+def _text_of(parts: str | list[dict]) -> str:
+    """What the parts of type text say."""
+    if isinstance(parts, str):
+        return parts
+    return "".join(part["text"] for part in parts if part.get("type") == "text")
+
+
+def _as_json(call: dict) -> str:
+    """A call as Qwen's and Hermes' models write it. Its arguments come as a text, which should be JSON."""
+    arguments = call.get("arguments") or {}
+    with suppress(ValueError):
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return json.dumps({"name": call["name"], "arguments": arguments}, ensure_ascii=False)
 
 
 def _refused_setting(response: httpx.Response, body: dict) -> str | None:

@@ -272,11 +272,11 @@ class Checkup:
         """Hold the pair against all before it and against the prompts of the test split.
 
         What drops a pair is equal to the letter; a prompt is in the test split too where it differs from one there in
-        case, or in space around it.
+        case, in space around it, or in that one is a text and the other a user's turn.
         """
         beside = str(made.get("tools")) + str(made.get("chat_template_kwargs"))
         asked, *said = (_said(made[part]) for part in PARTS)
-        whole = hash((asked.strip().casefold(), beside))
+        whole = hash((_asked(made["prompt"]), beside))
         self.prompts.add(whole)
         self.prompt_of.append(prompt_key(prompt))
         exact_prompt = hash((asked, beside))
@@ -417,6 +417,13 @@ def what_fails(report: dict) -> str:
 def _said(text: str | list[dict]) -> str:
     """What tells two texts apart: the words, who says them, and what a turn carries besides."""
     return text if isinstance(text, str) else json.dumps(text, sort_keys=True, ensure_ascii=False)
+
+
+def _asked(prompt: str | list[dict]) -> str:
+    """What a prompt asks, without case and space around its turns; a text is what a user says."""
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    turns = [turn | {"content": turn["content"].strip()} for turn in turns]
+    return json.dumps(turns, sort_keys=True, ensure_ascii=False).casefold()
 
 
 def _words_of(text: str | list[dict]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from ..common.chat import as_text
-from ..common.http_client import GIVE_UP_AFTER, ChatClient, Failed
+from ..common.http_client import ChatClient, Failed, Patience
 from ..common.kept_files import KeptLines
 from ..common.safe_text import progress_bar
 from .interface import BY_TEXT, FIRST, PARTLY, SECOND, Comparison, Judge, JudgeError, Verdict
@@ -80,22 +80,25 @@ class EndpointJudge(Judge):
         orders = {self._digest(order): order for both in differing for order in (both, _swapped(both))}
         answers, failed = self._read_cache(), {}
         waiting = iter([(digest, order) for digest, order in orders.items() if digest not in answers])
-        in_a_row, last_failure = 0, ""
+        self.gave_up = None
+        patience, last_failure = Patience(has_answered=any(digest in answers for digest in orders)), ""
 
         async def work() -> None:
-            nonlocal in_a_row, last_failure
+            nonlocal last_failure
             for digest, order in waiting:  # shared by all workers: each takes the next
                 partner = self._digest(_swapped(order))
-                if in_a_row >= GIVE_UP_AFTER:
-                    failed[digest] = f"not judged: gave up after {in_a_row} failures in a row, the last: {last_failure}"
+                if patience.is_spent:
+                    self.gave_up = f"gave up after {patience.in_a_row} failures in a row, the last: {last_failure}"
+                    failed[digest] = f"not judged: {self.gave_up}"
                 elif partner not in failed:  # one order alone makes no verdict
                     try:
                         answers[digest] = await self._ask(http, digest, order)
-                        in_a_row = 0
+                        patience.answered()
                     except _BudgetUsed:
                         failed[digest] = f"not judged: the budget of {self.budget} requests was used up"
                     except Failed as failure:
-                        in_a_row += partner not in failed
+                        if partner not in failed:
+                            patience.failed(failure)
                         last_failure = str(failure)
                         failed[digest] = f"not judged: {last_failure}"
                 bar.update()
@@ -133,7 +136,8 @@ class EndpointJudge(Judge):
             self.cache.put(digest, answer=reply.text, is_cut=is_cut)
             if not is_cut and read_verdict(reply.text):
                 return reply.text
-            failure = Failed(f"no clear verdict in its answer: {why_unclear(reply.text, is_cut, self.most_tokens)}")
+            unclear = why_unclear(reply.text, is_cut, self.most_tokens)
+            failure = Failed(f"no clear verdict in its answer: {unclear}", of_this=True)
             if is_cut:  # what it writes another time is hardly shorter
                 raise failure
             # The same question at temperature 0 would bring the same answer.

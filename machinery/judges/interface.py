@@ -48,6 +48,7 @@ class Judge:
     gives_scores = False  # one number an answer
     is_language_model = False  # verdicts of language models are known to go with length: see `length_controlled_rate`
     most_answers: int | None = None  # to a prompt, that it compares; None: all
+    gave_up: str | None = None  # why it left comparisons unanswered that it may answer another time
 
     @property
     def is_free(self) -> bool:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..answers.kept import sample_kept
 from ..answers.prompts import all_prompts
 from ..answers.server import server_from_flags
+from ..answers.written import Answer
 from ..common.chat import most_tokens
 from ..common.errors import UserError
 from ..data.store import cleaned_files
@@ -101,7 +102,6 @@ def _of_a_server(prompts: list, args, **settings) -> list[list[Sampled]]:
     failed = [row for row in asked if isinstance(row, str)]
     if len(failed) == len(asked):
         raise UserError(f"{server.name} answered no prompt: {failed[0]}.")
-    return [
-        [] if isinstance(row, str) else [Sampled(a["text"], server.name, a["finish_reason"] != "length") for a in row]
-        for row in asked
-    ]
+    # A thought that the server has left in the text is no part of the answer, as those of models here have none.
+    read = [[] if isinstance(row, str) else [Answer.of(a["text"], a["finish_reason"]) for a in row] for row in asked]
+    return [[Sampled(a.text, server.name, a.is_finished is not False) for a in row] for row in read]

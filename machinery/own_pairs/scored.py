@@ -122,6 +122,8 @@ def _compared(judge: Judge, prompts: list, answers: list[list[Sampled]], args) -
     say(f"{judge.name} compares {len(compared):,} pairs of answers.")
     wins = [[[] for _ in row] for row in answers]
     verdicts: list[Verdict] = judge.judge(compared, "comparing answers")
+    if judge.gave_up:  # pairs of what it has happened to judge would be few, and pass for a finished round
+        raise UserError(f"{judge.name} {judge.gave_up}. Its verdicts are kept: the same command asks for the others.")
     for (number, first, second), verdict in zip(places, verdicts, strict=True):
         if verdict.win is not None:
             wins[number][second].append(verdict.win)

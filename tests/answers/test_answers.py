@@ -321,6 +321,56 @@ def test_a_server_that_is_gone_ends_it_and_what_came_is_kept(fake, tmp_path):
     assert len(fake.asked) - before == 40 - 12
 
 
+@pytest.mark.parametrize("apart", [1, 9])
+def test_prompts_that_are_refused_end_nothing_however_they_stand_and_however_often_it_is_asked(fake, tmp_path, apart):
+    fake.act = lambda body: (400, b"too long") if "long" in str(body["messages"]) else None
+    prompts = [f"long prompt {n}" if n % apart == 0 and n // apart < 6 else f"p{n}" for n in range(60)]
+    for _ in range(2):  # the second time nothing is left to ask for but those
+        answers = make(fake, tmp_path).ask(prompts, 1, **HOW)
+        assert sum(isinstance(row, str) for row in answers) == 6
+        assert answers[59][0]["text"] == "p59 5"
+    assert len(fake.asked) == 60 + 6
+
+
+def test_a_server_that_refuses_everything_is_given_up(fake, tmp_path):
+    fake.act = lambda body: (400, b"no such model")
+    with pytest.raises(UserError, match=r"gave up after 5 failures in a row, the last: HTTP 400: no such model"):
+        make(fake, tmp_path).ask([f"p{n}" for n in range(60)], 1, **HOW)
+    assert len(fake.asked) < 20
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "thought"),
+    [
+        (
+            {"content": None, "tool_calls": [{"function": {"name": "look_up", "arguments": '{"id": 7}'}}]},
+            '<tool_call>\n{"name": "look_up", "arguments": {"id": 7}}\n</tool_call>',
+            "",
+        ),
+        (
+            {"content": "One moment.", "tool_calls": [{"function": {"name": "stop", "arguments": ""}}]},
+            'One moment.\n<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>',
+            "",
+        ),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "well"}]},
+                    {"type": "text", "text": "Yes"},
+                    {"type": "text", "text": "."},
+                ]
+            },
+            "Yes.",
+            "well",
+        ),
+    ],
+)
+def test_calls_of_tools_are_written_out_and_typed_parts_are_put_together(fake, tmp_path, message, text, thought):
+    fake.act = lambda body: (200, {"choices": [{"message": message, "finish_reason": "stop"}]})
+    [[answer]] = make(fake, tmp_path).ask(["why?"], 1, **HOW)
+    assert (answer["text"], answer["thought"]) == (text, thought)
+
+
 def test_the_key_goes_to_the_server_and_into_no_file(fake, tmp_path):
     key = "sk-a-very-secret-key-0123456789"
     fake.act = lambda body: (200, {"choices": [{"message": {"content": f"your key is {key}"}}]})

@@ -123,8 +123,15 @@ def test_opposite_labels_drop_both_rows():
 
 
 def test_a_prompt_of_the_test_split_is_not_trained_on():
-    held_out = examine(PAIR | {"prompt": " why IS it so?\n"}).prompts
-    assert examine(PAIR, PAIR | {"prompt": "Who?"}, elsewhere=held_out).sound() == [1]
+    """Nor where it is a text here and a turn there, with space around it in either."""
+    forms = [PAIR | {"prompt": " why IS it so?\n"}]
+    forms += [
+        {name: [{"role": "user" if name == "prompt" else "assistant", "content": text}] for name, text in form.items()}
+        for form in (PAIR, *forms)
+    ]
+    for form in forms:
+        held_out = examine(form).prompts
+        assert examine(PAIR, PAIR | {"prompt": "Who?"}, *forms, elsewhere=held_out).sound() == [1]
 
 
 def test_what_differs_in_a_sign_is_not_the_same():

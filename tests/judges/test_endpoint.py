@@ -437,6 +437,26 @@ def test_failures_that_are_not_in_a_row_do_not_end_it(endpoint, make):
     assert wins(make(concurrency=1, attempts=1).judge(pairs)) == [None, 1] * GIVE_UP_AFTER
 
 
+def test_comparisons_that_are_refused_each_time_do_not_keep_it_from_the_others(endpoint, make):
+    """A judge with a budget goes on where it stopped: what is refused comes first then, and again."""
+    pairs = [Comparison(f"{'tome' if n < 2 * GIVE_UP_AFTER and n % 2 else 'why'} {n}?", "bad", "good") for n in range(30)]
+    endpoint.always = lambda body: (400, {}, b"too long") if "tome" in str(body["messages"]) else None
+    judge = make(concurrency=1, budget=15)
+    judge.judge(pairs)
+    verdicts = make(concurrency=1).judge(pairs)
+    assert [win is None for win in wins(verdicts)] == ["tome" in pair.prompt for pair in pairs]
+
+
+def test_a_judge_that_gave_up_says_so_and_may_be_asked_again(endpoint, make):
+    pairs = [Comparison(f"why {number}?", "bad", "good") for number in range(20)]
+    endpoint.script, endpoint.always = [None] * 4, 429
+    judge = make(concurrency=1, attempts=2)
+    judge.judge(pairs)
+    assert judge.gave_up.startswith("gave up after 5 failures in a row, the last: HTTP 429")
+    endpoint.always = None
+    assert wins(judge.judge(pairs)) == [1] * 20 and judge.gave_up is None
+
+
 def test_a_server_that_never_answers_is_an_error(endpoint, make):
     endpoint.always = 500
     with pytest.raises(JudgeError, match=r"m at 127\.0\.0\.1 never gave a verdict: HTTP 500"):

@@ -378,6 +378,48 @@ def test_a_server_answers_and_a_language_model_judges_and_neither_is_asked_twice
         assert chosen == rejected + 2 and (pair["score_chosen"], pair["score_rejected"]) == (1.0, 0.0)
 
 
+def test_a_judge_that_gives_up_half_way_ends_it_with_its_verdicts_kept(tmp_path, monkeypatch, call):
+    """What it had happened to judge would make few pairs, and the round would count as finished."""
+    monkeypatch.chdir(tmp_path)
+    rows = [json.dumps({"prompt": f"What about {number}?"}) + "\n" for number in range(30)]
+    (tmp_path / "prompts.jsonl").write_text("".join(rows))
+    server = FakeServer()
+    verdicts = iter(range(12))
+    is_gone = True
+
+    def act(body):
+        if body["model"] != "judge":
+            return None
+        return (402, b"no credit left") if is_gone and next(verdicts, None) is None else prefers_the_later_seed(body)
+
+    server.act = act
+    words = ["--dataset_name", "prompts.jsonl", "--sample_answers", 2, "--answers_url", server.url, "--answers_model", "m"]
+    words += ["--judge_url", server.url, "--judge_model", "judge", "--check_only", "--held_out_share", 0]
+    try:
+        code, _, error = call("custom_dataset_dpo", *words, "--output_dir", "a")
+        assert code == 2
+        assert "gave up after 5 failures in a row, the last: HTTP 402: no credit left" in error
+        assert "the same command asks for the others" in error
+        is_gone = False
+        code, _, error = call("custom_dataset_dpo", *words, "--output_dir", "a")
+        assert code == 0, error
+    finally:
+        server.stop()
+
+
+def test_a_thought_that_a_server_leaves_in_an_answer_is_not_trained_on(tmp_path):
+    server = FakeServer()
+    said = {"choices": [{"message": {"content": "<think>\nHm.\n</think>\n\nParis."}, "finish_reason": "stop"}]}
+    server.act = lambda body: (200, said)
+    args = arguments(answers_url=server.url, answers_model="m", sample_answers=1)
+    training_args = SimpleNamespace(seed=0, per_device_eval_batch_size=1)
+    try:
+        found = several_answers({"train": ["Where?"]}, "policy", None, None, args, training_args, dpo_utils)
+    finally:
+        server.stop()
+    assert found["train"] == [[Sampled("Paris.", "m", True)]]
+
+
 def test_a_reward_model_scores_what_the_policy_says(tmp_path, call, base_tokenizer, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
