@@ -439,7 +439,9 @@ def test_failures_that_are_not_in_a_row_do_not_end_it(endpoint, make):
 
 def test_comparisons_that_are_refused_each_time_do_not_keep_it_from_the_others(endpoint, make):
     """A judge with a budget goes on where it stopped: what is refused comes first then, and again."""
-    pairs = [Comparison(f"{'tome' if n < 2 * GIVE_UP_AFTER and n % 2 else 'why'} {n}?", "bad", "good") for n in range(30)]
+    pairs = [
+        Comparison(f"{'tome' if n < 2 * GIVE_UP_AFTER and n % 2 else 'why'} {n}?", "bad", "good") for n in range(30)
+    ]
     endpoint.always = lambda body: (400, {}, b"too long") if "tome" in str(body["messages"]) else None
     judge = make(concurrency=1, budget=15)
     judge.judge(pairs)

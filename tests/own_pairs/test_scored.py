@@ -393,8 +393,18 @@ def test_a_judge_that_gives_up_half_way_ends_it_with_its_verdicts_kept(tmp_path,
         return (402, b"no credit left") if is_gone and next(verdicts, None) is None else prefers_the_later_seed(body)
 
     server.act = act
-    words = ["--dataset_name", "prompts.jsonl", "--sample_answers", 2, "--answers_url", server.url, "--answers_model", "m"]
-    words += ["--judge_url", server.url, "--judge_model", "judge", "--check_only", "--held_out_share", 0]
+    words = ["--dataset_name", "prompts.jsonl", "--sample_answers", 2, "--answers_url", server.url]
+    words += [
+        "--answers_model",
+        "m",
+        "--judge_url",
+        server.url,
+        "--judge_model",
+        "judge",
+        "--check_only",
+        "--held_out_share",
+        0,
+    ]
     try:
         code, _, error = call("custom_dataset_dpo", *words, "--output_dir", "a")
         assert code == 2
