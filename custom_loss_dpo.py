@@ -102,7 +102,7 @@ def ipo(beta, chosen_lengths, rejected_lengths, **pair):
 def exo_pair(beta, label_smoothing, **pair):
     """EXO: KL of (q, 1 - q) from (1 - eps, eps), where q = sigmoid(beta * (chosen - rejected)); arXiv:2402.00856, Eq. 16.
 
-    Sums. For: the KL in the direction of reinforcement learning, which prefers one good mode to the mean of all.
+    Sums. For: the KL in the direction of reinforcement learning, which settles on one good mode instead of covering all.
     eps (label_smoothing) must be above 0; TRL and this function hold it in float32.
     """
     chosen, rejected = logratios(**pair)
@@ -162,7 +162,7 @@ def sppo_hard(beta, **pair):
 
 
 def aot(beta, label_smoothing, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, **_):
-    """AOT: cdpo on sort(policy chosen - rejected) - sort(reference chosen - rejected); arXiv:2406.05882, Section 3.
+    """AOT: cdpo on sorted logp_chosen - logp_rejected, the policy's minus the reference's; arXiv:2406.05882, Section 3.
 
     Sums. For: moving the whole distribution of margins. It sorts within a batch, so a pair's loss depends on the
     others.
@@ -204,8 +204,7 @@ def discopop(beta, discopop_tau, **pair):
     """DiscoPOP: (1 - s) * -logsigmoid(m) + s * exp(-m), m = the margin, s = sigmoid(m / tau); arXiv:2406.08414, Eq. 5.
 
     Sums. For: a loss that was found by search and not by argument. Between margins of about -0.12 and 0.07 its slope
-    turns round: it is not convex. The exponents are added before they are taken, so that large margins overflow
-    nothing.
+    turns round: it is not convex. Exponents are added up before `exp`, so that large margins overflow nothing.
     """
     chosen, rejected = logratios(**pair)
     margin = beta * (chosen - rejected)
@@ -235,7 +234,7 @@ def simpo(beta, policy_chosen_logps, policy_rejected_logps, chosen_lengths, reje
     """SimPO: -logsigmoid(beta * (logp_chosen / |chosen| - logp_rejected / |rejected|) - gamma); arXiv:2405.14734, Eq. 6.
 
     Means over tokens, so beta is large (the preprint's are 2 and 2.5). No reference: nothing but a low rate keeps
-    the model where it was. For: models whose likelihood is to rank answers as they are sampled.
+    the model where it was. For: training what sampling follows, the mean log-prob, to rank answers.
     """
     chosen, rejected = policy_chosen_logps / chosen_lengths, policy_rejected_logps / rejected_lengths
     return -logsigmoid(beta * (chosen - rejected) - gamma)
@@ -335,7 +334,7 @@ BY_LOSS = {
     "aot": dict(beta=0.3),
     "aot_unpaired": dict(beta=0.3),
     "apo_zero": dict(beta=0.3),
-    "apo_down": dict(beta=1.0, learning_rate=1e-4),  # whatever the rate, it lowers chosen answers, good ones here
+    "apo_down": dict(beta=1.0, learning_rate=1e-4),  # low, because it lowers chosen answers, and here they are good
     "discopop": dict(beta=1.0),
     "sigmoid_norm": dict(beta=5.0),
     "simpo": dict(beta=5.0),

@@ -44,8 +44,8 @@ from dpo_utils import (
     TutorialArguments,
     format_pair,
     load_any,
+    load_any_tokenizer,
     load_preferences,
-    load_tokenizer,
     pair_logps,
     parse_args,
     pick_prompts,
@@ -60,6 +60,7 @@ from machinery.answers.prompts import load_prompts
 from machinery.answers.server import ServerArguments
 from machinery.answers.sources import sources_from_flags
 from machinery.answers.texts import read_texts, text_losses, text_windows
+from machinery.answers.written import Answer
 from machinery.command.flag_help import EVALUATION_FLAGS
 from machinery.common.chat import most_tokens, warn_of_cut_thoughts
 from machinery.common.errors import UserError
@@ -78,7 +79,6 @@ from machinery.evaluation.report import Report
 from machinery.evaluation.verdict import GREEDY, MATCHED, Reference, judge_all
 from machinery.judges.flags import JudgeArguments, judge_from_flags
 from machinery.judges.interface import TRIED_ANSWER
-from machinery.models.adapters import base_of
 from machinery.models.checks import is_same_tokenizer
 from machinery.models.log_probs import sum_over_completions
 from machinery.runs.failures import end_together
@@ -121,9 +121,12 @@ def measure(name: str, reference: Reference, pairs, prompts: list, windows, othe
         if tokenizer.chat_template is None and not isinstance(prompts[0], str):
             tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # as for the reference, when its pairs were loaded
     answers = others.get(name) or write_answers(policy, tokenizer, name, prompts, args, training_args)
+    is_comparable = policy is not None and is_same_tokenizer(tokenizer, reference.tokenizer)
+    if policy is not None and not is_comparable:  # lengths are compared, too
+        answers = [[Answer.counted_by(reference.tokenizer, answer) for answer in row] for row in answers]
     measured = reply_metrics(answers) | reply_metrics(reference.answers, "_reference")
     result = dict(model=name, beta=beta, trained_from=facts.get("reference"), answers=answers, measured=measured)
-    if policy is None or reference.model is None or not is_same_tokenizer(tokenizer, reference.tokenizer):
+    if reference.model is None or not is_comparable:
         told = f"{name} has another tokenizer than {reference.name}"
         if policy is None or reference.model is None:
             told = f"the answers of {name if policy is None else reference.name} are from elsewhere"
@@ -238,7 +241,12 @@ def main():
         model, tokenizer = load_any(reference_name, **args.model_kwargs)
         model.to(training_args.device)
     elif sources.local:
-        tokenizer = load_tokenizer(base_of(sources.local[0]) or sources.local[0])
+        tokenizer = load_any_tokenizer(sources.local[0], **args.model_kwargs)
+    if tokenizer is not None and tokenizer.chat_template is None and not args.data_kwargs["keep_plain"]:
+        others = [name for name in sources.local if load_any_tokenizer(name, **args.model_kwargs).chat_template]
+        if others:
+            tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+            say(f"{reference_name} has no chat template and {others[0]} has one: every prompt becomes a user's turn.")
     args.data_kwargs["look_at"] = None  # every pair in tokens: one whose prompt fills max_length has no answer to score
     pairs, rows, is_held_out, are_texts = load_prompts(
         dataset, tokenizer, load_preferences, format_pair, **args.data_kwargs

@@ -203,14 +203,15 @@ def load_model(
     with said_in_a_sentence(name):
         config = look_at(name, **hub_kwargs)
         model, report = AutoModelForCausalLM.from_pretrained(name, config=config, **FROM_SAFETENSORS, **init_kwargs)
-        tokenizer = load_tokenizer(tokenizer_from or name, **hub_kwargs)
+        tokenizer = load_tokenizer(tokenizer_from or name, **init_kwargs)
         check_loaded(model, report, tokenizer)
     keep_freed_memory(True)
     return model, tokenizer
 
 
-def load_tokenizer(name: str, **hub_kwargs) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, **init_kwargs) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer, with a pad token. Raises UserError where it has no EOS, or is not there."""
+    hub_kwargs = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_kwargs)
     except Exception as error:  # a broken file makes the libraries fail anywhere
@@ -238,6 +239,13 @@ def load_any(name: str, **init_kwargs) -> tuple[PreTrainedModel | PeftModel, Pre
     model, tokenizer = load_model(base, **init_kwargs | noted_beside(name))
     adapted = load_adapter(model, name)
     return adapted if getattr(model, "is_quantized", False) else adapted.merge_and_unload(), tokenizer
+
+
+def load_any_tokenizer(name: str, **init_kwargs) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load_any` gives, without the model."""
+    base = base_of(name)
+    own = {} if base is None else noted_beside(name)
+    return load_tokenizer(own.pop("tokenizer_from", None) or base or name, **init_kwargs | own)
 
 
 def load_reference(name: str, tokenizer: PreTrainedTokenizerBase, **init_kwargs) -> PreTrainedModel:
@@ -280,11 +288,14 @@ def pick_prompts(pairs: Dataset | IterableDataset, count: int) -> list[Prompt]:
             break
         prompt = row["prompt"]
         if not isinstance(prompt, str):
-            thinks = any(has_thought(row[part]) for part in ("chosen", "rejected") if part in row)  # or prompts alone
-            prompt = Turns(prompt, row.get("tools"), row.get("chat_template_kwargs"), thinks)
+            kwargs = row.get("chat_template_kwargs")
+            thinks = any(has_thought(row[part]) for part in ("chosen", "rejected") if part in row)
+            if "chosen" not in row:  # prompts alone can only ask for it
+                thinks = bool(kwargs and kwargs.get("enable_thinking"))
+            prompt = Turns(prompt, row.get("tools"), kwargs, thinks)
         picked.setdefault(json.dumps([prompt, row.get("tools")], sort_keys=True), prompt)
     if any(getattr(prompt, "thinks", False) for prompt in picked.values()):
-        say("The pairs' answers begin with a thought, and so do the replies; what is shown and judged comes behind it.")
+        say("Answers begin with a thought here, and so do the replies; what is shown and judged comes after it.")
     return list(picked.values())
 
 

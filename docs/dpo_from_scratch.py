@@ -26,8 +26,8 @@ one loss on the pairs themselves: no reward model, and no text generated while t
                 a mean; 0 is no change, and far from the reference a model may lose what it could do before
 
 The loss sees the margin alone. It falls where chosen rises more than rejected, and also where both fall and rejected
-falls further, as here in the end: a little of that is usual, much of it gives text that is in no pair the probability
-they lose. So look at what the policy writes.
+falls further, as here in the end: a little of that is usual; where it is much, the probability they lose goes to text
+that is in no pair. So look at what the policy writes.
 
 This trains the demo in two or three minutes on two CPU cores: a model of a million parameters that answers a shop's
 customers, sometimes well and sometimes badly, and 2,048 pairs of its answers, in 15% of which the worse one is called
@@ -38,7 +38,7 @@ Try next:
 
     python docs/dpo_from_scratch.py --beta 1               # stays nearer to the reference: KL about 1
     python docs/dpo_from_scratch.py --learning_rate 3e-3   # too fast: the loss falls, the replies break: KL about 20
-    python basic_dpo_training.py                           # the same method by TRL, with all that a real run needs
+    python basic_dpo_training.py                           # the same method with TRL, and all that a real run needs
 """
 
 import argparse
@@ -112,7 +112,7 @@ def dpo_loss(policy, reference, batch: list, beta: float) -> tuple[torch.Tensor,
 
 
 def train(policy, reference, groups: list[list], beta: float, learning_rate: float):
-    """One step a batch; yields each batch's loss, mean rewards and accuracy, of before its step: of pairs not yet seen."""
+    """One step a batch; yields each batch's loss, mean rewards and accuracy before its step, so of pairs not yet seen."""
     # eps is the demo's: with the usual 1e-8 Adam takes full steps even where this small model's gradient is almost 0.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, eps=1e-3, weight_decay=0)
     # The rate rises for a tenth of the steps and then falls, as TRL's does: it is 0 at step 0, which moves no weight.

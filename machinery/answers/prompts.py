@@ -19,7 +19,7 @@ from ..data.files import RowSource
 from ..data.formatting import form_for
 from ..data.load import find_splits
 from ..readings.prompts import convert_prompt, holds_prompts_alone, prompts_reading
-from ..readings.recognise import by_schema
+from ..readings.recognise import UNKNOWN, by_schema
 from ..readings.texts import Unusable, plain
 
 SPLITS = ("train_split", "test_split", "config", "encoding", "seed")
@@ -48,7 +48,7 @@ def load_prompts(source, tokenizer, load_preferences: Callable, format_pair: Cal
     """
     if prompts_alone(source, **how):
         return None, *_load_alone(source, tokenizer, format_pair, **how)
-    train_pairs, eval_pairs, reports = load_preferences(source, tokenizer, **how)
+    train_pairs, eval_pairs, reports = _as_pairs(source, tokenizer, load_preferences, how)
     pairs = train_pairs if eval_pairs is None else eval_pairs
     are_texts = not any(report["most_turns_in_a_prompt"] for report in reports.values())
     if tokenizer is None:
@@ -68,7 +68,7 @@ def all_prompts(
     For the rest see `load_prompts`.
     """
     if not prompts_alone(source, **how):
-        train_pairs, eval_pairs, reports = load_preferences(source, tokenizer, **how)
+        train_pairs, eval_pairs, reports = _as_pairs(source, tokenizer, load_preferences, how)
         are_texts = not any(report["most_turns_in_a_prompt"] for report in reports.values())
         return {"train": train_pairs} | ({} if eval_pairs is None else {"test": eval_pairs}), are_texts
     splits = _splits(source, how)
@@ -84,6 +84,16 @@ def all_prompts(
         say(note)
     are_texts = all(_kinds(some) == {"text"} for some in rows.values())
     return dict(zip(("train", "test"), formed.values(), strict=False)), are_texts
+
+
+def _as_pairs(source, tokenizer, load_preferences: Callable, how: dict):
+    """`load_preferences`, which knows nothing of prompts alone where it says what would help."""
+    try:
+        return load_preferences(source, tokenizer, **how)
+    except UserError as error:
+        if UNKNOWN not in str(error):
+            raise
+        raise UserError(f"{error} Where prompts are all that is wanted of them: --dataset_format prompts.") from error
 
 
 def _hold_out(rows: list[dict], held_out_share: float = 0.0, seed: int = 0, **_) -> tuple[list[dict], list[dict]]:

@@ -40,6 +40,13 @@ class Answer(NamedTuple):
             ids = ids if is_finished is False else [*ids, tokenizer.eos_token_id]  # as one that was sampled has it
         return cls(text, ids, is_finished, thought or found)
 
+    @classmethod
+    def counted_by(cls, tokenizer, answer) -> "Answer":
+        """A completion that was sampled in other tokens, with its thought."""
+        finish_reason = "stop" if answer.is_finished else "length"
+        made = cls.of(f"{answer.thought}{answer.text}", finish_reason, tokenizer)
+        return made._replace(text=answer.text, thought=answer.thought)
+
 
 class WrittenAnswers:
     """What one model has answered, by prompt."""

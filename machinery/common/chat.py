@@ -158,9 +158,9 @@ def most_tokens(prompts: list) -> int:
 
 
 def read_reply(tokenizer, prompt: str | list[dict], ids: list[int], is_finished: bool = True) -> tuple[str, str]:
-    """A reply's thought, "" where answers to this prompt have none, and its text. ids: its tokens, with the EOS."""
-    if not getattr(prompt, "thinks", False):
-        return "", tokenizer.decode(ids, skip_special_tokens=True)
+    """A reply's thought, "" where it has none, and its text. ids: its tokens, with the EOS."""
+    if not getattr(prompt, "thinks", False):  # it may think all the same, as some models always do
+        return split_thought(tokenizer.decode(ids, skip_special_tokens=True), "<think>", "</think>", is_finished)
     marks = thought_marks(tokenizer, prompt.template_kwargs)
     thought, text = split_thought(tokenizer.decode(ids), *marks, is_finished)  # the marks may be special tokens
     for token in tokenizer.all_special_tokens:

@@ -9,6 +9,7 @@ import math
 import sys
 from pathlib import Path
 
+import yaml
 from accelerate import PartialState
 
 from ..common.errors import UserError
@@ -17,7 +18,7 @@ from .grid import PROJECT, alone, only, run_child, without
 BASIC = PROJECT / "basic_dpo_training.py"
 
 # What a run of all weights is to have in common with the adapter's, besides model, data, seed and beta, where the command
-# line says it. A recipe is the adapter's own, and not passed on.
+# line or the recipe says it. The rest of a recipe is the adapter's own, its rate first.
 IN_COMMON = {
     "--dataset_config", "--dataset_train_split", "--dataset_test_split", "--dataset_format", "--columns", "--verdict",
     "--pairing", "--encoding",
@@ -62,6 +63,7 @@ def beside_full_run(metrics: dict, folder: Path, make_it: bool) -> str:
         where = folder / "full"
         words = ["--model_name_or_path", model, "--dataset_name", dataset, "--seed", metrics["seed"]]
         words += ["--beta", metrics["beta"], "--output_dir", where / "basic", "--overwrite_output_dir"]
+        words += _recipe_in_common(where)
         command = [sys.executable, str(BASIC), *map(str, words), *only(sys.argv[1:], IN_COMMON)]
         print("\nNow all weights, by", BASIC.name, flush=True)
         if run_child(command, alone())[0]:
@@ -71,6 +73,19 @@ def beside_full_run(metrics: dict, folder: Path, make_it: bool) -> str:
         return "No run of the basic script to compare with; --compare_full makes one."
     runs = {"this adapter": (metrics, folder), f"all weights ({full[1]})": full}
     return side_by_side({name: m | {"size_on_disk_bytes": model_size(path)} for name, (m, path) in runs.items()})
+
+
+def _recipe_in_common(folder: Path) -> list[str]:
+    """What of this process's recipe is to be in common, as a recipe of its own; nothing where there is none."""
+    named = " ".join(only(sys.argv[1:], {"--config"})).removeprefix("--config")[1:]  # behind a space, or behind =
+    recipe = yaml.safe_load(Path(named).read_text(encoding="utf-8-sig")) if named else {}
+    shared = {name: value for name, value in recipe.items() if f"--{name}" in IN_COMMON}
+    if not shared:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(shared), encoding="utf-8")
+    return ["--config", file]
 
 
 def show_other_loss(other: str | None, metrics: dict, script: str, folder: Path) -> None:

@@ -62,6 +62,7 @@ FINDINGS = {
     "not_chosen": Finding(
         True, "answers that the pairing left out", "--pairing all uses more of them, a lower --min_margin too."
     ),
+    "cut_off": Finding(True, "a preferred answer that was cut off", "It would teach to stop in the middle."),
     "empty_answer": Finding(True, "an answer is empty or white space", "It teaches to say nothing."),
     "null_word": Finding(True, "an answer is only nan, null or None", "A missing value was written as a word."),
     "identical": Finding(True, "chosen and rejected are identical", "Their gradients cancel."),

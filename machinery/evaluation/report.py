@@ -273,7 +273,13 @@ class Report:
                         "win": verdict.win,
                         "reason": verdict.reason,
                         "answers": [
-                            {"model": model, "text": answer.text, "tokens": len(answer.ids), "score": score}
+                            {
+                                "model": model,
+                                "text": answer.text,
+                                "tokens": len(answer.ids),
+                                "finish_reason": {True: "stop", False: "length", None: None}[answer.is_finished],
+                                "score": score,
+                            }
                             for model, answer, score in zip(models, pair, scores, strict=True)
                         ],
                     }

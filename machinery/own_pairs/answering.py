@@ -42,7 +42,7 @@ def prompts_by_split(args, seed: int, tokenizer, utils) -> tuple[dict[str, list]
         cleaned_files(args.save_cleaned, split, "train")  # refused now, and not after all have answered
     if any(getattr(prompt, "thinks", False) for some in splits.values() for prompt in some):
         raise UserError(
-            f"{args.dataset_name or 'datasets'}: its answers begin with a thought, and --sample_answers samples none."
+            f"{args.dataset_name or 'datasets'}: answers to its prompts begin with a thought, and --sample_answers samples none."
         )
     prompts = splits["train"]
     order = random.Random(f"{seed} prompts").sample(range(len(prompts)), len(prompts))

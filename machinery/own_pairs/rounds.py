@@ -118,8 +118,7 @@ def _as_flags(names: Collection[str], *holders) -> list[str]:
 
 def _held_out(model: str, args, training_args, utils) -> list:
     """The prompts on which each round measures itself."""
-    hub = {name: args.model_kwargs[name] for name in ("revision", "trust_remote_code") if name in args.model_kwargs}
-    splits, _ = prompts_by_split(args, training_args.seed, utils.load_tokenizer(model, **hub), utils)
+    splits, _ = prompts_by_split(args, training_args.seed, utils.load_tokenizer(model, **args.model_kwargs), utils)
     return held_out(splits, args.num_eval_prompts)
 
 

@@ -239,6 +239,9 @@ def _two_scores(row: dict, reading: Reading) -> dict:
 
 
 def _sided(row: dict, reading: Reading, side: str) -> dict:
+    holder, _, name = reading.parts[side].rpartition(".")
+    if holder and name == "text" and dig(row, f"{holder}.finish_reason") == "length":
+        raise Unusable("cut_off", f"{reading.parts[side]!r} is preferred, and was cut off before its end")
     texts = {part: _cell(row, reading, part) for part in (FIRST, SECOND)}
     if "turn" in reading.parts:  # the verdict is about so many exchanges of the conversations
         end = 2 * int(as_score(dig(row, reading.parts["turn"]), reading.parts["turn"]))

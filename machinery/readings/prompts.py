@@ -80,7 +80,7 @@ def convert_prompt(row: dict, reading: Reading) -> dict:
 def convert_answers(row: dict, reading: Reading) -> dict:
     """A row's prompt and the answers to it, each {"text", "model", "finish_reason"}, None where the row does not say.
 
-    Raises Unusable.
+    Where the answer is null, as of a request that failed, there is none. Raises Unusable.
     """
     about = {"model": _first(row, MODEL_NAMES), "finish_reason": _first(row, ENDINGS)}
     if "prompt" not in reading.parts:  # a conversation
@@ -92,6 +92,8 @@ def convert_answers(row: dict, reading: Reading) -> dict:
     [part] = reading.parts.keys() & {"answer", "answers"}
     path = reading.parts[part]
     given = dig(row, path)
+    if given is None:
+        return {"prompt": convert_prompt(row, reading)["prompt"], "answers": []}
     is_list = part == "answers" and (not isinstance(given, str) or given.lstrip()[:1] == "[")
     given = (list_at(row, path) or []) if is_list else [given]
     answers = []

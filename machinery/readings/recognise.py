@@ -30,6 +30,8 @@ from .reading import (
 from .texts import Unusable, form_of
 from .values import BAD, FIRST, GOOD, SECOND, TIE, canonical, explains, is_number
 
+UNKNOWN = "are of no shape that is known"
+
 
 def recognise(
     rows: list[dict],
@@ -185,7 +187,7 @@ def _by_names(look: Names, kind: str | None, verdict: dict[str, str]) -> Reading
             refuse_steps(look, found)
         return replace(found, parts=found.parts | {part: path for part, path in look.columns.items() if part in BESIDE})
     raise ValueError(
-        f"the columns {listed(look.rows)} are of no shape that is known{_nearly(look)}. Say which is which by --columns "
+        f"the columns {listed(look.rows)} {UNKNOWN}{_nearly(look)}. Say which is which by --columns "
         "prompt=...,chosen=...,rejected=... (or completion and score, or first, second and verdict); docs/data.md has all "
         "shapes"
     )

@@ -73,7 +73,7 @@ def test_a_system_turn_and_a_category_come_with_the_prompt(tmp_path):
 
 def test_rows_with_answers_are_prompts_only_where_that_is_asked_for(tmp_path):
     path = write(tmp_path / "sft.jsonl", {"prompt": "why?", "completion": "so"}, {"prompt": "who?", "completion": "I"})
-    with pytest.raises(UserError, match="no shape that is known"):
+    with pytest.raises(UserError, match=r"no shape that is known.* --dataset_format prompts"):
         prompts_in(path)
     assert prompts_in(path, dataset_format="prompts")[1] == ["why?", "who?"]
 
@@ -166,12 +166,23 @@ def test_a_file_of_several_models_holds_them_apart(tmp_path):
         ({"prompt": "why?", "answers": []}, "line 1: 'answers' holds no answer"),
         ({"prompt": "why?", "answers": [3]}, "line 1: 'answers' is a number"),
         ({"prompt": "", "answer": "so"}, "line 1: 'prompt' holds no prompt"),
+        ({"prompt": "", "answer": None}, "line 2: 'prompt' holds no prompt"),
     ],
 )
 def test_a_row_that_is_no_answer_is_named(tmp_path, row, words):
+    rows = [row] if row.get("answer", row) else [{"prompt": "why?", "answer": "so"}, row]
     with pytest.raises(UserError, match=words) as caught:
-        read_written([write(tmp_path / "a.jsonl", row)])
+        read_written([write(tmp_path / "a.jsonl", *rows)])
     assert "--answers_from" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["answer", "answers"])
+def test_an_answer_that_is_null_costs_its_prompt(tmp_path, name):
+    """As scripts write of a request that has failed."""
+    said = "so" if name == "answer" else ["so"]
+    rows = [{"prompt": "why?", name: said}, {"prompt": "who?", name: None}]
+    [found] = read_written([write(tmp_path / "a.jsonl", *rows)]).values()
+    assert texts_of(found, "why?") == ["so"] and found.to("who?") == []
 
 
 def test_an_answer_is_as_long_as_its_tokens_and_stands_apart_from_its_thought(base_tokenizer):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dpo_utils import load_preferences, pair_ids, pick_prompts, prompt_ids, sample_completions
-from machinery.common.chat import Turns, as_text, split_thought, thought_marks
+from machinery.common.chat import Turns, as_text, read_reply, split_thought, thought_marks
 from machinery.data.tokens import shorten_prompt, token_facts
 
 # It thinks like Qwen3: an empty thought before an answer that has none, and behind a prompt only where it is asked for.
@@ -118,6 +118,27 @@ def test_any_of_several_eos_tokens_ends_a_reply(tokenizer):
     [ended] = sample_completions(model, tokenizer, [[ASK]], **asked)
     assert ended.is_finished
     assert ended.ids == whole.ids[: whole.ids.index(whole.ids[4]) + 1]
+
+
+@pytest.mark.parametrize("asked", [None, {"enable_thinking": False}, {"enable_thinking": True}])
+def test_of_prompts_alone_those_that_ask_for_a_thought_get_one(tokenizer, asked):
+    [prompt] = pick_prompts([{"prompt": [ASK], "chat_template_kwargs": asked}], 1)
+    start = tokenizer.decode(prompt_ids(tokenizer, prompt))
+    assert prompt.thinks is start.endswith("assistant\n") is bool(asked and asked["enable_thinking"])
+
+
+@pytest.mark.parametrize(
+    ("said", "is_finished", "thought", "text"),
+    [
+        ("<think>Hm.</think>On its way.", True, "Hm.", "On its way."),
+        ("Hm.</think>On its way.", True, "Hm.", "On its way."),
+        ("<think>Hm", False, "Hm", ""),
+        ("On its way.", True, "", "On its way."),
+    ],
+)
+def test_a_model_that_thinks_unasked_is_not_judged_by_its_thought(tokenizer, said, is_finished, thought, text):
+    ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+    assert read_reply(tokenizer, [ASK], ids, is_finished) == (thought, text)
 
 
 def test_judges_read_the_tools():

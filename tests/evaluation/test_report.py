@@ -48,6 +48,7 @@ def test_the_tables_for_spreadsheets_hold_what_the_json_holds_and_run_nothing(tm
     kept = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
     assert [row["pair"] for row in rows] == [str(n + 1) for n in range(len(kept))]
     assert [float(row["win"]) for row in rows] == [row["win"] for row in kept]
+    assert {answer["finish_reason"] for row in kept for answer in row["answers"]} == {"stop"}
     written = [row["answer"] for row in rows]
     assert written[:6] == ["'=1+1", "'@SUM(A1)", "'-2", "'\tx", odd[4], "\\ud800\\x00"]
     assert written[6:] == odd[6:]

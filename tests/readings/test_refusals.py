@@ -147,6 +147,25 @@ def test_scores_of_two_answers_decide_where_there_is_no_verdict():
     assert (made[0]["score_chosen"], made[0]["score_rejected"], made[4]["fault"]) == (9, 2, "tie")
 
 
+def test_an_answer_that_was_cut_off_is_not_chosen():
+    """An evaluation writes how each answer ended; one that was cut off may well be the better one so far."""
+
+    def row(win: float, first: str, second: str) -> dict:
+        ended = {"first": first, "second": second}
+        answers = [{"model": name, "text": name, "finish_reason": reason} for name, reason in ended.items()]
+        return {"prompt": f"Weather {win} {first} {second}?", "win": win, "reason": None, "answers": answers}
+
+    rows = [
+        row(1.0, "length", "stop"),
+        row(0.0, "length", "stop"),
+        row(1.0, "stop", "length"),
+        row(0.0, "stop", "stop"),
+    ]
+    made = made_of(rows)
+    assert [pair.get("fault") for pair in made] == [None, "cut_off", "cut_off", None]
+    assert [made[0]["chosen"], made[3]["chosen"]] == ["second", "first"]
+
+
 def test_one_chosen_and_several_rejected_answers():
     row = {"prompt": "Weather?", "chosen": "It rains.", "rejected": ["No idea.", "No idea at all."]}
     assert [sound(pair) for pair in made_of([row])] == [True]

@@ -14,7 +14,7 @@ from fake_server import FakeServer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 from trl import DPOConfig, DPOTrainer
 
-from dpo_utils import Completion, load_model, pair_logps, prompt_ids
+from dpo_utils import Completion, load_model, load_tokenizer, pair_logps, prompt_ids
 from machinery.common.errors import UserError
 from machinery.common.intervals import LANGUAGE_MODEL_JUDGE, OTHER_JUDGE
 from machinery.evaluation import verdict
@@ -604,6 +604,29 @@ def test_another_tokenizer_is_said_and_log_probs_are_left_out(call, base_model_f
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert "kl" not in metrics
     assert "win_rate" in metrics
+    tokenizer = load_tokenizer("demo/model")  # lengths are compared, so both are counted by one
+    rows = map(json.loads, (tmp_path / "generations.jsonl").read_text().splitlines())
+    for answer in (answer for row in rows for answer in row["answers"]):
+        counted = len(tokenizer(answer["text"])["input_ids"])
+        assert counted <= answer["tokens"] <= counted + 1  # with the EOS
+
+
+def test_a_chat_model_is_evaluated_in_its_form_though_the_reference_has_none(call, tmp_path):
+    base = shutil.copytree(PROJECT / "demo" / "model", tmp_path / "base")
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = None
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(base)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Is number {number} in stock?"}) + "\n" for number in range(8)))
+    words = ["--models", "demo/model", "--reference", base, "--dataset_name", prompts, *FEW]
+    for plain in (False, True):
+        out = tmp_path / str(plain)
+        code, output, error = call("dpo_evaluation", *words, *(["--keep_plain"] if plain else []), "--output_dir", out)
+        assert code == 0, error
+        assert ("every prompt becomes a user's turn" in output) is not plain
+        [row, *_] = map(json.loads, (out / "generations.jsonl").read_text().splitlines())
+        assert isinstance(row["prompt"], str) is plain
 
 
 @pytest.mark.thorough
