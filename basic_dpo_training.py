@@ -45,7 +45,7 @@ DEMO = dict(
     dataset_name="demo",
     beta=0.1,  # the paper's; higher stays closer to the reference
     learning_rate=1e-3,  # a thousand times what a model of a billion parameters bears
-    adam_epsilon=1e-3,  # at the usual 1e-8 Adam takes full steps for tokens whose gradient is almost 0
+    adam_epsilon=1e-3,  # at the usual 1e-8 Adam takes full steps even where a gradient is almost 0
     warmup_steps=0.1,  # a tenth of all steps
     per_device_train_batch_size=32,  # 2048 pairs / 32 = 64 steps
     per_device_eval_batch_size=64,
