@@ -163,6 +163,7 @@ class CompleteCheckpoints(TrainerCallback):
         self.known: set[Path] = set()
 
     def on_train_begin(self, args, state, control, **kwargs):
+        state.compute_steps(args, state.max_steps)  # when to log and save is this command's, not the checkpoint's
         if state.is_world_process_zero:
             drop_older(Path(args.output_dir))  # a run that this one replaces: from here on something takes its place
 

@@ -53,7 +53,7 @@ def keep_checkpoints(trainer) -> None:
             "new run in another --output_dir."
         )
     complete_checkpoints(trainer, run_now)
-    drop_untrue_alarms(trainer)  # on going on
+    drop_untrue_alarms(trainer.model)  # on going on
 
 
 def describe_run(trainer) -> dict:

@@ -1,49 +1,39 @@
 """What Transformers says on resuming that is not so: taken away by name and reason, so that true alarms are heard.
 
-    drop_untrue_alarms(trainer)
+    drop_untrue_alarms(trainer.model)
 
 A weight that is tied to another (an output layer that is the embedding) is written once. Going on from a checkpoint,
-Transformers 5.23 loads the file as it is, calls the second name missing, and ties it again. And it holds steps that are
-given as a share of all (--save_steps 0.2) against the number that it has made of them, as if one had been changed.
+Transformers 5.23 loads the file as it is, calls the second name missing, and ties it again. And it says where the steps
+between two logs or checkpoints, or the pairs on a device, are others than before: also of a share of all steps, which it
+holds against the number that it has made of it. Here they may differ, and the command line's hold.
 """
 
 import logging
-import math
 import re
 
 MISSING = "There were missing keys in the checkpoint model loaded:"
 CHANGED = "Warning: The following arguments do not match the ones in the `trainer_state.json`"
+LOGGERS = [logging.getLogger(f"transformers.{module}") for module in ("trainer", "trainer_utils")]
 
 
 class UntrueAlarms(logging.Filter):
-    """Lets every message pass but what calls nothing missing than tied weights, and nothing changed than shares."""
+    """Lets every message pass but that on changes, and the one that calls nothing missing than tied weights."""
 
-    def __init__(self, trainer):
+    def __init__(self, tied: dict[str, str]):
+        """tied: the weights that are not written, and those that they are."""
         super().__init__()
-        self.trainer = trainer
-        # The weights that are not written, and those that they are.
-        self.tied = dict(getattr(trainer.model, "all_tied_weights_keys", None) or {})
+        self.tied = tied
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        if text.startswith(MISSING):
-            missing = re.findall(r"'([^']+)'", text)
-            return not missing or not all(name in self.tied and self.tied[name] not in missing for name in missing)
-        if text.startswith(CHANGED):
-            heading, *changes = text.split("\n\t")
-            true = [change for change in changes if not self._is_a_share(change)]
-            record.msg, record.args = "\n\t".join([heading, *true]), None
-            return bool(true)
-        return True
-
-    def _is_a_share(self, change: str) -> bool:
-        found = re.match(r"\w+_steps: (0\.\d+|\S+e-\d+) \(from args\) != (\d+) ", change)
-        return bool(found) and math.ceil(self.trainer.state.max_steps * float(found[1])) == int(found[2])
+        missing = re.findall(r"'([^']+)'", text) if text.startswith(MISSING) else []
+        all_tied = all(name in self.tied and self.tied[name] not in missing for name in missing)
+        return not text.startswith(CHANGED) and not (missing and all_tied)
 
 
-def drop_untrue_alarms(trainer) -> None:
-    """Take such messages away for this trainer, and no other message."""
-    for logger in (logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")):
+def drop_untrue_alarms(model) -> None:
+    """Take such messages away for this model, and no other message."""
+    for logger in LOGGERS:
         for old in [filter for filter in logger.filters if isinstance(filter, UntrueAlarms)]:
             logger.removeFilter(old)
-        logger.addFilter(UntrueAlarms(trainer))
+        logger.addFilter(UntrueAlarms(dict(getattr(model, "all_tied_weights_keys", None) or {})))

@@ -1,6 +1,7 @@
 """What goes wrong outside the code: damaged checkpoints, full disks, the wrong command, no memory, no numbers."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -244,6 +245,26 @@ def test_going_on_with_another_command_is_refused_and_the_difference_named(chang
     assert "belongs to another run" in error
     assert all(word in error for word in words)
     assert "Traceback" not in error
+
+
+def test_when_to_log_and_to_save_may_change_and_the_command_line_counts(cut, pairs_file, tmp_path, call):
+    words = (
+        "--dataset_name",
+        pairs_file,
+        *FLAGS,
+        "--logging_steps",
+        3,
+        "--save_steps",
+        0.5,
+        "--output_dir",
+        tmp_path / "on",
+    )
+    code, output, error = call("basic_dpo_training", *words, "--resume_from_checkpoint", cut / "checkpoint-1")
+    assert code == 0, error
+    assert "do not match" not in output + error
+    logs = json.loads((tmp_path / "on" / "trainer_state.json").read_text())["log_history"]
+    assert [log["step"] for log in logs if "loss" in log] == [1, 3]
+    assert sorted(path.name for path in (tmp_path / "on").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_going_on_with_another_model_is_refused(other_model, cut, pairs_file, call):
