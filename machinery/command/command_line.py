@@ -14,6 +14,7 @@ import difflib
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import get_type_hints
 
@@ -68,6 +69,10 @@ class CommandLine(TrlParser):
                 self._refuse(f"--{name}", f"--config {path}: ")
             self.recipe[name] = self._as_said(actions[name], value, f"--config {path}: {name}")
         self.set_defaults_with_config(**self.recipe)
+        flags = Counter(word.split("=")[0].replace("-", "_") for word in self.argv if word.startswith("--"))
+        for name, action in actions.items():
+            if action.nargs in ("+", "*") and flags[f"__{name}"] > 1:  # the last one would hold alone
+                raise ValueError(f"--{name} stands twice: give all its values after one, as in --{name} A B.")
         said, rest = self.parse_known_args(self.argv)
         for flag in (word for word in rest if word.startswith("--")):
             self._refuse(flag.split("=")[0])

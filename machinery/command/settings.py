@@ -276,6 +276,13 @@ def _check(args, training_args, losses: Collection[str], needs_data: bool) -> No
         raise UserError(
             "--dataset_name is missing: name a file, a folder or a hub dataset with prompt, chosen, rejected."
         )
+    if (
+        args.dataset_streaming
+        and training_args.max_steps <= 0
+        and needs_data
+        and not getattr(args, "check_only", False)
+    ):
+        raise UserError("--dataset_streaming: a stream has no length, so --max_steps has to say where training ends.")
     if args.dataset_streaming and training_args.dataloader_num_workers and get_start_method() != "fork":
         raise UserError(
             "--dataloader_num_workers: on this system streamed rows cannot be handed to workers; leave it out."

@@ -99,15 +99,16 @@ def show_other_loss(other: str | None, metrics: dict, script: str, folder: Path)
 
 
 def run_again(script: str, words: list[str], folder: Path) -> dict:
-    """Run this process's command line once more, with other words behind it, into a folder of its own.
+    """Run this process's command line once more, with other words in the place of its own, into a folder of its own.
 
     Returns its metrics; nothing where it failed or was not made, which is said.
     """
     if PartialState().num_processes > 1:
         print(f"No second run: {ALONE}", flush=True)
         return {}
-    own = without(sys.argv[1:], {"--resume_from_checkpoint", "--overwrite_output_dir"})
     words = [*words, "--push_to_hub", "false"]  # one repository is not for both
+    flags = {word for word in words if word.startswith("--")}
+    own = without(sys.argv[1:], {"--resume_from_checkpoint", "--overwrite_output_dir", "--output_dir", *flags})
     command = [sys.executable, script, *own, *words, "--output_dir", str(folder), "--overwrite_output_dir"]
     return run_facts(folder) if run_child(command, alone())[0] == 0 else {}
 

@@ -120,9 +120,9 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     is_rounded = getattr(model, "is_quantized", False) or any(p.dtype == torch.float16 for p in parameters)
     if is_rounded or not all(parameter.numel() for parameter in parameters):
         return None
-    weights = {}
+    weights, adapters = {}, {*getattr(model, "peft_config", {})}
     for name, tensor in model.state_dict().items():
-        if "lora_" not in name and ".modules_to_save." not in name:
+        if not adapters & set(name.split(".")):
             name = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
             weights[name] = tensor.detach()
     digest = hashlib.blake2b(digest_size=16)
@@ -236,9 +236,9 @@ def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: D
         base.get_output_embeddings().weight is getattr(base.get_input_embeddings(), "weight", None)
     )
     own = {module_name(base, base.get_output_embeddings()), module_name(base, base.get_input_embeddings())}
-    if is_tied and own & {*(config.modules_to_save or []), *targets}:
+    if is_tied and own & set(targets):
         say(
-            "Head and embedding are one weight here; what is trained on one of them stays with the adapter, and no merge holds it."
+            "Head and embedding are one weight here: an adapter on one of them cannot be merged, and --merge will fail."
         )
     return config
 

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from ..common.kept_files import checksum, complete_file, is_as_signed, signed
-from .ownership import MANIFEST, drop_older
+from .ownership import MANIFEST, drop_older, note_push
 
 LEAST_KEPT = 2  # the newest, and one in case that its disk block goes bad
 
@@ -166,6 +166,9 @@ class CompleteCheckpoints(TrainerCallback):
         state.compute_steps(args, state.max_steps)  # when to log and save is this command's, not the checkpoint's
         if state.is_world_process_zero:
             drop_older(Path(args.output_dir))  # a run that this one replaces: from here on something takes its place
+
+    def on_push_begin(self, args, state, control, **kwargs):
+        note_push(Path(args.output_dir))
 
     def on_save(self, args, state, control, model=None, **kwargs):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -104,7 +104,7 @@ def start_weights(model: nn.Module) -> str:
         if "lora_" in name and ".ref." not in name:
             continue
         flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, len(flat) // 64)].double().cpu()
+        some = flat[:: max(1, len(flat) // 64)].cpu().double()  # MPS has no float64
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(some.numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -36,6 +36,7 @@ FILES = (
 )  # fmt: skip
 # What it writes before its last files.
 EARLY = (REPORT, "blind.csv", "blind_key.json", "answers/train.jsonl", "answers/test.jsonl")
+PUSHED = "pushed"
 MANIFEST = "manifest.json"  # in each checkpoint: the files that it has
 CHECKPOINT = re.compile(r"checkpoint-\d+")  # one of another name was made by hand
 FOLDERS = ("base", "merged", "answers", "additional_chat_templates", UNFINISHED)
@@ -83,6 +84,7 @@ def is_held(folder: Path) -> bool:
 def begin(folder: Path) -> None:
     """Put aside what an older run has left in a held folder, where `in_the_way` is empty, and note that a run has begun."""
     note, older = _note_in(folder), aside(folder)
+    (folder / OWN / PUSHED).unlink(missing_ok=True)
     if note.exists():
         older.mkdir(exist_ok=True)
         for path in (*_entries(folder), note):  # the note last: it says that all of it is there
@@ -116,9 +118,14 @@ def let_go(folder: Path, is_finished: bool) -> None:
     release(folder)
     if not is_finished and not _entries(folder):  # nothing was written
         with suppress(OSError):
-            for path in (_note_in(folder), folder / OWN / "lock"):
+            for path in (_note_in(folder), folder / OWN / "lock", folder / OWN / PUSHED):
                 path.unlink(missing_ok=True)
             (folder / OWN).rmdir()
+
+
+def note_push(folder: Path) -> None:
+    """Note that Transformers copies files of a checkpoint into the folder itself, from where they go to the hub."""
+    (folder / OWN / PUSHED).touch()
 
 
 def has_begun(folder: Path) -> bool:
@@ -168,10 +175,10 @@ def is_written(folder: Path, path: Path) -> bool:
 
 def _left_unfinished(folder: Path, files: dict[str, Path]) -> set[str]:
     """Of these files by name those that a run writes before it comes to its end."""
-    own = set()
+    own, is_pushed = set(), (folder / OWN / PUSHED).exists()
     for name, path in files.items():
         first, *rest = Path(name).parts
-        is_made = _is_any_of(name, EARLY) or _is_any_of(path.name, (f".*{UNFINISHED}",))
+        is_made = (is_pushed and not rest) or _is_any_of(name, EARLY) or _is_any_of(path.name, (f".*{UNFINISHED}",))
         if CHECKPOINT.fullmatch(first):
             noted = _noted_in(folder / first)
             is_made |= noted is None or "/".join(rest) in {*noted, MANIFEST}

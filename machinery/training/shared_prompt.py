@@ -64,10 +64,19 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._complete_reference()
         self._share_prompts()
 
+    def _complete_reference(self):
+        """Copy what an adapter that is trained on has on an embedding: TRL's frozen copy goes by names with `.default.`."""
+        has_copy = "ref" in getattr(self.model, "peft_config", {})
+        for name, parameter in self.model.named_parameters() if has_copy else ():
+            if name.endswith(".default"):
+                self.model.get_parameter(name.removesuffix("default") + "ref").data.copy_(parameter.data)
+
     def _precompute_ref_logps(self, *args, **kwargs):
-        self._share_prompts()  # TRL calls this in its constructor, before ours gets to it
+        self._complete_reference()  # TRL calls this in its constructor, before ours gets to it
+        self._share_prompts()
         with in_mode(self.ref_model or self.model, training=False):  # an adapter's dropout is still on
             return super()._precompute_ref_logps(*args, **kwargs)
 

@@ -212,6 +212,8 @@ FLAGS = {
     ),
     "unknown": Case(BASIC, "--qwertz 1", ("--qwertz", "--help_all")),
     "old_name": Case(BASIC, "--evaluation_strategy steps", ("did you mean --eval_strategy?",)),
+    "list_twice": Case(BASIC, "--loss_type sigmoid --loss_type sft", ("--loss_type stands twice", "--loss_type A B")),
+    "stream_without_end": Case(BASIC, "--dataset_streaming", ("a stream has no length", "--max_steps")),
     "stray_word": Case(BASIC, "stray", ("'stray'", "belongs to no flag")),
     "typographic_dash": Case(BASIC, "—beta 0.1", ("'—beta'", "belongs to no flag")),
     "without_value": Case(BASIC, "--beta", ("--beta", "expected one argument")),

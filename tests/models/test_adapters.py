@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_llama
 from lora_trainers import sft_adapter
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from transformers import (
     GptOssConfig,
     GptOssForCausalLM,
@@ -42,6 +42,11 @@ def test_the_fingerprint_of_a_base_is_the_same_with_an_adapter_on_it(base_model_
     alone = weights_fingerprint(base)
     config = LoraConfig(target_modules=["c_attn"], modules_to_save=["ln_f"], use_dora=True, task_type="CAUSAL_LM")
     assert weights_fingerprint(get_peft_model(base, config)) == alone
+    for config in (
+        IA3Config(target_modules=["c_attn"], feedforward_modules=[], task_type="CAUSAL_LM"),
+        VeraConfig(target_modules=["c_attn"], r=2, task_type="CAUSAL_LM"),
+    ):
+        assert weights_fingerprint(get_peft_model(load_model(str(base_model_folder))[0], config)) == alone
     other, _ = load_model(str(base_model_folder))
     other.transformer.ln_f.weight.data += 1
     assert weights_fingerprint(other) != alone

@@ -159,6 +159,20 @@ def test_what_a_killed_run_has_left_is_replaced(tmp_path):
     ownership.release(tmp_path)
 
 
+@pytest.mark.parametrize("resume", [None, "newest"])
+def test_what_was_copied_for_the_hub_is_the_runs(tmp_path, resume):
+    """With --push_to_hub Transformers writes a model beside the checkpoints while it trains."""
+    killed_run(tmp_path)
+    ownership.note_push(tmp_path)
+    copied = {"model.safetensors": "weights", "config.json": "{}", "training_args.bin": "x", "tokenizer.json": "{}"}
+    for name, text in copied.items():
+        write(tmp_path, name, text=text)
+    choose_folder(str(tmp_path), None, resume, resume is None)
+    assert everything(tmp_path) == (OF_A_KILLED_RUN | copied if resume else {})
+    ownership.release(tmp_path)
+    assert (tmp_path / ".run" / "pushed").exists() is bool(resume)
+
+
 @pytest.mark.parametrize("name", ["README.md", "my_config.json", "model.safetensors", "answers/mine.txt", "base/a/b.txt",
                                   "checkpoint-2/notes.txt", "merged/model.safetensors"])  # fmt: skip
 def test_what_the_user_has_put_beside_a_killed_run_stays(tmp_path, name):

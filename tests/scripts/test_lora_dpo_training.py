@@ -1,6 +1,7 @@
 """The LoRA script: three references that are what they claim, adapters on the right base, merges that are checked."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import PATIENCE, PROJECT, SHORT, run_forked, run_script
 from lora_trainers import PAIRS, losses, sft_adapter, trainer_for
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
@@ -106,6 +107,20 @@ def test_an_adapter_that_is_trained_on_has_its_frozen_copy_as_reference(base_mod
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, out))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("beforehand", [True, False])
+def test_what_an_adapter_has_on_the_embedding_is_in_its_frozen_copy(base_model_folder, tmp_path, beforehand):
+    """TRL copies by names with `.default.` in them, and lora_embedding_B.default ends in it."""
+    torch.manual_seed(3)
+    config = LoraConfig(target_modules=["c_attn", "wte"], r=4, task_type="CAUSAL_LM")
+    model = get_peft_model(load_model(str(base_model_folder))[0], config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.3)
+    how = dict(learning_rate=0.0, precompute_ref_log_probs=beforehand)
+    trainer = trainer_for(base_model_folder, tmp_path, model=model, peft_config=None, **how)
+    assert losses(trainer) == pytest.approx([math.log(2)] * 2, abs=1e-6)
 
 
 def test_an_adapter_that_is_merged_first_is_part_of_the_reference(base_model_folder, tmp_path, call):
