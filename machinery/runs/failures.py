@@ -19,6 +19,7 @@ from pathlib import Path
 import jinja2
 import torch
 from accelerate import PartialState
+from huggingface_hub.utils import httpx  # the package is called httpx or httpx2
 from safetensors import SafetensorError
 
 from ..common.errors import UserError, is_out_of_memory
@@ -94,6 +95,9 @@ def explain(error: BaseException, trainer) -> tuple[int | None, str]:
         return 1, f"training stopped {error}."
     if is_out_of_memory(error):
         return 1, f"training failed: out of memory. {remedies(trainer, error)}"
+    if isinstance(error, httpx.HTTPError):  # of --push_to_hub: what is read from there has sentences of its own
+        code, kept = (2, "") if trainer is None else (1, f" {_way_on(trainer)}")
+        return code, f"error: the hub cannot be reached, or refuses (`hf auth login`): {first_line(error)}.{kept}"
     args = trainer.args if trainer else local_value(error, "training_args")
     if reason := why_write_failed(error, Path(args.output_dir) if args else None):
         return 1, f"writing failed: {reason}. Nothing complete was overwritten. {_way_on(trainer)}"

@@ -28,7 +28,7 @@ from machinery.runs.checkpoints import (
     why_incomplete,
     write_manifest,
 )
-from machinery.runs.failures import remedies, why_write_failed
+from machinery.runs.failures import explain, httpx, remedies, why_write_failed
 from machinery.runs.identity import differences, start_weights
 from machinery.watching.log_lines import NonFiniteLoss
 
@@ -47,6 +47,11 @@ FLAGS = ("--max_steps", 4, "--save_steps", 1, "--per_device_train_batch_size", 4
 def test_memory_runs_out_in_other_words_elsewhere(text):
     assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(RuntimeError("a shape is wrong"))
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence():
+    code, text = explain(httpx.ConnectError("Name or service not known"), None)
+    assert code == 2 and text.startswith("error: the hub cannot be reached") and "Name or service" in text
 
 
 @pytest.fixture(scope="module")
