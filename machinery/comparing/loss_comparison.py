@@ -32,7 +32,9 @@ from .grid import PROJECT, claimed, only, run_grid, without
 
 logger = logging.getLogger("dpo")
 
-OWN_FLAGS = {"--compare", "--losses", "--betas", "--seeds", "--output_dir", "--overwrite_output_dir", "--seed"}
+OWN_FLAGS = {
+    "--compare", "--losses", "--betas", "--seeds", "--output_dir", "--overwrite_output_dir", "--seed", "--loss_type"
+}  # fmt: skip
 # What is compared where --losses does not say.
 DEFAULT_LOSSES = {
     "noise": ["sigmoid", "cdpo", "robust", "ipo"],
