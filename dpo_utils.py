@@ -135,6 +135,7 @@ class TutorialConfig(DPOConfig):
     is_output_dir_claimed: bool = field(default=False, init=False)
     reads: dict = field(default_factory=dict, init=False)  # the models, data and files that the run is given
     checkpointing_if_needed: bool = field(default=False, init=False)  # where the user left it open
+    merges: bool = field(default=False, init=False)  # an adapter, in the end
 
 
 def parse_args(

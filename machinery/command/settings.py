@@ -82,6 +82,7 @@ def settle(
     args.is_model_given = said.model_name_or_path is not None
     args.is_data_given = said.dataset_name is not None or bool(mixture.datasets)
     training_args.is_output_dir_given = said.output_dir is not None
+    training_args.merges = getattr(args, "merge", False)
     training_args.checkpointing_if_needed = (
         values["gradient_checkpointing"] is None and values["activation_checkpointing"] is None
     )

@@ -237,9 +237,10 @@ def new_adapter(base: PreTrainedModel, model_args: ModelConfig, training_args: D
     )
     own = {module_name(base, base.get_output_embeddings()), module_name(base, base.get_input_embeddings())}
     if is_tied and own & set(targets):
-        say(
-            "Head and embedding are one weight here: an adapter on one of them cannot be merged, and --merge will fail."
-        )
+        told = "head and embedding are one weight here, and an adapter on one of them cannot be merged"
+        if getattr(training_args, "merges", False):
+            raise UserError(f"--merge: {told}. Leave it out, or take them out of --lora_target_modules")
+        say(f"{told.capitalize()}.")
     return config
 
 

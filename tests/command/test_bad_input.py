@@ -212,6 +212,9 @@ FLAGS = {
     ),
     "unknown": Case(BASIC, "--qwertz 1", ("--qwertz", "--help_all")),
     "old_name": Case(BASIC, "--evaluation_strategy steps", ("did you mean --eval_strategy?",)),
+    "merge_of_tied": Case(
+        LORA, "--merge --lora_target_modules embed_tokens", ("--merge: head and embedding are one weight",)
+    ),
     "list_twice": Case(BASIC, "--loss_type sigmoid --loss_type sft", ("--loss_type stands twice", "--loss_type A B")),
     "stream_without_end": Case(BASIC, "--dataset_streaming", ("a stream has no length", "--max_steps")),
     "stray_word": Case(BASIC, "stray", ("'stray'", "belongs to no flag")),
