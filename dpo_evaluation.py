@@ -243,10 +243,10 @@ def main():
     elif sources.local:
         tokenizer = load_any_tokenizer(sources.local[0], **args.model_kwargs)
     if tokenizer is not None and tokenizer.chat_template is None and not args.data_kwargs["keep_plain"]:
-        others = [name for name in sources.local if load_any_tokenizer(name, **args.model_kwargs).chat_template]
-        if others:
+        chats = [name for name in sources.local if load_any_tokenizer(name, **args.model_kwargs).chat_template]
+        if chats:
             tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
-            say(f"{reference_name} has no chat template and {others[0]} has one: every prompt becomes a user's turn.")
+            say(f"{reference_name} has no chat template and {chats[0]} has one: every prompt becomes a user's turn.")
     args.data_kwargs["look_at"] = None  # every pair in tokens: one whose prompt fills max_length has no answer to score
     pairs, rows, is_held_out, are_texts = load_prompts(
         dataset, tokenizer, load_preferences, format_pair, **args.data_kwargs

@@ -152,12 +152,25 @@ def sources_from_flags(args, training_args, model_args) -> Sources:
         served = [*served, reference]
     servers = {name: server_from_flags(args, name) for name in served}
     sources = Sources(names, reference, dataset, _wanted(files, [reference, *names], args.answers_from), servers)
+    if args.data_kwargs.get("held_out_share"):
+        sources.notes += _held_out_otherwise(names, str(dataset), training_args.seed)
     local = {"the reference": reference, "what is evaluated": names[0]}
     training_args.reads |= {what: name for what, name in local.items() if sources.is_local(name)}
     training_args.reads |= {"its data": str(dataset)}
     for name in sources.local:
         base_of(name)  # refuses what cannot be loaded: better now than after the reference has written its answers
     return sources
+
+
+def _held_out_otherwise(names: list[str], dataset: str, seed: int) -> list[str]:
+    """What is to be said of models that were trained on this data with another seed, so on other prompts."""
+    runs = {name: run_facts(name) for name in names}
+    return [
+        f"{name} was trained with --seed {run['seed']}: where the data has no test split, other prompts were held out from it "
+        f"than --seed {seed} holds out, and it has seen most of these."
+        for name, run in runs.items()
+        if run.get("dataset") == dataset and run.get("seed", seed) != seed
+    ]
 
 
 def _wanted(files: dict[str, WrittenAnswers], wanted: list[str], named: list[str]) -> dict[str, WrittenAnswers]:

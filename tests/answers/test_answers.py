@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import shutil
 from itertools import count
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -217,7 +218,8 @@ def sources_of(tmp_path, *answers_from, **flags):
     args = dict(models=[], reference=None, is_model_given=False, is_data_given=True, source="data", encoding="utf-8")
     args |= dict(dataset_streaming=False, answers_url=None, answers_model=None, answers=None, judge="auto")
     args = SimpleNamespace(**args | {"answers_from": list(answers_from), "data_kwargs": {}} | flags)
-    return sources_from_flags(args, SimpleNamespace(reads={}), SimpleNamespace(model_name_or_path=None))
+    training_args = SimpleNamespace(reads={}, seed=42)
+    return sources_from_flags(args, training_args, SimpleNamespace(model_name_or_path=None))
 
 
 @pytest.fixture
@@ -240,6 +242,17 @@ def test_a_file_that_names_no_model_is_of_the_one_that_is_evaluated(tmp_path, fi
 def test_the_first_of_two_files_is_the_reference(tmp_path, files):
     sources = sources_of(tmp_path, files["one"], files["two"])
     assert (sources.reference, sources.names) == (files["one"], [files["two"]])
+
+
+@pytest.mark.parametrize(
+    ("seed", "share", "dataset"), [(7, 0.1, "data"), (42, 0.1, "data"), (7, 0, "data"), (7, 0.1, "b")]
+)
+def test_a_model_that_was_trained_on_other_prompts_is_named(base_model_folder, tmp_path, seed, share, dataset):
+    run = shutil.copytree(base_model_folder, tmp_path / "run")
+    (run / "metrics.json").write_text(json.dumps({"seed": seed, "dataset": dataset}))
+    flags = dict(models=[str(run)], reference=str(base_model_folder), data_kwargs={"held_out_share": share})
+    notes = sources_of(tmp_path, **flags).notes
+    assert any("was trained with --seed 7" in note for note in notes) is ((seed, share, dataset) == (7, 0.1, "data"))
 
 
 @pytest.mark.parametrize(
