@@ -64,19 +64,10 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._complete_reference()
         self._share_prompts()
-
-    def _complete_reference(self):
-        """Copy what an adapter that is trained on has on an embedding: TRL's frozen copy goes by names with `.default.`."""
-        has_copy = "ref" in getattr(self.model, "peft_config", {})
-        for name, parameter in self.model.named_parameters() if has_copy else ():
-            if name.endswith(".default"):
-                self.model.get_parameter(name.removesuffix("default") + "ref").data.copy_(parameter.data)
 
     def _precompute_ref_logps(self, *args, **kwargs):
-        self._complete_reference()  # TRL calls this in its constructor, before ours gets to it
-        self._share_prompts()
+        self._share_prompts()  # TRL calls this in its constructor, before ours gets to it
         with in_mode(self.ref_model or self.model, training=False):  # an adapter's dropout is still on
             return super()._precompute_ref_logps(*args, **kwargs)
 
@@ -134,6 +125,7 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
         """Put the planned forward in place of TRL's in the policy and, if it has its own weights, the reference."""
         if self.shared_prompt_refusal != "not set up yet":
             return
+        self._complete_reference()  # once: TRL asks the reference after training too, for other pairs
         if self.args.disable_dropout and (there := switch_off_dropout(self.model)):
             logger.warning(f"Dropout inside the model's own code is set to 0 for this training: {', '.join(there)}.")
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
@@ -158,6 +150,13 @@ class SharedPromptDPOTrainer(TokenBudget, CachedReference, SealedMaps, DPOTraine
             if refusal is None and getattr(self.args, "shared_prompt_attention", None) == "flex":
                 self._use_kernel()
             try_step(self)
+
+    def _complete_reference(self) -> None:
+        """Copy what an adapter that is trained on has on an embedding: TRL's frozen copy goes by names with `.default.`."""
+        has_copy = "ref" in getattr(self.model, "peft_config", {})
+        for name, parameter in self.model.named_parameters() if has_copy else ():
+            if name.endswith(".default"):
+                self.model.get_parameter(name.removesuffix("default") + "ref").data.copy_(parameter.data)
 
     def _use_kernel(self) -> None:
         """Compute shared rows by FlexAttention where it does the same on this device; or say why not."""

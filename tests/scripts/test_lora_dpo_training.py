@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from conftest import PATIENCE, PROJECT, SHORT, run_forked, run_script
+from datasets import Dataset
 from lora_trainers import PAIRS, losses, sft_adapter, trainer_for
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -109,6 +110,9 @@ def test_an_adapter_that_is_trained_on_has_its_frozen_copy_as_reference(base_mod
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+WTE = "base_model.model.transformer.wte"
+
+
 @pytest.mark.parametrize("beforehand", [True, False])
 def test_what_an_adapter_has_on_the_embedding_is_in_its_frozen_copy(base_model_folder, tmp_path, beforehand):
     """TRL copies by names with `.default.` in them, and lora_embedding_B.default ends in it."""
@@ -121,6 +125,11 @@ def test_what_an_adapter_has_on_the_embedding_is_in_its_frozen_copy(base_model_f
     how = dict(learning_rate=0.0, precompute_ref_log_probs=beforehand)
     trainer = trainer_for(base_model_folder, tmp_path, model=model, peft_config=None, **how)
     assert losses(trainer) == pytest.approx([math.log(2)] * 2, abs=1e-6)
+    frozen, own = (trainer.model.get_parameter(f"{WTE}.lora_embedding_B.{name}") for name in ("ref", "default"))
+    before = frozen.clone()
+    own.data += 1  # as after a training
+    trainer.evaluate(Dataset.from_list(PAIRS))  # which asks the reference of other pairs
+    assert torch.equal(frozen, before)
 
 
 def test_an_adapter_that_is_merged_first_is_part_of_the_reference(base_model_folder, tmp_path, call):
