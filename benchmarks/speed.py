@@ -256,9 +256,8 @@ def contender(name: str, shape: dict, steps: int) -> tuple:
 
     asked, tokens, ticks = [], [], []
     is_ours = name in ("ours", "exact")
-    asks_beforehand = (
-        name in ("tuned", "ours") and not shape["rows"]
-    )  # many rows would take hours, and all of them are alike
+    # Many rows would take hours, and all of them are alike.
+    asks_beforehand = name in ("tuned", "ours") and not shape["rows"]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
 
     class Contender(SharedPromptDPOTrainer if is_ours else DPOTrainer):

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from ..common.chat import as_text, split_thought
+from ..common.chat import MARKS, as_text, split_thought
 from ..common.errors import UserError
 from ..data.files import open_splits
 from ..readings.prompts import answers_reading, convert_answers
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
     def of(cls, text: str, finish_reason: str | None, tokenizer=None, thought: str = "") -> "Answer":
         """An answer as a text; a thought in it stands apart. finish_reason: as OpenAI has it; "length" was cut off."""
         is_finished = None if finish_reason is None else finish_reason != "length"
-        found, text = split_thought(text, "<think>", "</think>", is_finished is not False)
+        found, text = split_thought(text, *MARKS, is_finished is not False)
         ids = text.split()
         if tokenizer is not None:
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]

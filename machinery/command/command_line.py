@@ -14,7 +14,6 @@ import difflib
 import json
 import os
 import re
-from collections import Counter
 from pathlib import Path
 from typing import get_type_hints
 
@@ -69,9 +68,9 @@ class CommandLine(TrlParser):
                 self._refuse(f"--{name}", f"--config {path}: ")
             self.recipe[name] = self._as_said(actions[name], value, f"--config {path}: {name}")
         self.set_defaults_with_config(**self.recipe)
-        flags = Counter(word.split("=")[0].replace("-", "_") for word in self.argv if word.startswith("--"))
+        flags = self._flags()
         for name, action in actions.items():
-            if action.nargs in ("+", "*") and flags[f"__{name}"] > 1:  # the last one would hold alone
+            if action.nargs in ("+", "*") and flags.count(name) > 1:  # the last one would hold alone
                 raise ValueError(f"--{name} stands twice: give all its values after one, as in --{name} A B.")
         said, rest = self.parse_known_args(self.argv)
         for flag in (word for word in rest if word.startswith("--")):
@@ -86,9 +85,12 @@ class CommandLine(TrlParser):
 
     def given(self) -> set[str]:
         """The names of what the command line and the recipe say."""
-        flags = {word[2:].split("=")[0].replace("-", "_") for word in self.argv if word.startswith("--")}
         known = {action.dest for action in self._actions}
-        return {flag if flag in known else flag.removeprefix("no_") for flag in flags} | set(self.recipe)
+        return {flag if flag in known else flag.removeprefix("no_") for flag in self._flags()} | set(self.recipe)
+
+    def _flags(self) -> list[str]:
+        """The names on the command line, with underscores: it may have hyphens."""
+        return [word[2:].split("=")[0].replace("-", "_") for word in self.argv if word.startswith("--")]
 
     def values(self) -> dict:
         """What all flags are set to so far."""

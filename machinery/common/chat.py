@@ -24,6 +24,7 @@ TEMPLATE_ERRORS = (
     jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
 )  # fmt: skip
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where a turn keeps its thought, by the template's family
+MARKS = ("<think>", "</think>")  # around it, unless a template has others
 MOST_TOKENS = {"plain": 256, "thinking": 1024}  # of a reply, where nothing else is said
 SECONDS = 10  # for a template and a row, which take less than a thousandth of one
 SECONDS_TRIED = 5  # for a template and some short conversations
@@ -160,7 +161,7 @@ def most_tokens(prompts: list) -> int:
 def read_reply(tokenizer, prompt: str | list[dict], ids: list[int], is_finished: bool = True) -> tuple[str, str]:
     """A reply's thought, "" where it has none, and its text. ids: its tokens, with the EOS."""
     if not getattr(prompt, "thinks", False):  # it may think all the same, as some models always do
-        return split_thought(tokenizer.decode(ids, skip_special_tokens=True), "<think>", "</think>", is_finished)
+        return split_thought(tokenizer.decode(ids, skip_special_tokens=True), *MARKS, is_finished)
     marks = thought_marks(tokenizer, prompt.template_kwargs)
     thought, text = split_thought(tokenizer.decode(ids), *marks, is_finished)  # the marks may be special tokens
     for token in tokenizer.all_special_tokens:
@@ -181,19 +182,18 @@ def thought_marks(tokenizer, kwargs: dict | None = None) -> tuple[str, str]:
     """What the template writes before a thought and between it and the answer, such as <think> and </think>."""
     turns = [{"role": "user", "content": "How?"}]
     answer = {"role": "assistant", "content": ANSWER} | dict.fromkeys(THOUGHTS, THOUGHT)
-    marks = ("<think>", "</think>")
     if not tokenizer.chat_template:
-        return marks
+        return MARKS
     try:
         asked = template_ids(tokenizer, turns, None, kwargs, add_generation_prompt=True, tokenize=False)
         whole = template_ids(tokenizer, [*turns, answer], None, kwargs, tokenize=False)
     except UserError:
         raise
     except TEMPLATE_ERRORS:
-        return marks
+        return MARKS
     before, found, rest = whole.partition(THOUGHT)
     if not found or ANSWER not in rest:
-        return marks
+        return MARKS
     return before[common_length(before, asked) :].strip(), rest.partition(ANSWER)[0].strip()
 
 

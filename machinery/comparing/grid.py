@@ -181,6 +181,12 @@ def only(words: list[str], flags: set[str]) -> list[str]:
     return [word for word, flag in _with_flags(words) if flag in flags]
 
 
+def recipe_text(words: list[str]) -> str:
+    """What stands in the recipe that a command line names; nothing without one."""
+    named = [word.removeprefix("--config=") for word in only(words, {"--config"}) if word != "--config"]
+    return "".join(Path(name).read_text(encoding="utf-8-sig") for name in named)
+
+
 def _with_flags(words: list[str]) -> Iterator[tuple[str, str]]:
     """Each word with the flag it is or belongs to, written with underscores: the parser takes hyphens, too."""
     flag = ""

@@ -28,7 +28,7 @@ from ..common.errors import UserError
 from ..common.intervals import mean_interval, with_interval
 from ..common.kept_files import checksum, complete_file, going_on_without, is_as_signed, signed
 from ..training.losses import check_names, choose_loss
-from .grid import PROJECT, claimed, only, run_grid, without
+from .grid import PROJECT, claimed, recipe_text, run_grid, without
 
 logger = logging.getLogger("dpo")
 
@@ -102,8 +102,7 @@ def compare(
     with claimed(folder):
         _write_data(kind, seeds, folder / "data")
         cases, stamps, own_words = {}, {}, without(sys.argv[1:], OWN_FLAGS)
-        named = [word.removeprefix("--config=") for word in only(sys.argv[1:], {"--config"}) if word != "--config"]
-        recipe = "".join(Path(name).read_text(encoding="utf-8") for name in named)
+        recipe = recipe_text(sys.argv[1:])
         for case, cell in cells.items():
             cases[case] = (script, own_words + _flags(kind, cell, folder))
             stamps[case] = inspect.getsource(known[cell["loss"]]) + json.dumps(own[cell["loss"]], sort_keys=True)

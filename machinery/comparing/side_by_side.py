@@ -13,7 +13,7 @@ import yaml
 from accelerate import PartialState
 
 from ..common.errors import UserError
-from .grid import PROJECT, alone, only, run_child, without
+from .grid import PROJECT, alone, only, recipe_text, run_child, without
 
 BASIC = PROJECT / "basic_dpo_training.py"
 
@@ -77,8 +77,7 @@ def beside_full_run(metrics: dict, folder: Path, make_it: bool) -> str:
 
 def _recipe_in_common(folder: Path) -> list[str]:
     """What of this process's recipe is to be in common, as a recipe of its own; nothing where there is none."""
-    named = " ".join(only(sys.argv[1:], {"--config"})).removeprefix("--config")[1:]  # behind a space, or behind =
-    recipe = yaml.safe_load(Path(named).read_text(encoding="utf-8-sig")) if named else {}
+    recipe = yaml.safe_load(recipe_text(sys.argv[1:])) or {}
     shared = {name: value for name, value in recipe.items() if f"--{name}" in IN_COMMON}
     if not shared:
         return []
